@@ -1,0 +1,39 @@
+# make demo   builds the shipped checkpoint twice and makes one prompt dense and accelerated (out/)
+# make test   lint, types and the whole test suite
+# Both set up .venv first; PYTHON=python3.12 make venv chooses another interpreter.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+PROMPT ?= an intricate red star on the left, plain blue background
+
+.PHONY: demo test lint venv clean
+
+venv: $(READY)
+
+# Installed again only when the packaging changes; the sources are used in place.
+$(READY): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cpu,rtx,dev]"
+	touch $(READY)
+
+demo: venv
+	mkdir -p out
+	$(BIN)/accelaes-export build --model shapes --backend onnxruntime -o engines/built/shapes
+	$(BIN)/accelaes-export build --model shapes --backend tensorrt-rtx --target sm86,sm120 -o engines/built/shapes-rtx
+	$(BIN)/accelaes-export run engines/built/shapes --prompt "$(PROMPT)" --policy dense -o out/dense.png
+	$(BIN)/accelaes-export run engines/built/shapes --prompt "$(PROMPT)" --policy accelaes \
+		-o out/accelaes.png --mask-out out/mask.png
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -q
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info

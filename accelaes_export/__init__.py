@@ -1,0 +1,68 @@
+"""Diffusion transformers as compiled engines that compute focus tokens and reuse the background.
+
+    import accelaes_export as ax
+
+    bundle = ax.build("path-or-hub-id", model="sd3", backend="onnxruntime", output="engines/built/mine")
+    bundle = ax.open("engines/built/mine")
+    ax.accelerate(pipe, bundle, policy=ax.policies.AccelAes(skip_ratio=0.5))
+
+Public names are loaded when they are first used, so that the import itself needs neither torch nor onnx.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccelAesError",
+    "BuildError",
+    "Bundle",
+    "BundleError",
+    "InputError",
+    "MissingComponentError",
+    "__version__",
+    "accelerate",
+    "build",
+    "errors",
+    "open",
+    "policies",
+    "restore",
+]
+
+if TYPE_CHECKING:
+    from accelaes_export import errors, policies
+    from accelaes_export.builder import build
+    from accelaes_export.bundle import Bundle
+    from accelaes_export.bundle import open_bundle as open
+    from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
+    from accelaes_export.runtime.pipeline import accelerate, restore
+
+_MODULES = frozenset({"errors", "policies"})
+_HOMES = {
+    "AccelAesError": ("errors", "AccelAesError"),
+    "BuildError": ("errors", "BuildError"),
+    "Bundle": ("bundle", "Bundle"),
+    "BundleError": ("errors", "BundleError"),
+    "InputError": ("errors", "InputError"),
+    "MissingComponentError": ("errors", "MissingComponentError"),
+    "accelerate": ("runtime.pipeline", "accelerate"),
+    "build": ("builder", "build"),
+    "open": ("bundle", "open_bundle"),
+    "restore": ("runtime.pipeline", "restore"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

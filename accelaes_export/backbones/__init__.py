@@ -1,0 +1,25 @@
+"""The registry of DiT families. A family is one file here: docs/architecture.md says what an adapter provides."""
+
+from __future__ import annotations
+
+from accelaes_export.backbones.base import AttentionSite, Backbone
+from accelaes_export.backbones.sd3 import SD3Backbone
+from accelaes_export.errors import InputError
+
+_BACKBONES: tuple[Backbone, ...] = (SD3Backbone(),)
+
+__all__ = ["AttentionSite", "Backbone", "backbone", "backbones"]
+
+
+def backbones() -> tuple[Backbone, ...]:
+    """Every adapter."""
+    return _BACKBONES
+
+
+def backbone(family: str) -> Backbone:
+    """The adapter of a family; InputError lists the known ones."""
+    for candidate in _BACKBONES:
+        if candidate.family == family:
+            return candidate
+    known = ", ".join(candidate.family for candidate in _BACKBONES)
+    raise InputError(f"There is no backbone family {family!r}; known families: {known}.")

@@ -1,0 +1,286 @@
+"""Checkpoints in diffusers format: find the transformer, check it before reading it, load it. safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.backbones.base import Backbone
+from accelaes_export.errors import BuildError, InputError, MissingComponentError
+from accelaes_export.hashing import sha256_of
+from accelaes_export.manifest import Source
+from accelaes_export.recipes import SHIPPED, shipped_folder
+
+if TYPE_CHECKING:
+    import torch
+
+_WEIGHTS = "diffusion_pytorch_model"
+_SHOWN = 3  # tensor names an error message lists
+_BLOCK = 1_048_573  # prime, so that no row of a random weight repeats another's values
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A transformer on disk: its folder, config, and the safetensors files of one variant."""
+
+    source: Source
+    folder: Path
+    config: Mapping[str, Any]
+    files: tuple[Path, ...]
+
+
+def resolve(location: str | Path, backbone: Backbone, dtype: str, *, revision: str | None = None) -> Checkpoint:
+    """Find the transformer of a diffusers checkpoint and check that `backbone` can take it.
+
+    Args:
+        location: a folder (the pipeline's, or its transformer's), a hub id, or ``shipped:NAME``.
+        dtype: where a checkpoint has an fp16 variant, it is taken for "fp16".
+
+    Raises:
+        InputError: nothing there, another architecture, no safetensors, or tensors missing, extra or misshapen.
+        MissingComponentError: a hub id that can't be downloaded now.
+    """
+    name = str(location)
+    if name.startswith(SHIPPED):
+        kind, root = "shipped", shipped_folder(name)
+    elif Path(name).exists():
+        kind, root = "folder", Path(name)
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        kind, root = "hub", _download(name, revision)
+    else:
+        raise InputError(
+            f"Checkpoint {name!r} was not found; give a folder in diffusers format, a hub id such as "
+            "stabilityai/stable-diffusion-3-medium-diffusers, or shipped:shapes."
+        )
+    folder = root / "transformer" if (root / "transformer").is_dir() else root
+    config = _read_config(folder, backbone)
+    files = _weight_files(folder, dtype)
+    _check_tensors(backbone, config, files, folder)
+    source = Source(
+        kind=kind,
+        location=name if kind != "folder" else str(root.resolve()),
+        revision=revision,
+        weights_sha256=_weights_hash(config, files),
+    )
+    return Checkpoint(source, folder, config, files)
+
+
+def load_transformer(checkpoint: Checkpoint, backbone: Backbone, dtype: str) -> torch.nn.Module:
+    """The diffusers model in eval mode, on the CPU, in `dtype`.
+
+    Raises:
+        BuildError: out of memory, or a file that can't be read after all.
+    """
+    variant = "fp16" if any(".fp16" in file.name for file in checkpoint.files) else None
+    try:
+        model = _model_class(backbone).from_pretrained(
+            checkpoint.folder, torch_dtype=_torch_dtype(dtype), use_safetensors=True, variant=variant
+        )
+    except MemoryError as error:
+        raise BuildError(f"Loading {checkpoint.folder} ran out of memory.") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BuildError(f"{checkpoint.folder} could not be loaded: {str(error).splitlines()[0]}") from error
+    return _settled(model, dtype)
+
+
+def random_source(backbone: Backbone, config: Mapping[str, Any], seed: int) -> Source:
+    """The source of `random_transformer`'s weights: config and seed say all there is to know."""
+    described = json.dumps([backbone.class_name, _architecture(config), seed], sort_keys=True)
+    return Source(
+        kind="random", location="random", seed=seed, weights_sha256=hashlib.sha256(described.encode()).hexdigest()
+    )
+
+
+def random_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str, seed: int) -> torch.nn.Module:
+    """The published architecture with random weights, the same for the same seed; in eval mode, on the CPU.
+
+    Matrices are normal with variance 1 / fan-in, so activations stay in range at any depth; norms are about 1.
+    A block of normal numbers is repeated through the weights: drawing billions of them would take minutes.
+    """
+    import torch
+
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = _model_class(backbone).from_config(dict(config))
+    numbers = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(seed))
+    scaled: dict[tuple[float, float], torch.Tensor] = {}  # half-precision arithmetic is slow on CPUs: once a scale
+    at = 0
+    for name, parameter in list(model.named_parameters()):
+        size = parameter.numel()
+        if parameter.ndim > 1:
+            mean, deviation = 0.0, parameter[0].numel() ** -0.5
+        else:
+            mean, deviation = float("norm" in name and name.endswith("weight")), 0.02
+        if (mean, deviation) not in scaled:
+            scaled[mean, deviation] = (mean + deviation * numbers).to(_torch_dtype(dtype))
+        values = scaled[mean, deviation].repeat(-(-(at + size) // _BLOCK))[at : at + size].clone()
+        at = (at + size) % _BLOCK
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(values.view(parameter.shape), requires_grad=False))
+    return _settled(model, dtype)
+
+
+def empty_transformer(backbone: Backbone, config: Mapping[str, Any]) -> torch.nn.Module:
+    """The model on the meta device: shapes without memory, for counting and checking."""
+    import torch
+
+    with torch.device("meta"):
+        model = _model_class(backbone).from_config(dict(config)).eval()
+    assert isinstance(model, torch.nn.Module)
+    return model
+
+
+def parameter_bytes(backbone: Backbone, config: Mapping[str, Any], dtype: str) -> int:
+    """Bytes of all weights in `dtype`."""
+    model = empty_transformer(backbone, config)
+    return sum(p.numel() for p in model.parameters()) * (4 if dtype == "fp32" else 2)
+
+
+def _model_class(backbone: Backbone) -> Any:
+    import diffusers
+
+    return getattr(diffusers, backbone.class_name)
+
+
+def _settled(model: Any, dtype: str) -> torch.nn.Module:
+    """The model ready to be traced: one dtype throughout, as a graph has one for all activations."""
+    import torch
+
+    # Not the class's own `to`, which warns of modules a model class would like to keep in fp32.
+    settled = torch.nn.Module.to(model, _torch_dtype(dtype)).eval().requires_grad_(False)
+    assert isinstance(settled, torch.nn.Module)
+    return settled
+
+
+def _torch_dtype(dtype: str) -> torch.dtype:
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    """The transformer's folder of a hub repository, downloaded or from the local cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(hub_id, revision=revision, allow_patterns=["transformer/*.json", "transformer/*.safetensors"])
+        )
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"The hub has no repository {hub_id!r} that you may read; check the id, or log in (hf auth login) where it is gated."
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise MissingComponentError(
+            f"Checkpoint {hub_id!r} is neither a local folder nor in the local hub cache, and the hub can't be reached; "
+            "download it where there is a network and give its folder, or build with --random-weights."
+        ) from error
+
+
+def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
+    """The transformer's config with every default of its class filled in; InputError for another architecture."""
+    path = folder / "config.json"
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} has no config.json; give a folder in diffusers format (with transformer/config.json in it)."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} can't be read as JSON: {error}.") from error
+    given = written.get("_class_name") if isinstance(written, dict) else None
+    if given != backbone.class_name:
+        raise InputError(
+            f"{path} describes a {given or 'model without _class_name'}, and the family {backbone.family} is built from "
+            f"{backbone.class_name}; choose the --model of this architecture (accelaes-export models lists them)."
+        )
+    return _architecture_config(backbone, written)
+
+
+def _architecture_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model class makes of a written config: known fields alone, defaults filled in."""
+    import inspect
+
+    parameters = inspect.signature(_model_class(backbone).__init__).parameters
+    defaults = {name: p.default for name, p in parameters.items() if name != "self"}
+    config = {name: written.get(name, default) for name, default in defaults.items()}
+    return {"_class_name": backbone.class_name, **{k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}}
+
+
+def complete_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's published config with the class's defaults filled in; InputError for fields the class doesn't have."""
+    complete = _architecture_config(backbone, written)
+    unknown = sorted(name for name in written if name not in complete and not name.startswith("_"))
+    if unknown:
+        raise InputError(f"The config has {', '.join(unknown)}, which {backbone.class_name} doesn't know.")
+    return complete
+
+
+def _weight_files(folder: Path, dtype: str) -> tuple[Path, ...]:
+    """The safetensors of one variant: fp16's for fp16 where it is there, else the plain one; shards by their index."""
+    for variant in (".fp16", "") if dtype == "fp16" else ("", ".fp16"):
+        index = folder / f"{_WEIGHTS}.safetensors.index{variant}.json"
+        if index.is_file():
+            try:
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{index} is not a weight index: {error}.") from error
+            missing = [name for name in names if not (folder / name).is_file()]
+            if missing:
+                raise InputError(f"{folder} lacks {missing[0]}, which {index.name} lists; download the checkpoint again.")
+            return tuple(folder / name for name in names)
+        single = folder / f"{_WEIGHTS}{variant}.safetensors"
+        if single.is_file():
+            return (single,)
+    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
+    hint = f"; {pickled[0]} is a pickle, which is never opened here: convert it to safetensors" if pickled else ""
+    raise InputError(f"{folder} has no {_WEIGHTS}.safetensors{hint}.")
+
+
+def _check_tensors(backbone: Backbone, config: Mapping[str, Any], files: tuple[Path, ...], folder: Path) -> None:
+    """Compare every tensor's name and shape in the files' headers with the model's, before anything is read."""
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, list[int]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged: {error}; download or copy it again.") from error
+    try:
+        wanted = {name: list(t.shape) for name, t in empty_transformer(backbone, config).state_dict().items()}
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"{folder / 'config.json'} is no config {backbone.class_name} can be made from: {error}") from error
+    complaints = [
+        ("lacks", [name for name in wanted if name not in found]),
+        ("has, beyond what the config asks for,", [name for name in found if name not in wanted]),
+        (
+            "has in another shape",
+            [f"{n} ({found[n]}, not {wanted[n]})" for n in wanted if n in found and found[n] != wanted[n]],
+        ),
+    ]
+    for what, names in complaints:
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            raise InputError(
+                f"{folder} {what} {', '.join(names[:_SHOWN])}{more}; its weights and config.json don't belong together."
+            )
+
+
+def _weights_hash(config: Mapping[str, Any], files: tuple[Path, ...]) -> str:
+    digest = hashlib.sha256(json.dumps(_architecture(config), sort_keys=True).encode())
+    for file in files:
+        digest.update(f"{file.name}:{sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _architecture(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config without diffusers' bookkeeping."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}

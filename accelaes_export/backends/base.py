@@ -1,0 +1,111 @@
+"""What every engine format provides: is it usable here, compile an ONNX focus step, open it as a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from accelaes_export.contract import GraphContract
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[str, float | None], None]
+"""Called with a phase's name and its done fraction in [0, 1] (None while unknown)."""
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can compile and run on this machine; where not, why and the command that mends it."""
+
+    can_build: bool
+    can_run: bool
+    versions: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """One engine to make.
+
+    Attributes:
+        onnx: the exported focus step (with its external data beside it, if any).
+        contract: its tensor table and buckets.
+        targets: compute capabilities ("sm86", "sm120"), or ("cpu",) where the backend has no other.
+        destination: an existing, empty folder that receives the engine's files.
+        timing_cache: a file kept between builds, or None; formats that time no kernels leave it alone.
+        workspace_bytes: the builder's limit on device scratch memory, or None for the format's own.
+    """
+
+    onnx: Path
+    contract: GraphContract
+    targets: tuple[str, ...]
+    destination: Path
+    timing_cache: Path | None = None
+    workspace_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class CompiledEngine:
+    """Files written below the destination (relative names), the versions that made them, and notes for the manifest."""
+
+    files: tuple[str, ...]
+    versions: Mapping[str, str]
+    targets: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Session(Protocol):
+    """An opened engine. Safe to share between threads; holds no per-image state."""
+
+    contract: GraphContract
+    device: torch.device
+
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        """One focus step: read `inputs`, write into the given `outputs`.
+
+        Tensors are contiguous, on `device`, named and shaped as the contract says; n and m follow from the
+        shapes. Outputs left out of the mapping are not copied anywhere. Raises InputError for a bucket,
+        batch or text length the engine was not built for.
+        """
+
+
+class Backend(Protocol):
+    """An engine format. Heavy packages are imported inside the methods, never at import time."""
+
+    name: str
+    dtypes: tuple[str, ...]
+    default_targets: tuple[str, ...]
+    dynamic_text: bool  # sessions take any M up to the position limit, not just the recipe's window
+
+    def availability(self) -> Availability: ...
+
+    def check(self, dtype: str, targets: tuple[str, ...]) -> None:
+        """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
+
+    def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine: ...
+
+    def open(
+        self,
+        folder: Path,
+        contract: GraphContract,
+        files: tuple[str, ...],
+        *,
+        device: str | None = None,
+        versions: Mapping[str, str] | None = None,
+        targets: tuple[str, ...] = (),
+    ) -> Session:
+        """Open the engine `files` in a bundle's `folder`.
+
+        Args:
+            device: "cpu", "cuda" or "cuda:1"; None takes the best this backend finds here.
+            versions, targets: what the manifest says the engine was built with and for. Only used to explain:
+                an engine that doesn't open is blamed on the difference, with both sides named.
+
+        Raises BundleError for an engine that doesn't fit the contract, this library or this GPU, and
+        MissingComponentError, saying what would mend it, for a library or device that isn't here.
+        """
+        ...

@@ -1,0 +1,198 @@
+"""ONNX Runtime: the engine is the ONNX model itself. Runs on every CPU, and on CUDA with onnxruntime-gpu."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.backends.base import Availability, CompiledEngine, CompileRequest, Progress
+from accelaes_export.backends.onnx_files import copy_model
+from accelaes_export.backends.tensor_table import TensorTable
+from accelaes_export.contract import GraphContract
+from accelaes_export.errors import AccelAesError, BundleError, InputError, MissingComponentError
+
+if TYPE_CHECKING:
+    import torch
+
+THREADS_VARIABLE = "ACCELAES_THREADS"
+_ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7}  # onnx.TensorProto.DataType
+_CPU_BUILD = "pip install onnxruntime"
+_CUDA_BUILD = "pip install onnxruntime-gpu (in place of onnxruntime) and a CUDA build of torch"
+
+
+class OnnxRuntimeBackend:
+    """Compiles by checking and copying the ONNX model; a session takes any text length and the contract's buckets.
+
+    Args:
+        threads: intra-op threads of CPU sessions; None reads $ACCELAES_THREADS, and where that is unset
+            ONNX Runtime takes one per physical core.
+        spinning: let idle threads burn their core waiting for the next operator. Off by default: between
+            two focus steps the cores belong to the denoiser and to the other requests of a service.
+    """
+
+    name = "onnxruntime"
+    dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    default_targets: tuple[str, ...] = ("cpu",)
+    dynamic_text = True
+
+    def __init__(self, threads: int | None = None, *, spinning: bool = False) -> None:
+        self._threads = threads
+        self._spinning = spinning
+
+    def availability(self) -> Availability:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            return Availability(False, False, reason=f"onnxruntime can't be imported ({error})", remedy=_CPU_BUILD)
+        versions = {"onnxruntime": onnxruntime.__version__}
+        try:
+            import onnx
+        except ImportError as error:
+            return Availability(False, True, versions, f"onnx can't be imported ({error})", "pip install onnx")
+        return Availability(True, True, versions | {"onnx": onnx.__version__})
+
+    def check(self, dtype: str, targets: tuple[str, ...]) -> None:
+        """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
+        if dtype not in self.dtypes:
+            raise InputError(f"onnxruntime has no dtype {dtype!r}; choose one of {', '.join(self.dtypes)}.")
+        unknown = [target for target in targets if target not in ("cpu", "cuda")]
+        if unknown or not targets:
+            raise InputError(f"onnxruntime runs on the targets cpu and cuda, not {', '.join(unknown) or 'nothing'}.")
+        if dtype == "bf16" and "cpu" in targets:
+            raise InputError("onnxruntime has no bf16 MatMul on the CPU; choose fp32 or fp16, or target cuda alone.")
+        here = self.availability()
+        if not here.can_build:
+            raise MissingComponentError(f"onnxruntime can't build here: {here.reason}; mend it with: {here.remedy}.")
+
+    def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
+        self.check(request.contract.dtype, request.targets)
+        progress("check and copy ONNX", None)
+        files = copy_model(request.onnx, request.destination)
+        progress("check and copy ONNX", 1.0)
+        return CompiledEngine(files, self.availability().versions, request.targets)
+
+    def open(
+        self,
+        folder: Path,
+        contract: GraphContract,
+        files: tuple[str, ...],
+        *,
+        device: str | None = None,
+        versions: Mapping[str, str] | None = None,
+        targets: tuple[str, ...] = (),
+    ) -> OnnxRuntimeSession:
+        """See `Backend.open`; without a `device`, CUDA where ONNX Runtime and torch both have it, else the CPU."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingComponentError(
+                f"This bundle needs onnxruntime, which can't be imported: {_CPU_BUILD}."
+            ) from error
+        models = [name for name in files if name.endswith(".onnx")]
+        if len(models) != 1 or not (folder / models[0]).is_file():
+            raise BundleError(
+                f"{folder} should hold one ONNX model and its manifest names {models or 'none'}; build it again."
+            )
+        chosen = _device(onnxruntime, device)
+        if contract.dtype == "bf16" and chosen.type == "cpu":
+            raise MissingComponentError(f"This bundle is bf16, which ONNX Runtime runs on CUDA alone: {_CUDA_BUILD}.")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if chosen.type == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": chosen.index}))
+        try:
+            session = onnxruntime.InferenceSession(str(folder / models[0]), self._options(onnxruntime), providers)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            built = (
+                f" (the bundle was built with {versions['onnxruntime']})"
+                if versions and "onnxruntime" in versions
+                else ""
+            )
+            raise BundleError(
+                f"onnxruntime {onnxruntime.__version__} can't open {models[0]}{built}: {_first_line(error)}. "
+                "Build the bundle again."
+            ) from error
+        return OnnxRuntimeSession(session, contract, chosen)
+
+    def _options(self, onnxruntime: Any) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3  # warnings speak of constant folding, never of the caller's input
+        options.intra_op_num_threads = self._threads if self._threads is not None else _threads_from_environment()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
+        return options
+
+
+class OnnxRuntimeSession:
+    """A focus step in ONNX Runtime, reading and writing the caller's torch tensors in place."""
+
+    def __init__(self, session: Any, contract: GraphContract, device: torch.device) -> None:
+        self.contract = contract
+        self.device = device
+        self._session = session
+        self._table = TensorTable(contract, device)
+        self._elements = {spec.name: _ELEMENT_TYPES[spec.dtype] for spec in (*contract.inputs, *contract.outputs)}
+        _check_names("inputs", [s.name for s in contract.inputs], [a.name for a in session.get_inputs()])
+        _check_names("outputs", [s.name for s in contract.outputs], [a.name for a in session.get_outputs()])
+
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        """One focus step; see `Session.run`. On CUDA the outputs are complete when it returns."""
+        self._table.check(inputs, outputs)
+        # An IOBinding belongs to one call, the InferenceSession to all threads.
+        binding = self._session.io_binding()
+        kind, index = self.device.type, self.device.index or 0
+        for name, tensor in inputs.items():
+            binding.bind_input(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
+        for name, tensor in outputs.items():
+            binding.bind_output(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
+        if kind == "cuda":
+            self._wait_for_torch()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise AccelAesError(f"ONNX Runtime failed in a focus step: {_first_line(error)}.") from error
+
+    def _wait_for_torch(self) -> None:
+        """The provider runs on a stream of its own, so what torch still computes must be done first."""
+        import torch
+
+        torch.cuda.current_stream(self.device).synchronize()
+
+
+def _device(onnxruntime: Any, asked: str | None) -> torch.device:
+    import torch
+
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and torch.cuda.is_available()
+    try:
+        device = torch.device(asked or ("cuda" if has_cuda else "cpu"))
+    except RuntimeError as error:
+        raise InputError(f"There is no device {asked!r}; say cpu, cuda or cuda:1.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"onnxruntime sessions run on cpu or cuda, not on {device}.")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if not has_cuda:
+        raise MissingComponentError(
+            f"ONNX Runtime or torch has no CUDA on this machine; it takes {_CUDA_BUILD}, or device cpu."
+        )
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _threads_from_environment() -> int:
+    value = os.environ.get(THREADS_VARIABLE, "")
+    if value and not value.isdecimal():
+        raise InputError(f"{THREADS_VARIABLE} is {value!r}; give a number of threads, or unset it for one per core.")
+    return int(value or 0)
+
+
+def _check_names(kind: str, wanted: list[str], found: list[str]) -> None:
+    if sorted(wanted) != sorted(found):
+        different = ", ".join(sorted(set(wanted) ^ set(found))[:6])
+        raise BundleError(
+            f"The engine's {kind} differ from the manifest's contract in {different}; build the bundle again."
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

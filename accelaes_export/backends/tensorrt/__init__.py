@@ -1,0 +1,147 @@
+"""TensorRT for RTX and TensorRT proper: one implementation, two flavours. Imports neither until it is used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.backends.base import Availability, CompiledEngine, CompileRequest, Progress
+from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
+from accelaes_export.backends.tensorrt.flavour import NATIVE, Flavour, capability
+from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
+from accelaes_export.contract import GraphContract
+from accelaes_export.errors import InputError, MissingComponentError
+
+if TYPE_CHECKING:
+    from accelaes_export.backends.tensorrt.session import TensorRTSession
+
+_DRIVER = "install NVIDIA's driver on a machine with a supported GPU"
+_CUDA_TORCH = "install a CUDA build of torch (see https://pytorch.org/get-started)"
+
+
+class TensorRTBackend:
+    """Compiles one engine with a profile per bucket, and opens it as a session over CUDA tensors.
+
+    Args:
+        flavour: which of the two libraries.
+        cuda_graphs: let sessions capture a CUDA graph for calls that come back with the same tensors.
+        driver: how this machine's GPUs are found.
+    """
+
+    dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
+    dynamic_text = False
+
+    def __init__(self, flavour: Flavour, *, cuda_graphs: bool = True, driver: Any = ask_driver) -> None:
+        self.name = flavour.name
+        self.default_targets: tuple[str, ...] = flavour.default_targets
+        self.flavour = flavour
+        self._cuda_graphs = cuda_graphs
+        self._driver = driver
+        self._messages = Messages()
+        self._logger: Any = None
+        self._lock = threading.Lock()
+
+    def availability(self) -> Availability:
+        """Whether it builds and runs here. A flavour that builds without a GPU may still lack one to run on."""
+        try:
+            trt = self.flavour.load()
+        except MissingComponentError as error:
+            return Availability(False, False, reason=str(error), remedy=self.flavour.install)
+        driver: DriverReport = self._driver()
+        versions = {self.flavour.module: trt.__version__}
+        if driver.cuda_version:
+            versions["cuda driver"] = driver.cuda_version
+        can_build = self.flavour.builds_without_gpu or bool(driver.gpus)
+        if not driver.gpus:
+            return Availability(can_build, False, versions, driver.reason, _DRIVER)
+        if not any(self.flavour.supports(gpu.compute_capability) for gpu in driver.gpus):
+            found = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in driver.gpus)
+            return Availability(
+                can_build, False, versions, f"{self.name} doesn't run on {found}", "use another backend"
+            )
+        import torch
+
+        if not torch.cuda.is_available():
+            return Availability(can_build, False, versions, "this torch can't use the GPU", _CUDA_TORCH)
+        return Availability(can_build, True, versions)
+
+    def check(self, dtype: str, targets: tuple[str, ...]) -> None:
+        """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
+        if dtype not in self.dtypes:
+            raise InputError(f"{self.name} has no dtype {dtype!r}; choose one of {', '.join(self.dtypes)}.")
+        allowed = (*self.flavour.targets, NATIVE)
+        unknown = [target for target in targets if target not in allowed]
+        if unknown or not targets:
+            raise InputError(f"{self.name} builds for {', '.join(allowed)}, not for {', '.join(unknown) or 'nothing'}.")
+        if len(set(targets)) < len(targets):
+            raise InputError(f"The targets {', '.join(targets)} name one twice; name each once.")
+        if len(targets) > 1 and not self.flavour.builds_without_gpu:
+            raise InputError(
+                f"{self.name} builds an engine for one target, not for {', '.join(targets)}; build one bundle each."
+            )
+        here = self.availability()
+        if not here.can_build:
+            raise MissingComponentError(f"{self.name} can't build here: {here.reason}; {here.remedy}.")
+        resolved = self._resolve(targets)
+        old = [target for target in resolved if capability(target) < 80]
+        if dtype == "bf16" and old:
+            raise InputError(
+                f"{', '.join(old)} has no bf16, which begins with sm80; choose fp16 or leave that target out."
+            )
+
+    def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
+        from accelaes_export.backends.tensorrt.building import ENGINE_FILE, EngineBuild
+
+        self.check(request.contract.dtype, request.targets)
+        trt = self.flavour.load()
+        targets = self._resolve(request.targets)
+        notes = EngineBuild(trt, self.flavour, self._log(trt), self._messages, request, targets).run(progress)
+        return CompiledEngine((ENGINE_FILE,), {self.flavour.module: trt.__version__}, targets, notes)
+
+    def open(
+        self,
+        folder: Path,
+        contract: GraphContract,
+        files: tuple[str, ...],
+        *,
+        device: str | None = None,
+        versions: Mapping[str, str] | None = None,
+        targets: tuple[str, ...] = (),
+    ) -> TensorRTSession:
+        """See `Backend.open`; without a `device`, torch's current CUDA device."""
+        from accelaes_export.backends.tensorrt.cuda import TorchCuda
+        from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
+
+        trt = self.flavour.load()
+        driver: DriverReport = self._driver()
+        if not driver.gpus:
+            raise MissingComponentError(f"This engine runs on an NVIDIA GPU, and here {driver.reason}; {_DRIVER}.")
+        source = EngineSource(folder, files, contract, dict(versions or {}), targets)
+        cuda = TorchCuda.on(device)
+        return open_session(
+            trt, self.flavour, self._log(trt), self._messages, source, cuda, cuda_graphs=self._cuda_graphs
+        )
+
+    def _log(self, trt: Any) -> Any:
+        with self._lock:
+            if self._logger is None:
+                self._logger = tensorrt_logger(trt, self._messages)
+            return self._logger
+
+    def _resolve(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """`targets` with `NATIVE` replaced by this machine's compute capability."""
+        if NATIVE not in targets:
+            return targets
+        driver: DriverReport = self._driver()
+        if not driver.gpus:
+            raise MissingComponentError(
+                f"The target {NATIVE} is this machine's GPU, and {driver.reason}; name a target or {_DRIVER}."
+            )
+        own = driver.gpus[0].compute_capability
+        if not self.flavour.supports(own):
+            raise InputError(
+                f"{self.name} doesn't build for this machine's {own}; name one of {', '.join(self.flavour.targets)}."
+            )
+        return tuple(dict.fromkeys(own if target == NATIVE else target for target in targets))

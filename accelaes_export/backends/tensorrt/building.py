@@ -1,0 +1,161 @@
+"""From an ONNX focus step to a serialised engine: parse, one profile per bucket, build, write."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from accelaes_export.backends.base import CompileRequest, Progress
+from accelaes_export.backends.tensorrt.flavour import Flavour
+from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.preparation import prepare
+from accelaes_export.backends.tensorrt.profiles import profiles
+from accelaes_export.backends.tensorrt.progress import BuildProgress, tensorrt_monitor
+from accelaes_export.errors import BuildError
+
+ENGINE_FILE = "focus_step.engine"
+
+
+class EngineBuild:
+    """One build. Everything TensorRT needs to outlive it (network, config, monitor) is held here.
+
+    Args:
+        trt: the library's module.
+        logger, messages: the process's TensorRT logger and what it collects.
+        targets: compute capabilities, `NATIVE` already replaced by what it stands for.
+    """
+
+    def __init__(
+        self,
+        trt: Any,
+        flavour: Flavour,
+        logger: Any,
+        messages: Messages,
+        request: CompileRequest,
+        targets: tuple[str, ...],
+    ) -> None:
+        self._trt, self._flavour, self._messages, self._request, self._targets = (
+            trt,
+            flavour,
+            messages,
+            request,
+            targets,
+        )
+        self._builder = trt.Builder(logger)
+        self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        self._parser = trt.OnnxParser(self._network, logger)
+        self._config = self._builder.create_builder_config()
+
+    def run(self, progress: Progress) -> tuple[str, ...]:
+        """Write the engine into the request's destination and return notes for the manifest.
+
+        Raises BuildError with TensorRT's own words, and KeyboardInterrupt, once the builder has stopped, for a
+        build that was interrupted.
+        """
+        self._messages.clear()
+        profiles(self._request.contract)  # an impossible contract is refused before gigabytes are read
+        progress("read ONNX", None)
+        notes = self._parse()
+        self._configure()
+        progress("build engine", 0.0)
+        engine = self._build(progress)
+        progress("write engine", None)
+        self._write_timing_cache()
+        with (self._request.destination / ENGINE_FILE).open("wb") as file:
+            file.write(engine)  # through the buffer protocol: no second copy in memory
+        return notes
+
+    def _parse(self) -> tuple[str, ...]:
+        request = self._request
+        graph, notes = prepare(request.onnx, request.contract.dtype, self._flavour)
+        if not self._parser.parse(graph, str(request.onnx)):
+            raise BuildError(f"{self._flavour.name} can't read {request.onnx.name}: {self._parser_errors()}.")
+        found = {self._network.get_input(i).name for i in range(self._network.num_inputs)}
+        wanted = {spec.name for spec in request.contract.inputs}
+        if found != wanted:
+            raise BuildError(
+                f"The inputs of {request.onnx.name} differ from its contract in {', '.join(sorted(found ^ wanted))}; "
+                "export it again."
+            )
+        return notes
+
+    def _parser_errors(self) -> str:
+        errors = [self._parser.get_error(i) for i in range(self._parser.num_errors)]
+        found = [
+            f"{e.node_operator()} node {e.node_name()!r}: {e.desc().strip()}" if e.node_operator() else e.desc()
+            for e in errors
+        ]
+        return "; ".join(found) or self._messages.quote()
+
+    def _configure(self) -> None:
+        trt, config = self._trt, self._config
+        for profile in profiles(self._request.contract):
+            made = self._builder.create_optimization_profile()
+            for name, (least, typical, most) in profile.ranges.items():
+                made.set_shape(name, least, typical, most)
+            if config.add_optimization_profile(made) < 0:
+                raise BuildError(
+                    f"{self._flavour.name} refused the profile of bucket {profile.n}: {self._messages.quote()}."
+                )
+        if self._request.workspace_bytes is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._request.workspace_bytes)
+        if self._flavour.builds_without_gpu:
+            config.num_compute_capabilities = len(self._targets)
+            for index, target in enumerate(self._targets):
+                config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
+        elif "sm80+" in self._targets:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        self._read_timing_cache()
+
+    def _build(self, progress: Progress) -> Any:
+        """The serialised engine, built on a thread of its own.
+
+        Python delivers Ctrl-C to the main thread only, and an exception must not unwind through TensorRT's
+        frames: so the caller's thread waits, and an interrupt becomes a "stop" at the builder's next step.
+        """
+        state = BuildProgress(progress)
+        self._config.progress_monitor = tensorrt_monitor(self._trt, state)
+        built: list[Any] = []
+        failed: list[Exception] = []
+
+        def build() -> None:
+            try:
+                built.append(self._builder.build_serialized_network(self._network, self._config))
+            except Exception as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=build, name=f"{self._flavour.name} build")
+        thread.start()
+        interrupted: KeyboardInterrupt | None = None
+        while thread.is_alive():
+            try:
+                thread.join(0.2)
+            except KeyboardInterrupt as error:
+                interrupted = error
+                state.stop()
+        if interrupted or state.error:
+            raise interrupted or state.error  # type: ignore[misc]
+        if failed or not built or built[0] is None:
+            said = str(failed[0]) if failed else self._messages.quote()
+            raise BuildError(f"{self._flavour.name} could not build the engine for {', '.join(self._targets)}: {said}.")
+        return built[0]
+
+    def _read_timing_cache(self) -> None:
+        file = self._request.timing_cache
+        if file is None or not self._flavour.timing_cache:
+            return
+        cache = self._config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+        if not self._config.set_timing_cache(cache, ignore_mismatch=False):
+            # Timings of another GPU or version: start afresh, the old file is replaced at the end.
+            self._config.set_timing_cache(self._config.create_timing_cache(b""), ignore_mismatch=False)
+
+    def _write_timing_cache(self) -> None:
+        file = self._request.timing_cache
+        if file is None or not self._flavour.timing_cache:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(f"{file}.{os.getpid()}")
+        fresh.write_bytes(self._config.get_timing_cache().serialize())
+        fresh.replace(file)

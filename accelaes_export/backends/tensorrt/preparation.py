@@ -1,0 +1,91 @@
+"""What the exported ONNX needs before TensorRT's parser reads it. Only the graph is touched, never the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelaes_export.backends.onnx_files import external_files, read_graph
+from accelaes_export.backends.tensorrt.flavour import Flavour
+from accelaes_export.errors import BuildError, InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+ATTENTION_FUNCTION = "SparseQueryAttention"
+DECOMPOSABLE = "TRT_decomposable"
+
+
+def prepare(path: Path, dtype: str, flavour: Flavour) -> tuple[bytes, tuple[str, ...]]:
+    """The graph to parse, serialised, and notes on what was changed.
+
+    The parser takes the bytes together with `path`, beside which it finds the external weights: nothing is
+    written and nothing is duplicated.
+    """
+    model = read_graph(path)
+    for name in external_files(model):
+        if not (path.parent / name).is_file():
+            raise InputError(f"The ONNX model {path.name} needs {name} beside it, and {path.parent} has no such file.")
+    notes: tuple[str, ...] = ()
+    if flavour.decompose_fp32_attention and dtype == "fp32":
+        marked = mark_decomposable(model)
+        notes = (f"fp32 attention is decomposed: {marked} Attention node(s) marked {DECOMPOSABLE}",)
+    if flavour.shared_keys_crash:
+        refuse_shared_keys(model)
+    return model.SerializeToString(), notes
+
+
+def mark_decomposable(model: onnx.ModelProto) -> int:
+    """Set TRT_decomposable=1 on every Attention node, those inside functions included; returns how many."""
+    import onnx
+
+    marked = 0
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            if _is_attention(node) and all(a.name != DECOMPOSABLE for a in node.attribute):
+                node.attribute.append(onnx.helper.make_attribute(DECOMPOSABLE, 1))
+                marked += 1
+    return marked
+
+
+def refuse_shared_keys(model: onnx.ModelProto) -> None:
+    """Raise BuildError where two attentions read the same keys: the builder would crash the process on them."""
+    producers = {name: node for node in model.graph.node for name in node.output}
+    seen: dict[tuple[str, ...], str] = {}
+    for node in model.graph.node:
+        keys = tuple(_key_source(node, producers))
+        if not keys:
+            continue
+        name = node.name or node.output[0]
+        if keys in seen:
+            raise BuildError(
+                f"The attentions {seen[keys]!r} and {name!r} share the keys {' + '.join(map(repr, keys))}, on which "
+                "TensorRT-RTX crashes; give each its own keys in the graph, or build with another backend."
+            )
+        seen[keys] = name
+
+
+def _key_source(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> Iterator[str]:
+    """The tensors an attention's keys are made of; nothing for any other node."""
+    if node.op_type == ATTENTION_FUNCTION:
+        yield _origin(node.input[1], producers)
+        yield _origin(node.input[3], producers)
+    elif _is_attention(node):
+        key = _origin(node.input[1], producers)
+        producer = producers.get(key)
+        if producer is not None and producer.op_type == "Concat":
+            yield from (_origin(name, producers) for name in producer.input)
+        else:
+            yield key
+
+
+def _origin(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    """The tensor `name` is a plain copy of."""
+    while (producer := producers.get(name)) is not None and producer.op_type == "Identity":
+        name = producer.input[0]
+    return name
+
+
+def _is_attention(node: onnx.NodeProto) -> bool:
+    return bool(node.op_type == "Attention" and node.domain in ("", "ai.onnx"))

@@ -1,0 +1,340 @@
+"""The build wing's front door: recipe and checkpoint in, bundle out, stage by stage.
+
+    load -> trace -> export -> compile -> verify -> write
+
+Stages are kept by the hash of what they depend on (stages.py); the bundle appears at once when all of it is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export import __version__, recipes
+from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones.checkpoints import (
+    Checkpoint,
+    complete_config,
+    empty_transformer,
+    load_transformer,
+    parameter_bytes,
+    random_source,
+    random_transformer,
+    resolve,
+)
+from accelaes_export.backends import backend as backend_named
+from accelaes_export.backends.base import Backend, CompiledEngine, CompileRequest
+from accelaes_export.bundle import Bundle
+from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
+from accelaes_export.contract import GraphContract
+from accelaes_export.errors import BuildError
+from accelaes_export.graph.tensors import graph_contract
+from accelaes_export.manifest import BackendRecord, Defaults, Latents, Manifest, Source
+from accelaes_export.options import parse_buckets, parse_targets
+from accelaes_export.policies import named
+from accelaes_export.policies.anchors import ANCHORS
+from accelaes_export.progress import BuildProgress, Silent
+from accelaes_export.recipes import BuildRecipe
+from accelaes_export.resources import Needs, require
+from accelaes_export.stages import StageStore, stage_key
+
+if TYPE_CHECKING:
+    import torch
+
+_ONNX = "focus_step.onnx"
+_ENGINE_RECORD = "engine.json"
+_GRAPH_VERSION = 1  # raise whenever the exported graph changes for the same model
+# A CPU verifies about 50 GFLOP/s of focus steps; above this, verification is left to `verify`.
+_VERIFY_FLOPS = 2e12
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything a build decides before it starts working."""
+
+    recipe: BuildRecipe
+    adapter: Backbone
+    engine: Backend
+    targets: tuple[str, ...]
+    source: Source
+    checkpoint: Checkpoint | None  # None: random weights
+    config: dict[str, Any]
+    latents: Latents
+    contract: GraphContract
+    affinity_layers: tuple[int, ...]
+    weight_bytes: int
+    export_key: str
+    engine_key: str
+    build_key: str
+
+    def load(self) -> torch.nn.Module:
+        """The transformer, from its checkpoint or its seed."""
+        dtype = self.recipe.dtype
+        if self.checkpoint is None:
+            assert self.source.seed is not None
+            return random_transformer(self.adapter, self.config, dtype, self.source.seed)
+        return load_transformer(self.checkpoint, self.adapter, dtype)
+
+
+def build(
+    checkpoint: str | Path | None = None,
+    *,
+    model: str,
+    backend: str = "onnxruntime",
+    output: str | Path | None = None,
+    targets: str | Sequence[str] | None = None,
+    resolution: str | tuple[int, int] | None = None,
+    batch: int | None = None,
+    dtype: str | None = None,
+    buckets: str | Sequence[float] | None = None,
+    affinity_layers: int | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+    force: bool = False,
+    progress: BuildProgress | None = None,
+) -> Bundle:
+    """Build a bundle.
+
+    Args:
+        checkpoint: a folder in diffusers format, a hub id or ``shipped:NAME``; the recipe's own if None.
+        model: the recipe's name (`accelaes-export models` lists them). All further defaults come from it.
+        backend: onnxruntime, tensorrt-rtx or tensorrt.
+        output: the bundle's folder; ``engines/built/MODEL-BACKEND-DTYPE`` if None.
+        targets: compute capabilities like "sm86,sm120"; the backend's own default if None.
+        resolution: height and width in pixels, or "1024x1024".
+        batch: images per engine call.
+        dtype: fp32, fp16 or bf16.
+        buckets: fractions n/N of focus tokens; dense is always built.
+        affinity_layers: every how manieth block's text attention makes the mask; 1 is all of them.
+        random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
+        force: replace another bundle at `output`.
+        progress: told of every stage.
+
+    Raises:
+        InputError, MissingComponentError: what was asked for can't be; nothing was written.
+        BuildError: a stage failed; finished stages are kept, the output is as it was.
+    """
+    progress = progress or Silent()
+    plan = _plan(
+        recipes.load(model).override(
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            resolution=resolution,
+            batch=batch,
+            dtype=dtype,
+            buckets=None if buckets is None else parse_buckets(buckets),
+            affinity_every=affinity_layers,
+        ),
+        backend_named(backend),
+        None if targets is None else parse_targets(targets),
+        seed if random_weights else None,
+    )
+    folder = Path(output) if output else Path("engines/built") / f"{model}-{backend}-{plan.recipe.dtype}"
+    standing = check_destination(folder, plan.build_key, force=force)
+    if standing is not None and standing.manifest.build_key == plan.build_key and not force:
+        standing.check()
+        progress.reused("bundle", f"{folder} is already this build and is whole")
+        return standing
+    store = StageStore(folder)
+    needs = Needs.of_build(plan.weight_bytes, plan.engine.name, exported=store.find("onnx", plan.export_key) is not None)
+    require(needs, folder, progress)
+    with build_lock(folder):
+        store.clean()
+        onnx = _exported(plan, store, progress)
+        engine = _compiled(plan, store, onnx, progress)
+        stage = store.root / f"engine-{plan.engine_key}"
+        manifest = _verified(plan, _manifest(plan, engine), stage, progress)
+        with progress.stage("write", str(folder)):
+            return write_bundle(folder, manifest, {name: stage / name for name in engine.files}, force=force)
+
+
+def _plan(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | None, seed: int | None) -> _Plan:
+    """Check everything that can be checked without reading weights, and name the stages."""
+    targets = engine.default_targets if targets is None else targets
+    engine.check(recipe.dtype, targets)
+    adapter = backbone(recipe.family)
+    checkpoint = None
+    if seed is None:
+        checkpoint = resolve(recipe.checkpoint, adapter, recipe.dtype)
+        source, config = checkpoint.source, dict(checkpoint.config)
+    else:
+        config = complete_config(adapter, recipe.architecture())
+        source = random_source(adapter, config, seed)
+    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale)
+    contract = graph_contract(
+        adapter,
+        config,
+        latents,
+        dtype=recipe.dtype,
+        batch=recipe.batch,
+        fractions=recipe.buckets,
+        text_tokens=recipe.text_tokens,
+        dynamic_text=engine.dynamic_text,
+    )
+    affinity = tuple(range(0, adapter.layers(config), recipe.affinity_every))
+    import diffusers
+    import onnxscript
+    import torch
+
+    export_key = stage_key(
+        graph=_GRAPH_VERSION,
+        weights=source.weights_sha256,
+        dtype=recipe.dtype,
+        latents=latents.model_dump(),
+        batch=recipe.batch,
+        affinity=affinity,
+        versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
+    )
+    engine_key = stage_key(
+        export=export_key,
+        backend=engine.name,
+        versions=dict(engine.availability().versions),
+        targets=targets,
+        contract=contract.model_dump(mode="json"),
+    )
+    build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
+    return _Plan(
+        recipe=recipe,
+        adapter=adapter,
+        engine=engine,
+        targets=targets,
+        source=source,
+        checkpoint=checkpoint,
+        config=config,
+        latents=latents,
+        contract=contract,
+        affinity_layers=affinity,
+        weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
+        export_key=export_key,
+        engine_key=engine_key,
+        build_key=build_key,
+    )
+
+
+def _exported(plan: _Plan, store: StageStore, progress: BuildProgress) -> Path:
+    """The ONNX focus step; load, trace and export unless an earlier build left it."""
+    found = store.find("onnx", plan.export_key)
+    if found is not None:
+        progress.reused("load, trace, export", f"{found.name} from an earlier build")
+        return found / _ONNX
+    from accelaes_export.graph.export import save_onnx, trace
+    from accelaes_export.graph.focus_step import FocusStep
+
+    def work(folder: Path) -> None:
+        with progress.stage("load", f"{plan.source.location}, {plan.weight_bytes / 1e9:.2f} GB in {plan.recipe.dtype}"):
+            model = plan.load()
+        with progress.stage("trace", f"N = {plan.contract.tokens}, M = {plan.contract.text_tokens}"):
+            program = trace(FocusStep(model, plan.adapter, plan.affinity_layers).eval(), plan.contract)
+        with progress.stage("export", "ONNX opset 23"):
+            save_onnx(program, plan.contract, folder)
+
+    return store.make("onnx", plan.export_key, work) / _ONNX
+
+
+def _compiled(plan: _Plan, store: StageStore, onnx: Path, progress: BuildProgress) -> CompiledEngine:
+    """The engine; compiled unless an earlier build left it."""
+    name = f"{plan.engine.name} for {', '.join(plan.targets)}"
+    found = store.find("engine", plan.engine_key)
+    if found is not None:
+        progress.reused("compile", f"{found.name} from an earlier build")
+    else:
+
+        def work(folder: Path) -> None:
+            with progress.stage("compile", name) as stage:
+                request = CompileRequest(
+                    onnx, plan.contract, plan.targets, folder, timing_cache=store.root / f"{plan.engine.name}.timing"
+                )
+                engine = plan.engine.compile(request, lambda note, fraction: stage.update(fraction, note))
+                record = {
+                    "files": engine.files,
+                    "versions": dict(engine.versions),
+                    "targets": engine.targets,
+                    "notes": engine.notes,
+                }
+                (folder / _ENGINE_RECORD).write_text(json.dumps(record), encoding="utf-8")
+
+        found = store.make("engine", plan.engine_key, work)
+    record = json.loads((found / _ENGINE_RECORD).read_text(encoding="utf-8"))
+    return CompiledEngine(
+        files=tuple(record["files"]),
+        versions=record["versions"],
+        targets=tuple(record["targets"]),
+        notes=tuple(record["notes"]),
+    )
+
+
+def _manifest(plan: _Plan, engine: CompiledEngine) -> Manifest:
+    recipe = plan.recipe
+    policy = named(recipe.policy.name, **recipe.policy.options)
+    return Manifest(
+        created_by=f"accelaes-export {__version__}",
+        build_key=plan.build_key,
+        model=recipe.name,
+        family=recipe.family,
+        form="token",
+        source=plan.source,
+        latents=plan.latents,
+        text=recipe.text,
+        layers=plan.adapter.layers(plan.config),
+        affinity_layers=plan.affinity_layers,
+        bucket_fractions=(*recipe.buckets, 1.0),
+        contract=plan.contract,
+        transformer_config=plan.config,
+        pipelines=plan.adapter.pipelines,
+        signature=plan.adapter.signature,
+        spatial_cfg=recipe.spatial_cfg,
+        token_scorer=recipe.token_scorer,
+        anchors=recipe.anchors or ANCHORS,
+        backend=BackendRecord(
+            name=plan.engine.name,
+            versions=dict(engine.versions),
+            targets=engine.targets,
+            files=engine.files,
+            notes=engine.notes,
+        ),
+        recipe=recipe.model_dump(mode="json"),
+        defaults=Defaults(
+            steps=recipe.steps,
+            guidance=recipe.guidance,
+            policy=recipe.policy.name,
+            policy_options=recipe.policy.options,
+            plan=str(policy.plan(recipe.steps, recipe.buckets)),
+        ),
+        bucket_flops=_bucket_flops(plan),
+        files={},
+    )
+
+
+def _bucket_flops(plan: _Plan) -> dict[int, int]:
+    from accelaes_export.graph.focus_step import FocusStep, count_flops
+
+    step = FocusStep(empty_transformer(plan.adapter, plan.config), plan.adapter, plan.affinity_layers)
+    return {n: count_flops(step, plan.contract, n) for n in plan.contract.buckets}
+
+
+def _verified(plan: _Plan, manifest: Manifest, stage: Path, progress: BuildProgress) -> Manifest:
+    """The manifest with its parity recorded, where the engine runs here and is small enough to try.
+
+    Raises BuildError where an engine that was built computes something else than the model.
+    """
+    from accelaes_export.verification import compare, machine
+
+    available = plan.engine.availability()
+    if not available.can_run:
+        progress.note(f"Not verified here: {available.reason} Run accelaes-export verify where the engine runs.")
+        return manifest
+    if sum(manifest.bucket_flops.values()) > _VERIFY_FLOPS:
+        progress.note("Not verified while building, as it would take long on this machine: run accelaes-export verify.")
+        return manifest
+    with progress.stage("verify", f"{len(plan.contract.buckets)} buckets") as following:
+        session = plan.engine.open(stage, plan.contract, manifest.backend.files)
+        parity = compare(session, manifest, plan.load(), following.update)
+    failed = [result for result in parity if not result.passed]
+    if failed:
+        raise BuildError(
+            f"The engine's bucket n = {failed[0].bucket} differs from the {failed[0].reference} by {failed[0].max_rel:.2g} of "
+            f"its range, and {failed[0].tolerance:g} is allowed in {plan.contract.dtype}; nothing was written."
+        )
+    return manifest.model_copy(update={"parity": parity, "measured_on": machine()})

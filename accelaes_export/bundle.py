@@ -1,0 +1,197 @@
+"""A bundle: a folder of engine files and the manifest that describes them. Opening one checks that it is whole.
+
+`open_bundle` reads the folder and says in one sentence what is wrong with it. Whether a whole bundle can run on
+*this* machine is a second question (`Bundle.check_fit`), so that `inspect` works where the engine doesn't.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from accelaes_export.errors import BundleError, InputError
+from accelaes_export.hashing import sha256_of
+from accelaes_export.manifest import SCHEMA_VERSION, FileRecord, Manifest
+
+if TYPE_CHECKING:
+    from accelaes_export.backends.base import Session
+
+MANIFEST = "manifest.json"
+
+# Engines of these packages are tied to the exact release (major.minor.patch) that built them.
+_VERSION_BOUND = ("tensorrt", "tensorrt-rtx")
+
+
+class Bundle:
+    """An opened bundle: its folder, its manifest, and one session that all its users share."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._session: Session | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, model={self.manifest.model!r}, backend={self.manifest.backend.name!r})"
+
+    def session(self) -> Session:
+        """The engine, opened at the first call and shared by every pipeline and thread after it.
+
+        Raises BundleError where this machine has another version than the engine needs, and
+        MissingComponentError where the backend or its device isn't there.
+        """
+        with self._lock:
+            if self._session is None:
+                from accelaes_export.backends import backend
+
+                self.check_fit()
+                record = self.manifest.backend
+                self._session = backend(record.name).open(self.path, self.manifest.contract, record.files)
+            return self._session
+
+    def check(self) -> None:
+        """Hash every file again; BundleError names the first that differs from the manifest."""
+        for name, record in self.manifest.files.items():
+            check_file(self.path, name, record, hashed=True)
+
+    def check_fit(self) -> None:
+        """BundleError where an installed package differs from the version that the engine is tied to.
+
+        A package that isn't installed is the backend's to report, with the command that installs it.
+        """
+        versions = {name.replace("_", "-"): version for name, version in self.manifest.backend.versions.items()}
+        for package in _VERSION_BOUND:
+            built = versions.get(package)
+            installed = _installed(package)
+            if built and installed and _release(built) != _release(installed):
+                raise BundleError(
+                    f"Bundle {self.path} was built with {package} {built}, and {installed} is installed here, which "
+                    f"can't read it; pip install {package}=={built}, or build the bundle again."
+                )
+
+
+def open_bundle(path: str | Path, check_hashes: bool = True) -> Bundle:
+    """Open the bundle in folder `path`.
+
+    Args:
+        path: the folder that `build` wrote.
+        check_hashes: read every file once and compare its SHA-256; sizes are compared in any case.
+
+    Raises:
+        InputError: `path` is no folder.
+        BundleError: it is no bundle, of a newer schema, or not whole; the message says which file and how it differs.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise InputError(f"{folder} {what}; give the folder of a bundle, as accelaes-export build writes it.")
+    manifest = read_manifest(folder)
+    for name, record in manifest.files.items():
+        check_file(folder, name, record, hashed=check_hashes)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a bundle's folder, with its own statements checked against each other."""
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON, so the bundle is damaged ({error}); build it again.") from error
+    except OSError as error:
+        raise BundleError(f"{path} can't be read: {error.strerror}.") from error
+    if not isinstance(data, dict) or not isinstance(data.get("schema_version"), int):
+        raise BundleError(f"{path} is not a manifest of accelaes-export: it has no schema_version.")
+    version = data["schema_version"]
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{folder} has schema {version} and was written by {data.get('created_by', 'a newer accelaes-export')}; "
+            f"this release reads up to schema {SCHEMA_VERSION}: pip install --upgrade accelaes-export."
+        )
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BundleError(
+            f"{path} is damaged at {field or 'its top'}: {first['msg']}; build the bundle again."
+        ) from error
+    _check_statements(folder, manifest)
+    return manifest
+
+
+def _check_statements(folder: Path, manifest: Manifest) -> None:
+    """Refuse a manifest that contradicts itself: such a one was edited, and would fail later and less clearly."""
+    path = folder / MANIFEST
+    for name in manifest.files:
+        if not is_plain_name(name):
+            raise BundleError(f"{path} names the file {name!r}, which lies outside the bundle; nothing was read.")
+    unlisted = [name for name in manifest.backend.files if name not in manifest.files]
+    if unlisted:
+        raise BundleError(f"{path} lists the engine file {unlisted[0]!r} without its hash; build the bundle again.")
+    contract = manifest.contract
+    tokens = manifest.latents.tokens if manifest.latents.patch > 0 else 0
+    if contract.tokens != tokens or not contract.buckets or contract.buckets[-1] != tokens:
+        raise BundleError(
+            f"{path} contradicts itself: N is {tokens} by its latents, {contract.tokens} by its contract, and the "
+            f"buckets are {', '.join(map(str, contract.buckets)) or 'none'}; build the bundle again."
+        )
+    if len(manifest.bucket_fractions) != len(contract.buckets):
+        raise BundleError(
+            f"{path} contradicts itself: {len(manifest.bucket_fractions)} bucket fractions for "
+            f"{len(contract.buckets)} buckets; build the bundle again."
+        )
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is a relative path that stays in its folder and isn't the manifest's own."""
+    path = PurePosixPath(name)
+    inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    return inside and name.isprintable() and "\\" not in name and str(path) != MANIFEST
+
+
+def check_file(folder: Path, name: str, record: FileRecord, hashed: bool) -> None:
+    """BundleError unless `name` is a regular file of the recorded size and, when `hashed`, of the recorded SHA-256."""
+    path = folder / name
+    try:
+        if path.resolve() != folder.resolve() / PurePosixPath(name):
+            raise BundleError(f"Bundle {folder} has a symbolic link in place of {name}; a bundle holds plain files.")
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"Bundle {folder}: {name} is not a regular file.")
+        if status.st_size != record.size:
+            how = "truncated" if status.st_size < record.size else "altered"
+            raise BundleError(
+                f"Bundle {folder}: {name} is {how}: {status.st_size} bytes, and the manifest says {record.size}; "
+                "copy it again or build it again."
+            )
+        found = sha256_of(path) if hashed else record.sha256
+    except FileNotFoundError as error:
+        raise BundleError(f"Bundle {folder} lacks {name}; copy it again or build it again.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
+        raise BundleError(f"Bundle {folder}: {name} can't be read: {error}.") from error
+    if found != record.sha256:
+        raise BundleError(
+            f"Bundle {folder}: {name} was altered: its SHA-256 is {found[:16]}…, and the manifest says "
+            f"{record.sha256[:16]}…; copy it again or build it again."
+        )
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[str, ...]:
+    """major, minor and patch: TensorRT's fourth number is only a build number."""
+    return tuple(version.split("+")[0].split(".")[:3])

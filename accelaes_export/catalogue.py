@@ -1,0 +1,68 @@
+"""What can be built: every installed recipe with what follows from it, for `accelaes-export models`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accelaes_export import recipes
+from accelaes_export.backbones import backbone
+
+
+@dataclass(frozen=True)
+class Model:
+    """One recipe, read with its family's adapter.
+
+    Attributes:
+        source: a hub id, or "ships with the package".
+        resolution: the default, height and width in pixels.
+        tokens, text_tokens: N and M at that resolution.
+        buckets: fractions n/N below 1; dense is always there.
+        forms: of the focus step: "token" and, where a family has it, "component".
+        spatial_cfg: whether region-wise guidance (Eq. 11) is on by default.
+        guidance: the pipeline's default scale; None where guidance is distilled into the model.
+        tested: with the published weights.
+    """
+
+    name: str
+    title: str
+    family: str
+    source: str
+    resolution: tuple[int, int]
+    tokens: int
+    text_tokens: int
+    dtype: str
+    buckets: tuple[float, ...]
+    forms: tuple[str, ...]
+    spatial_cfg: bool
+    guidance: float | None
+    steps: int
+    tested: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def models() -> tuple[Model, ...]:
+    """Every installed recipe, by name."""
+    return tuple(_model(recipes.load(name)) for name in recipes.names())
+
+
+def _model(recipe: recipes.BuildRecipe) -> Model:
+    return Model(
+        name=recipe.name,
+        title=recipe.title,
+        family=recipe.family,
+        source=recipe.checkpoint if recipe.shipped_checkpoint is None else "ships with the package",
+        resolution=recipe.resolution,
+        tokens=recipe.tokens(),
+        text_tokens=recipe.text_tokens,
+        dtype=recipe.dtype,
+        buckets=recipe.buckets,
+        forms=("token",),
+        spatial_cfg=recipe.spatial_cfg,
+        guidance=recipe.guidance if backbone(recipe.family).guidance else None,
+        steps=recipe.steps,
+        tested=recipe.tested,
+    )

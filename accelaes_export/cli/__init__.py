@@ -1,0 +1,96 @@
+"""The command line. A group that imports a verb's file when the verb is used, and turns errors into one line.
+
+Every verb is a file here with a click command and no logic of its own: it reads options, calls the library and
+prints what comes back.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from accelaes_export import __version__
+from accelaes_export.errors import AccelAesError, BuildError
+
+VERBS = ("models", "build", "inspect", "verify", "run", "doctor")
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+class VerbGroup(click.Group):
+    """Loads `accelaes_export.cli.<verb>` on demand; every error becomes `error: ...` on stderr and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"accelaes_export.cli.{cmd_name}").command
+        return command
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "accelaes-export",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run one command line and exit with its code: 0, or what the error says (see accelaes_export.errors)."""
+        try:
+            code = super().main(args, "accelaes-export", complete_var, False, windows_expand_args, **extra)
+            sys.exit(code if isinstance(code, int) else 0)
+        except (click.Abort, KeyboardInterrupt):
+            _fail("interrupted", _INTERRUPTED)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message(), err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _fail(_with_pointer_to_help(error), error.exit_code)
+        except AccelAesError as error:
+            _fail(str(error), error.exit_code)
+        except MemoryError:
+            _fail("out of memory; close other programs, or build with fewer buckets or a smaller dtype.", BuildError.exit_code)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                sys.exit(1)  # whoever read our output has gone; there is nobody to tell
+            what = f"unexpected {type(error).__name__}: {error}"
+            _fail(f"{what} (set ACCELAES_DEBUG=1 for the traceback)", AccelAesError.exit_code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if os.environ.get("ACCELAES_DEBUG"):
+        traceback.print_exc()
+    click.echo(f"{click.style('error:', fg='red')} {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+def _with_pointer_to_help(error: click.ClickException) -> str:
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{message.rstrip('.')}; see {error.ctx.command_path} --help."
+    return message
+
+
+@click.group(
+    cls=VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 a build failed, 4 a component is missing, 130 interrupted.",
+)
+@click.version_option(__version__, prog_name="accelaes-export", message="%(prog)s %(version)s")
+def main() -> None:
+    """Turn a DiT checkpoint into a bundle of compiled engines that compute focus tokens and reuse the background.
+
+    \b
+    Example: build the checkpoint that ships with this package, then make a picture.
+        accelaes-export build --model shapes -o engines/built/shapes
+        accelaes-export run engines/built/shapes --prompt "an intricate red star on the left" -o star.png
+    """

@@ -1,0 +1,106 @@
+"""`accelaes-export build`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("build")
+@click.option("--model", required=True, metavar="NAME", help="What to build; see accelaes-export models.")
+@click.option(
+    "--checkpoint",
+    metavar="DIR_OR_HUB_ID",
+    help="A diffusers folder or a hub id of the same architecture, e.g. your fine-tune. [default: the recipe's]",
+)
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Build the full architecture with random weights: no download; for latency work and CI.",
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of --random-weights.")
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME",
+    help="onnxruntime, tensorrt-rtx or tensorrt; see accelaes-export doctor.",
+)
+@click.option(
+    "--target",
+    "targets",
+    metavar="SM,...",
+    help="Compute capabilities of the GPUs it shall run on, e.g. sm86,sm120. [default: the backend's]",
+)
+@click.option("--resolution", metavar="HEIGHTxWIDTH", help="Picture size in pixels, height first. [default: the recipe's]")
+@click.option("--batch", type=int, help="Images per call; guidance doubles the rows. [default: the recipe's]")
+@click.option("--dtype", metavar="fp16|bf16|fp32", help="Of activations and weights. [default: the recipe's]")
+@click.option(
+    "--buckets",
+    metavar="N/N,...",
+    help="Fractions of image tokens that sparse steps may compute, e.g. 0.25,0.5,0.75; dense (1.0) is always built, "
+    "and skip ratio p needs the bucket 1 - p. [default: the recipe's]",
+)
+@click.option(
+    "--affinity-layers",
+    type=int,
+    metavar="K",
+    help="The mask averages the text attention of every K-th block; 1: of all. [default: the recipe's]",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
+)
+@click.option("--force", is_flag=True, help="Replace another bundle in that folder.")
+def command(
+    model: str,
+    checkpoint: str | None,
+    random_weights: bool,
+    seed: int,
+    backend: str,
+    targets: str | None,
+    resolution: str | None,
+    batch: int | None,
+    dtype: str | None,
+    buckets: str | None,
+    affinity_layers: int | None,
+    output: Path | None,
+    force: bool,
+) -> None:
+    """Build a bundle: export a checkpoint once and compile it for a backend, one profile per bucket.
+
+    Says first how much disk and memory it needs, and stops where they aren't there. Stages finished by an earlier
+    build of the same thing are reused. The folder is written at the end, at once: Ctrl-C leaves it as it was.
+
+    \b
+    Examples:
+        accelaes-export build --model shapes -o engines/built/shapes
+        accelaes-export build --model sd3 --checkpoint ./my-sd3 --backend tensorrt-rtx --target sm86,sm120
+        accelaes-export build --model sd3 --random-weights --resolution 512x512 --buckets 0.5
+    """
+    from accelaes_export import builder
+    from accelaes_export.cli.progress import TerminalProgress, gigabytes
+    from accelaes_export.cli.terminal import progress_lines, results
+
+    bundle = builder.build(
+        checkpoint,
+        model=model,
+        backend=backend,
+        output=output,
+        targets=targets,
+        resolution=resolution,
+        buckets=buckets,
+        batch=batch,
+        dtype=dtype,
+        affinity_layers=affinity_layers,
+        random_weights=random_weights,
+        seed=seed,
+        force=force,
+        progress=TerminalProgress(progress_lines()),
+    )
+    manifest = bundle.manifest
+    size = sum(record.size for record in manifest.files.values())
+    console = results()
+    console.print(f"Bundle {bundle.path}: {manifest.model}, {manifest.contract.dtype}, {gigabytes(size)}", soft_wrap=True)
+    console.print(f"  for {manifest.backend.name} on {', '.join(manifest.backend.targets)}", soft_wrap=True)
+    console.print(f"Next: accelaes-export inspect {bundle.path}", soft_wrap=True)

@@ -1,0 +1,58 @@
+"""`accelaes-export inspect`: what a bundle is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--plan", "steps", type=int, metavar="STEPS", help="Show the plan for so many steps. [default: the bundle's]")
+@click.option("--policy", metavar="NAME", help="Whose plan: dense, stepcache or accelaes. [default: the bundle's]")
+@click.option("--tensors", is_flag=True, help="List every cache tensor instead of one line for all layers.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")
+def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, as_json: bool) -> None:
+    """Show a bundle: its manifest, buckets, tensor table and plan. Opens no engine, so it works on any machine.
+
+    \b
+    Examples:
+        accelaes-export inspect engines/built/shapes
+        accelaes-export inspect engines/built/shapes --plan 28 --policy accelaes
+        accelaes-export inspect engines/built/shapes --json
+    """
+    from accelaes_export.bundle import open_bundle
+
+    opened = open_bundle(bundle, check_hashes=False)
+    manifest = opened.manifest
+    if as_json:
+        click.echo(manifest.model_dump_json(indent=2))
+        return
+    from accelaes_export.cli import manifest_tables
+    from accelaes_export.cli.policy_options import chosen_policy, default_plan, sparse_buckets
+    from accelaes_export.cli.terminal import results
+    from accelaes_export.cli.timeline import timeline
+    from accelaes_export.errors import BundleError
+
+    plan, whose = default_plan(manifest), manifest.defaults.policy
+    if steps is not None or policy is not None:
+        chosen = chosen_policy(manifest, policy)
+        plan = chosen.plan(manifest.defaults.steps if steps is None else steps, sparse_buckets(manifest))
+        whose = chosen.name
+    console = results()
+    console.print(manifest_tables.overview(opened))
+    console.print()
+    console.print(manifest_tables.buckets(manifest))
+    console.print()
+    console.print(manifest_tables.tensors(manifest.contract, every_layer=tensors))
+    console.print()
+    if manifest.parity:
+        console.print(manifest_tables.parity(manifest.parity, manifest.measured_on))
+        console.print()
+    console.print(f"Plan of {whose}, {len(plan)} steps")
+    console.print(timeline(plan))
+    try:
+        opened.check_fit()
+    except BundleError as error:
+        console.print(f"\nDoes not run here: {error}", style="yellow", soft_wrap=True)

@@ -1,0 +1,104 @@
+"""Tables of what a manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.table import Table
+from rich.text import Text
+
+from accelaes_export.bundle import Bundle
+from accelaes_export.cli.progress import gigabytes
+from accelaes_export.contract import GraphContract, TensorSpec
+from accelaes_export.manifest import Manifest, Parity
+
+
+def overview(bundle: Bundle) -> Table:
+    """Model, source, geometry, backend, versions and files."""
+    manifest = bundle.manifest
+    contract, latents, source = manifest.contract, manifest.latents, manifest.source
+    rows, columns = latents.grid
+    text = "any up to the model's limit, built for" if contract.dynamic_text else ""
+    segments = " + ".join(f"{s.length} ({', '.join(s.tokenizers)})" for s in manifest.text)
+    weights = f"random, seed {source.seed}" if source.kind == "random" else f"{source.location}"
+    size = sum(record.size for record in manifest.files.values())
+    table = Table(title=str(bundle.path), title_style="bold", title_justify="left", box=None, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in (
+        ("model", f"{manifest.model} ({manifest.family}, {manifest.form} form, {manifest.layers} blocks)"),
+        ("weights", f"{weights}{f' at {source.revision}' if source.revision else ''}"),
+        ("weights' SHA-256", source.weights_sha256),
+        ("resolution", f"{latents.height * latents.vae_scale}x{latents.width * latents.vae_scale} (height x width)"),
+        ("image tokens", f"N = {contract.tokens} ({rows} x {columns} patches of {latents.patch} x {latents.patch})"),
+        ("text tokens", f"M = {text} {contract.text_tokens} = {segments}".replace("  ", " ")),
+        ("batch, dtype", f"{contract.batch} ({2 * contract.batch} rows with guidance), {contract.dtype}"),
+        ("affinity", f"blocks {', '.join(map(str, manifest.affinity_layers))}"),
+        ("word scorer", f"{manifest.token_scorer}, {len(manifest.anchors)} anchors"),
+        ("spatial CFG", "on by default" if manifest.spatial_cfg else "off by default"),
+        ("backend", f"{manifest.backend.name} for {', '.join(manifest.backend.targets)}"),
+        ("versions", ", ".join(f"{package} {version}" for package, version in manifest.backend.versions.items())),
+        ("plugin", manifest.backend.plugin or "none"),
+        ("files", f"{len(manifest.files)}, {gigabytes(size)}: {', '.join(manifest.files)}"),
+        ("defaults", f"{manifest.defaults.policy}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}"),
+        ("pipelines", ", ".join(manifest.pipelines)),
+        ("made by", f"{manifest.created_by}, schema {manifest.schema_version}"),
+    ):
+        table.add_row(name, value)
+    for note in manifest.backend.notes:
+        table.add_row("note", note)
+    return table
+
+
+def buckets(manifest: Manifest) -> Table:
+    """Every bucket with its n, its skip ratio and its share of the dense step's FLOPs."""
+    table = Table("letter", "n/N", "n", "skip ratio", "GFLOPs a step", "share", title="Buckets", title_justify="left")
+    dense = manifest.bucket_flops.get(manifest.contract.tokens, 0)
+    for k, (fraction, n) in enumerate(zip(manifest.bucket_fractions, manifest.contract.buckets, strict=True)):
+        flops = manifest.bucket_flops.get(n)
+        counted = ("", "") if flops is None or not dense else (f"{flops / 1e9:.3g}", f"{flops / dense:.1%}")
+        letter = "D" if n == manifest.contract.tokens else chr(ord("a") + k)
+        table.add_row(letter, f"{fraction:g}", str(n), f"{1 - fraction:g}", *counted)
+    return table
+
+
+def tensors(contract: GraphContract, every_layer: bool) -> Table:
+    """Inputs and outputs in the engine's order; cache tensors of equal shape are one row unless `every_layer`."""
+    table = Table("", "tensor", "dtype", "shape", title="Tensors", title_justify="left")
+    letters = f"B rows, n focus, m = {contract.tokens} - n background, M text"
+    table.caption, table.caption_justify = letters, "left"
+    for direction, specs in (("in", contract.inputs), ("out", contract.outputs)):
+        for name, spec in _named(specs) if every_layer else _folded(specs):
+            table.add_row(direction, name, spec.dtype, f"[{', '.join(map(str, spec.shape))}]")
+    return table
+
+
+def _named(specs: Iterable[TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
+    return ((spec.name, spec) for spec in specs)
+
+
+def _folded(specs: Iterable[TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
+    """cache.0.k, cache.1.k, ... of one shape as "cache.{l}.k  (24 layers)"; others as they are."""
+    groups: dict[tuple[object, ...], list[TensorSpec]] = {}
+    for spec in specs:
+        root, _, rest = spec.name.partition(".")
+        layer, _, part = rest.partition(".")
+        folds = root == "cache" and layer.isdigit()
+        groups.setdefault((part, spec.dtype, spec.shape) if folds else (spec.name,), []).append(spec)
+    for key, members in groups.items():
+        if len(key) == 1:
+            yield members[0].name, members[0]
+        else:
+            yield f"cache.{{l}}.{key[0]}  ({len(members)} layers)", members[0]
+
+
+def parity(comparisons: Iterable[Parity], measured_on: str = "") -> Table:
+    """Each bucket's largest absolute and relative error against its reference."""
+    table = Table("n", "against", "max abs", "max rel", "tolerance", "", title="Parity", title_justify="left")
+    for p in comparisons:
+        verdict = ("passed", "green") if p.passed else ("FAILED", "bold red")
+        errors = (f"{p.max_abs:.1e}", f"{p.max_rel:.1e}", f"{p.tolerance:.1e}")
+        table.add_row(str(p.bucket), p.reference, *errors, Text(*verdict))
+    if measured_on:
+        table.caption, table.caption_justify = f"measured on {measured_on}", "left"
+    return table

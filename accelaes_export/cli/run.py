@@ -1,0 +1,114 @@
+"""`accelaes-export run`: one picture from a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("run")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--prompt", required=True, help="What to draw.")
+@click.option("--negative-prompt", default="", help="What not to draw.")
+@click.option("--policy", metavar="NAME", help="dense, stepcache or accelaes. [default: the bundle's]")
+@click.option("--steps", type=int, help="Denoising steps T. [default: the bundle's]")
+@click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
+@click.option("--seed", default=0, show_default=True, help="Of the first noise.")
+@click.option("--skip-ratio", type=float, metavar="P", help="Share of image tokens a sparse step leaves out: bucket 1 - p.")
+@click.option("--mask-step", type=int, metavar="I", help="The mask is built after this step; it and all before are dense.")
+@click.option("--warmup", type=int, metavar="STEPS", help="Dense steps before the first skip.")
+@click.option("--interval", type=int, metavar="K", help="After that one step in K is computed, the others extrapolated.")
+@click.option("--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("out.png"),
+    show_default=True,
+    help="The picture.",
+)
+@click.option("--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown.")
+@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Plan, step times and words as JSON.")
+@click.option(
+    "--checkpoint",
+    metavar="DIR_OR_HUB_ID",
+    help="Text encoders and VAE, where the checkpoint has moved. [default: where the manifest says]",
+)
+def command(
+    bundle: Path,
+    prompt: str,
+    negative_prompt: str,
+    policy: str | None,
+    steps: int | None,
+    guidance: float | None,
+    seed: int,
+    skip_ratio: float | None,
+    mask_step: int | None,
+    warmup: int | None,
+    interval: int | None,
+    refresh_every: int | None,
+    output: Path,
+    mask_out: Path | None,
+    trace: Path | None,
+    checkpoint: str | None,
+) -> None:
+    """Make a picture, and say what it took: the plan, step times by kind, and the words behind the mask.
+
+    Options that aren't given come from the bundle, then from the policy. Policies: dense computes every token at
+    every step, stepcache skips whole steps, accelaes also computes focus tokens alone at sparse ones.
+
+    \b
+    Examples:
+        accelaes-export run engines/built/shapes --prompt "an intricate red star on the left" -o star.png
+        accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --policy dense -o dense.png
+        accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --skip-ratio 0.75 --mask-out mask.png
+    """
+    from accelaes_export.bundle import open_bundle
+    from accelaes_export.cli import run_report
+    from accelaes_export.cli.policy_options import chosen_policy, sparse_buckets
+    from accelaes_export.cli.progress import TerminalProgress
+    from accelaes_export.cli.terminal import progress_lines, results
+    from accelaes_export.cli.timeline import timeline
+
+    # Everything that can be wrong with the request is found before the models are loaded.
+    for path in (output, mask_out):
+        run_report.require_picture_path(path)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    chosen = chosen_policy(
+        manifest,
+        policy,
+        skip_ratio=skip_ratio,
+        mask_step=mask_step,
+        warmup=warmup,
+        interval=interval,
+        refresh_every=refresh_every,
+    )
+    T = manifest.defaults.steps if steps is None else steps
+    plan = chosen.plan(T, sparse_buckets(manifest))
+    if mask_out is not None:
+        run_report.require_mask(chosen, plan)
+    console = results()
+    console.print(f"Plan of {chosen.name}, {T} steps")
+    console.print(timeline(plan))
+
+    from accelaes_export.runtime.generate import generate
+
+    result = generate(
+        opened,
+        prompt,
+        policy=chosen,
+        steps=T,
+        guidance=manifest.defaults.guidance if guidance is None else guidance,
+        seed=seed,
+        negative_prompt=negative_prompt,
+        checkpoint=checkpoint,
+        progress=TerminalProgress(progress_lines()),
+    )
+    written = run_report.save(result, manifest, output, mask_out, trace)
+    console.print()
+    console.print(run_report.step_times(result.report))
+    for line in run_report.summary(result.report):
+        console.print(line, soft_wrap=True)
+    console.print(f"Wrote {', '.join(map(str, written))}", soft_wrap=True)

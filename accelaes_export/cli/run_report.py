@@ -1,0 +1,78 @@
+"""What `run` writes and prints once a picture is made."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from accelaes_export.errors import InputError
+from accelaes_export.manifest import Manifest
+from accelaes_export.policies import Plan, Policy, StepKind
+
+if TYPE_CHECKING:
+    from accelaes_export.runtime.generate import GenerationResult
+    from accelaes_export.runtime.report import RunReport
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def require_picture_path(path: Path | None) -> None:
+    """InputError where no picture could be saved at `path`."""
+    if path is not None and path.suffix.lower() not in _PICTURES:
+        raise InputError(f"{path} names no picture format; end it with one of {', '.join(_PICTURES)}.")
+
+
+def require_mask(policy: Policy, plan: Plan) -> None:
+    """InputError where a run of `plan` builds no mask that could be shown."""
+    if not policy.affinity_steps(plan):
+        raise InputError(f"Policy {policy.name} builds no mask here, so --mask-out has nothing to show; use accelaes.")
+
+
+def save(
+    result: GenerationResult, manifest: Manifest, output: Path, mask_out: Path | None, trace: Path | None
+) -> list[Path]:
+    """Write the picture and what else was asked for; returns the paths written. Folders are made as needed."""
+    written = [output]
+    for path in (output, mask_out, trace):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    result.image.save(output)
+    if mask_out is not None and result.mask is not None:
+        from accelaes_export.runtime.pictures import mask_overlay
+
+        mask_overlay(result.image, result.mask, manifest.latents.grid).save(mask_out)
+        written.append(mask_out)
+    if trace is not None:
+        trace.write_text(json.dumps(result.report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        written.append(trace)
+    return written
+
+
+def step_times(report: RunReport) -> Table:
+    """Median and total time of each kind of step that occurred."""
+    table = Table("step", "count", "n", "median ms", "total ms", title="Step times", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind in StepKind:
+        of_kind = [step for step in report.steps if step.kind is kind]
+        if not of_kind:
+            continue
+        times = [1e3 * step.seconds for step in of_kind]
+        n = ", ".join(str(count) for count in sorted({step.n for step in of_kind}))
+        counted = (str(len(of_kind)), n, f"{statistics.median(times):.1f}", f"{sum(times):.1f}")
+        table.add_row(kind.name.lower(), *counted)
+    table.add_row("all", str(len(report.steps)), "", "", f"{1e3 * report.seconds:.1f}")
+    return table
+
+
+def summary(report: RunReport) -> Iterator[str]:
+    """Computed token-steps against dense, and the words that drove the mask with their weights."""
+    share = report.cost / report.dense_cost if report.dense_cost else 0.0
+    yield f"Computed {report.cost:g} of {report.dense_cost:g} dense steps' tokens ({share:.0%})."
+    for words in report.words:
+        yield f"Words behind the mask: {words}"

@@ -1,0 +1,30 @@
+"""Consoles: results go to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+# A pipe or a log has no width; tables are laid out for this one, unless $COLUMNS says otherwise.
+_WIDTH_OF_FILES = 120
+
+
+def results() -> Console:
+    """Standard output as it is now (tests and pipes may have replaced it)."""
+    return _console(sys.stdout)
+
+
+def progress_lines() -> Console:
+    """Standard error."""
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO) -> Console:
+    wide = None if file.isatty() or "COLUMNS" in os.environ else _WIDTH_OF_FILES
+    return Console(file=file, width=wide, highlight=False, markup=False, emoji=False)

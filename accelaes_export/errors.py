@@ -1,0 +1,34 @@
+"""The errors a user can meet. Each knows the exit code the command line ends with.
+
+A message is one sentence or two: what was given, what is allowed, what to do.
+"""
+
+from __future__ import annotations
+
+
+class AccelAesError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(AccelAesError, ValueError):
+    """Something the caller gave can't be right: an option, a checkpoint, a folder, a prompt."""
+
+    exit_code = 2
+
+
+class BundleError(InputError):
+    """A bundle that is not whole, not of this version or not for this machine."""
+
+
+class BuildError(AccelAesError):
+    """A build that was asked for correctly and failed on the way."""
+
+    exit_code = 3
+
+
+class MissingComponentError(AccelAesError):
+    """An optional package, plugin, driver or device that this request needs and that isn't there."""
+
+    exit_code = 4

@@ -1,0 +1,100 @@
+"""From a focus step to one ONNX file: torch.export, then the dynamo exporter, then the attention function."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from accelaes_export.contract import GraphContract
+from accelaes_export.errors import BuildError
+from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_inputs
+from accelaes_export.graph.function import OPSET, finish_model, translate
+
+ONNX_NAME = "focus_step.onnx"
+_PROTOBUF_LIMIT = 2**31  # bytes one protobuf message may have; above it weights go beside the file
+TEXT_LIMIT = 4096  # longest text an exported graph takes; tables of the supported families end far below
+
+
+def trace(step: FocusStep, contract: GraphContract) -> torch.export.ExportedProgram:
+    """torch.export of the focus step with B, n, m and M dynamic.
+
+    Raises:
+        BuildError: tracing failed, or an input was merged or lost on the way.
+    """
+    Dim = torch.export.Dim
+    letters = {
+        "B": Dim("B", min=1, max=2 * contract.batch),
+        "n": Dim("n", min=1, max=contract.tokens),
+        "m": Dim("m", min=0, max=contract.tokens),
+        "M": Dim("M", min=1, max=TEXT_LIMIT),
+    }
+    shapes = {
+        spec.name: {axis: letters[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)}
+        for spec in contract.inputs
+    }
+    # A traced size of 0 or 1 would be taken for a constant: every dynamic size of the example lies above.
+    example = example_inputs(contract, n=max(2, contract.tokens // 2))
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                step, as_arguments(contract, example), dynamic_shapes=as_arguments(contract, shapes), strict=False
+            )
+    except Exception as error:
+        raise BuildError(f"torch.export could not trace the focus step: {_first_line(error)}") from error
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    lost = [name for name in program.graph_signature.user_inputs if name not in used]
+    if len(program.graph_signature.user_inputs) != len(contract.inputs) or lost:
+        raise BuildError(
+            f"The traced focus step uses {len(program.graph_signature.user_inputs) - len(lost)} of "
+            f"{len(contract.inputs)} inputs; an input the graph doesn't read can't be part of the contract."
+        )
+    return program
+
+
+def save_onnx(program: torch.export.ExportedProgram, contract: GraphContract, folder: Path) -> Path:
+    """Write `focus_step.onnx` (and, over 2 GB, its external data) into an existing folder; returns its path.
+
+    Raises:
+        BuildError: the exporter failed.
+    """
+    path = folder / ONNX_NAME
+    try:
+        with torch.no_grad(), _quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in contract.inputs],
+                output_names=[spec.name for spec in contract.outputs],
+                custom_translation_table={torch.ops.accelaes.sparse_query_attention.default: translate},
+                verbose=False,
+            )
+    except Exception as error:
+        raise BuildError(f"The ONNX exporter failed: {_first_line(error)}") from error
+    weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    exported.save(str(path), external_data=weights > 0.9 * _PROTOBUF_LIMIT)
+    finish_model(path, contract)
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about operators of packages that aren't installed and about its own internals."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

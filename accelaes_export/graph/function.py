@@ -1,0 +1,73 @@
+"""The ONNX side of `accelaes::SparseQueryAttention`: an opaque node while exporting, a model-local function after.
+
+torch.onnx inlines functions it knows the body of, so the torch operator is translated to a node of an operator
+set without schemas; the function with a standard body is appended to the saved model. Runtimes without a plugin
+of this name inline the body; TensorRT with the plugin registered takes its kernel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxscript
+from onnx import helper
+
+from accelaes_export.contract import GraphContract
+
+DOMAIN = "accelaes"
+NAME = "SparseQueryAttention"
+VERSION = 1
+OPSET = 23  # the first with Attention, and the first in which functions reach TensorRT-RTX's parser
+
+_accelaes = onnxscript.values.Opset(DOMAIN, VERSION)
+_schema = onnx.defs.OpSchema(
+    NAME,
+    DOMAIN,
+    VERSION,
+    inputs=[onnx.defs.OpSchema.FormalParameter(name, "T") for name in ("q", "k", "v", "k_bg", "v_bg")],
+    outputs=[onnx.defs.OpSchema.FormalParameter("out", "T")],
+    type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
+    attributes=[onnx.defs.OpSchema.Attribute("scale", onnx.defs.OpSchema.AttrType.FLOAT, "", required=True)],
+)
+_sparse_query_attention = onnxscript.values.Op(_accelaes, NAME, op_schema=_schema)
+
+
+def translate(q, k, v, k_bg, v_bg, scale: float):
+    """torch.onnx's translation of the operator: the opaque node."""
+    return _sparse_query_attention(q, k, v, k_bg, v_bg, scale=scale)
+
+
+def function_proto() -> onnx.FunctionProto:
+    """The function: keys and values concatenated, then Attention-23 with the node's own scale."""
+    attention = helper.make_node("Attention", ["q", "keys", "values"], ["out"])
+    attention.attribute.append(onnx.AttributeProto(name="scale", type=onnx.AttributeProto.FLOAT, ref_attr_name="scale"))
+    return helper.make_function(
+        DOMAIN,
+        NAME,
+        inputs=["q", "k", "v", "k_bg", "v_bg"],
+        outputs=["out"],
+        nodes=[
+            helper.make_node("Concat", ["k", "k_bg"], ["keys"], axis=2),
+            helper.make_node("Concat", ["v", "v_bg"], ["values"], axis=2),
+            attention,
+        ],
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        attributes=["scale"],
+    )
+
+
+def finish_model(path: Path, contract: GraphContract) -> None:
+    """Give the saved model at `path` the function's definition and the contract's letters; weights aren't touched."""
+    model = onnx.load(path, load_external_data=False)
+    model.functions.append(function_proto())
+    if not any(entry.domain == DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    # The exporter names every symbol by a number of its own, also where two are the same letter.
+    del model.graph.value_info[:]
+    values = {value.name: value for value in (*model.graph.input, *model.graph.output)}
+    for spec in (*contract.inputs, *contract.outputs):
+        for dimension, size in zip(values[spec.name].type.tensor_type.shape.dim, spec.shape, strict=True):
+            if isinstance(size, str):
+                dimension.dim_param = size
+    onnx.save_model(model, path)

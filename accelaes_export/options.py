@@ -1,0 +1,75 @@
+"""Reading the options that are more than a number: resolutions, buckets, targets. Recipes, Python and the CLI share it.
+
+Every function takes what a user may write, a string or a sequence, and returns the one form the library uses.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from accelaes_export.errors import InputError
+
+
+def parse_resolution(given: str | Sequence[int]) -> tuple[int, int]:
+    """(height, width) in pixels from "HEIGHTxWIDTH", e.g. "1024x768" is 1024 high, or from two integers."""
+    if isinstance(given, str):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*[xX×]\s*(\d{1,6})\s*", given)
+        if match is None:
+            raise InputError(f"Resolution {given!r} can't be read; write HEIGHTxWIDTH in pixels, e.g. 1024x1024.")
+        pair: tuple[int, ...] = (int(match[1]), int(match[2]))
+    else:
+        pair = tuple(given) if isinstance(given, Iterable) else ()
+    if len(pair) != 2 or any(isinstance(side, bool) or not isinstance(side, int) for side in pair):
+        raise InputError(f"Resolution {given!r} can't be read; give two whole numbers, height and width in pixels.")
+    if min(pair) < 1:
+        raise InputError(
+            f"Resolution {pair[0]}x{pair[1]} has a side below 1 pixel; write HEIGHTxWIDTH, e.g. 1024x1024."
+        )
+    return pair[0], pair[1]
+
+
+def parse_buckets(given: str | Iterable[float | str]) -> tuple[float, ...]:
+    """Bucket fractions n/N below 1, ascending, from "0.25,0.5,0.75" or numbers.
+
+    1.0 means dense, which every bundle has: it is allowed and left out of the result. InputError for what
+    isn't a number, for n/N <= 0 or > 1, and for duplicates.
+    """
+    if not isinstance(given, Iterable):
+        raise InputError(f"Buckets {given!r} can't be read; give several fractions n/N, e.g. 0.25,0.5,0.75.")
+    items = list(given.split(",") if isinstance(given, str) else given)
+    fractions: list[float] = []
+    for item in items:
+        fraction = _fraction(item)
+        if fraction in fractions:
+            raise InputError(f"Bucket {fraction:g} is given twice; give every fraction n/N once.")
+        fractions.append(fraction)
+    return tuple(sorted(fraction for fraction in fractions if fraction < 1))
+
+
+def _fraction(item: float | str) -> float:
+    try:
+        fraction = float(item)
+    except (TypeError, ValueError):
+        fraction = math.nan
+    if math.isnan(fraction) or isinstance(item, bool):
+        raise InputError(f"Bucket {item!r} is not a number; give fractions n/N, e.g. --buckets 0.25,0.5,0.75.")
+    if fraction <= 0:
+        raise InputError(f"Bucket {fraction:g} is not above 0; a bucket is a fraction n/N with 0 < n/N <= 1.")
+    if fraction > 1:
+        raise InputError(
+            f"Bucket {fraction:g} is above 1; a bucket is a fraction n/N (skip ratio p means bucket 1 - p)."
+        )
+    return fraction
+
+
+def parse_targets(given: str | Iterable[str]) -> tuple[str, ...]:
+    """Compute capabilities from "sm86,sm120": "sm" and digits, or "cpu", "cuda". Backends check theirs."""
+    items = [item.strip().lower() for item in (given.split(",") if isinstance(given, str) else given)]
+    for item in items:
+        if item not in ("cpu", "cuda") and re.fullmatch(r"sm\d{2,3}[af]?", item) is None:
+            raise InputError(f"Target {item!r} can't be read; name compute capabilities like sm86,sm120, or cpu.")
+        if items.count(item) > 1:
+            raise InputError(f"Target {item} is given twice; name every compute capability once.")
+    return tuple(items)

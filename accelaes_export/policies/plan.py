@@ -1,0 +1,114 @@
+"""A plan: what kind of step every denoising step is. Data, one symbol a step, the same for every policy.
+
+D        DENSE: all N tokens are computed
+a b c …  SPARSE: the focus tokens of a bucket are computed (a is the bundle's smallest bucket)
+.        SKIP: nothing is computed, the prediction is extrapolated
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from accelaes_export.errors import InputError
+
+
+class StepKind(enum.Enum):
+    DENSE = "D"
+    SPARSE = "s"
+    SKIP = "."
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan. `fraction` is n/N: 1 for DENSE, the bucket's for SPARSE, 0 for SKIP."""
+
+    kind: StepKind
+    fraction: float
+
+    @property
+    def computed(self) -> bool:
+        return self.kind is not StepKind.SKIP
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A denoising run's step kinds in sampling order.
+
+    Attributes:
+        symbols: one of ``D``, ``.`` or a bucket letter for each of the T steps.
+        buckets: the fractions n/N < 1 that the letters a, b, c, … stand for, strictly ascending, at most 26.
+    """
+
+    symbols: str
+    buckets: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        ascending = all(low < high for low, high in zip((0.0, *self.buckets), (*self.buckets, 1.0), strict=True))
+        if not ascending or len(self.buckets) > 26:
+            raise InputError(
+                f"A plan's buckets are {', '.join(f'{b:g}' for b in self.buckets)}; allowed are at most 26 fractions "
+                "above 0 and below 1, strictly ascending (the dense bucket 1 has no letter)."
+            )
+        if not self.symbols:
+            raise InputError("The plan is empty; give one symbol a step: D, '.' or a bucket letter.")
+        allowed = {"D", ".", *self.letters}
+        for i, symbol in enumerate(self.symbols):
+            if symbol not in allowed:
+                raise InputError(
+                    f"Step {i} of the plan is {symbol!r}; allowed are {', '.join(sorted(allowed))} "
+                    f"(letters stand for the buckets {', '.join(f'{b:g}' for b in self.buckets) or 'none'})."
+                )
+        if self.symbols[0] != "D":
+            raise InputError(
+                f"The plan starts with {self.symbols[0]!r}; its first step must be D, as nothing is cached yet."
+            )
+
+    @property
+    def letters(self) -> dict[str, float]:
+        """Bucket letter to fraction."""
+        return {chr(ord("a") + k): fraction for k, fraction in enumerate(self.buckets)}
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def __getitem__(self, i: int) -> Step:
+        symbol = self.symbols[i]
+        if symbol == "D":
+            return Step(StepKind.DENSE, 1.0)
+        if symbol == ".":
+            return Step(StepKind.SKIP, 0.0)
+        return Step(StepKind.SPARSE, self.letters[symbol])
+
+    def __iter__(self) -> Iterator[Step]:
+        return (self[i] for i in range(len(self)))
+
+    def __str__(self) -> str:
+        return self.symbols
+
+    @property
+    def cost(self) -> float:
+        """Computed token-steps in units of one dense step: the sum of n/N over the steps."""
+        return math.fsum(step.fraction for step in self)
+
+    def count(self, kind: StepKind) -> int:
+        return sum(step.kind is kind for step in self)
+
+
+def bucket_letter(fraction: float, buckets: Sequence[float]) -> str:
+    """The letter of the bucket n/N = `fraction`; InputError names the nearest where there is none."""
+    for k, bucket in enumerate(buckets):
+        if abs(bucket - fraction) < 1e-6:
+            return chr(ord("a") + k)
+    if not buckets:
+        raise InputError(
+            "This bundle has no bucket below 1.0, so sparse steps can't run; use --policy dense or stepcache."
+        )
+    nearest = min(buckets, key=lambda bucket: abs(bucket - fraction))
+    raise InputError(
+        f"Skip ratio {1 - fraction:g} needs the bucket {fraction:g}, which this bundle doesn't have "
+        f"(buckets {', '.join(f'{b:g}' for b in buckets)}); the nearest skip ratio is {1 - nearest:g}, "
+        f"or rebuild with --buckets {fraction:g}."
+    )

@@ -1,0 +1,59 @@
+"""Policies by name, for the command line, manifests and services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any
+
+from accelaes_export.errors import InputError
+from accelaes_export.policies.accelaes import AccelAes
+from accelaes_export.policies.base import Policy, SpatialGuidance
+from accelaes_export.policies.dense import Dense
+from accelaes_export.policies.stepcache import StepCache
+
+_POLICIES: dict[str, type[Dense] | type[StepCache] | type[AccelAes]] = {
+    policy.name: policy for policy in (Dense, StepCache, AccelAes)
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every policy's name."""
+    return tuple(_POLICIES)
+
+
+def named(name: str, **options: Any) -> Policy:
+    """The policy called `name` with `options` in place of its defaults.
+
+    ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it.
+
+    Raises:
+        InputError: for a name or option that doesn't exist (the message lists those that do), or a value out of range.
+    """
+    if name not in _POLICIES:
+        raise InputError(f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them.")
+    policy = _POLICIES[name]
+    _check_options(f"Policy {name}", policy, options)
+    cfg = options.get("spatial_cfg")
+    if isinstance(cfg, Mapping):
+        _check_options("spatial_cfg", SpatialGuidance, cfg)
+        options = {**options, "spatial_cfg": SpatialGuidance(**cfg)}
+    make: Callable[..., Policy] = policy
+    return make(**options)
+
+
+def options_of(policy: Policy) -> dict[str, Any]:
+    """The policy's options as plain data, so that ``named(policy.name, **options_of(policy)) == policy``."""
+    return asdict(policy)  # type: ignore[call-overload]
+
+
+def _check_options(what: str, kind: type[Any], options: Mapping[str, Any]) -> None:
+    """InputError for a field `kind` doesn't have, or a required one that is missing."""
+    allowed = {field.name: field for field in fields(kind)}
+    for option in options:
+        if option not in allowed:
+            listed = f"allowed are {', '.join(allowed)}" if allowed else "it takes none"
+            raise InputError(f"{what} has no option {option!r}; {listed}: leave it out or correct its name.")
+    for option, field in allowed.items():
+        if field.default is MISSING and option not in options:
+            raise InputError(f"{what} lacks {option!r}; it needs a value: add it.")

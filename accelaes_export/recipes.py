@@ -1,0 +1,178 @@
+"""Recipes: what `build --model NAME` means. One YAML file each in engines/recipes/, validated into a `BuildRecipe`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from accelaes_export.errors import InputError
+from accelaes_export.manifest import TextSegment
+from accelaes_export.options import parse_buckets, parse_resolution
+
+SHIPPED = "shipped:"
+"""A checkpoint written ``shipped:NAME`` is the folder engines/checkpoints/NAME that is installed with the package."""
+
+
+class PolicyChoice(BaseModel):
+    """A policy by its registered name, and options that differ from its defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class BuildRecipe(BaseModel):
+    """Everything a build needs to know beside the weights.
+
+    Attributes:
+        checkpoint: a folder, a hub id, or ``shipped:NAME``.
+        tested: whether this release was tested with the published weights.
+        resolution: picture height and width in pixels.
+        batch: images per call; guidance doubles the rows.
+        buckets: fractions n/N < 1, ascending; dense (1.0) is always built beside them.
+        affinity_every: the affinity averages every k-th block's text attention; 1 is all of them.
+        text: runs of text positions in sequence order; their lengths add up to M.
+        token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
+        anchors: anchor phrases, or None for the policy's own.
+        vae_scale: pixels per latent cell.
+        transformer_config: the published diffusers config, for random weights; None: the shipped checkpoint's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    family: str
+    checkpoint: str
+    tested: bool
+    resolution: Annotated[tuple[int, int], BeforeValidator(parse_resolution)]
+    batch: int = Field(ge=1)
+    dtype: Literal["fp32", "fp16", "bf16"]
+    buckets: Annotated[tuple[float, ...], BeforeValidator(parse_buckets)]
+    affinity_every: int = Field(ge=1)
+    text: tuple[TextSegment, ...] = Field(min_length=1)
+    steps: int = Field(ge=2)
+    guidance: float = Field(ge=0)
+    policy: PolicyChoice
+    spatial_cfg: bool
+    token_scorer: Literal["clip", "lexical"]
+    anchors: tuple[str, ...] | None = None
+    vae_scale: int = Field(ge=1)
+    transformer_config: dict[str, Any] | None = None
+
+    @field_validator("text")
+    @classmethod
+    def _text_has_positions(cls, segments: tuple[TextSegment, ...]) -> tuple[TextSegment, ...]:
+        for segment in segments:
+            if segment.length < 1 or not segment.tokenizers:
+                raise InputError(
+                    f"A text segment of {segment.length} positions needs a tokenizer and a length above 0."
+                )
+        return segments
+
+    @property
+    def text_tokens(self) -> int:
+        """M, the text window."""
+        return sum(segment.length for segment in self.text)
+
+    @property
+    def shipped_checkpoint(self) -> Path | None:
+        """The folder of a checkpoint that is installed with the package, or None."""
+        return shipped_folder(self.checkpoint) if self.checkpoint.startswith(SHIPPED) else None
+
+    def architecture(self) -> dict[str, Any]:
+        """The transformer's diffusers config: the recipe's own, else the shipped checkpoint's.
+
+        Raises InputError where the recipe has neither.
+        """
+        if self.transformer_config is not None:
+            return dict(self.transformer_config)
+        folder = self.shipped_checkpoint
+        if folder is None:
+            raise InputError(f"Recipe {self.name} has no transformer_config, so it can't be built with random weights.")
+        try:
+            config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"The shipped checkpoint {folder} has no readable transformer/config.json: {error}"
+            ) from error
+        return dict(config)
+
+    def tokens(self) -> int:
+        """N at the recipe's resolution, row by row of patches."""
+        cell = self.vae_scale * int(self.architecture()["patch_size"])
+        height, width = self.resolution
+        return (height // cell) * (width // cell)
+
+    def override(self, **given: Any) -> BuildRecipe:
+        """This recipe with the given fields replaced; None leaves a field as it is. Validated like a file.
+
+        Resolution and buckets may be written as on the command line: "1024x1024", "0.25,0.5".
+        """
+        changes = {field: value for field, value in given.items() if value is not None}
+        return _validated(self.model_dump() | changes, "")
+
+
+def shipped_folder(checkpoint: str) -> Path:
+    """The folder of the checkpoint ``shipped:NAME``; InputError where no such one is installed."""
+    folder = _engines().joinpath("checkpoints", checkpoint.removeprefix(SHIPPED))
+    if not folder.is_dir():
+        known = ", ".join(f"{SHIPPED}{path.name}" for path in sorted(folder.parent.glob("*")) if path.is_dir())
+        raise InputError(f"Checkpoint {checkpoint!r} is not installed with this package; it ships {known or 'none'}.")
+    return folder
+
+
+def names() -> tuple[str, ...]:
+    """Names of all installed recipes, sorted."""
+    folder = _engines() / "recipes"
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def load(name: str) -> BuildRecipe:
+    """The recipe called `name`; InputError lists all names where there is no such recipe."""
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise InputError(f"Model {name!r} is unknown; there are {', '.join(known)}.{hint}")
+    text = (_engines() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse(text, f"{name}.yaml")
+
+
+def parse(text: str, where: str) -> BuildRecipe:
+    """A recipe from YAML; InputError names `where` and the first field that is wrong."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{where} holds no recipe; a recipe is a YAML mapping of field names to values.")
+    return _validated(data, f"{where}: ")
+
+
+def _validated(data: dict[Any, Any], prefix: str) -> BuildRecipe:
+    try:
+        return BuildRecipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, InputError):  # already a sentence that says what is allowed
+            raise InputError(f"{prefix}{cause}") from error
+        field = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            allowed = ", ".join(sorted(BuildRecipe.model_fields))
+            raise InputError(f"{prefix}{field} is no field of a recipe; the fields are {allowed}.") from error
+        given = "" if first["type"] == "missing" else f", not {first['input']!r}"
+        raise InputError(f"{prefix}{field}: {first['msg'][0].lower()}{first['msg'][1:]}{given}.") from error
+
+
+def _engines() -> Path:
+    """The folder of accelaes_export.engines: package data of an installation, engines/ of an editable one."""
+    return Path(str(resources.files("accelaes_export.engines")))

@@ -1,0 +1,123 @@
+"""What a run did: the plan as carried out, times by step kind, the words behind the mask."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.policies.plan import Plan, StepKind
+
+if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.policies.words import WordWeights
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One denoising step: its index, kind, focus tokens n (0 for SKIP) and seconds."""
+
+    index: int
+    kind: StepKind
+    n: int
+    seconds: float
+
+
+@dataclass
+class RunReport:
+    """Filled while a run goes on.
+
+    Attributes:
+        plan: what was planned.
+        tokens: N.
+        steps: what was done, in order.
+        words: per prompt, the words and weights behind the mask (empty where no mask is used).
+        focus_index: [b, n] of the last sparse step, or None.
+        affinity: [b, N] the mask was built from, or None.
+    """
+
+    plan: Plan
+    tokens: int
+    steps: list[StepRecord] = field(default_factory=list)
+    words: tuple[WordWeights, ...] = ()
+    focus_index: torch.Tensor | None = None
+    affinity: torch.Tensor | None = None
+
+    @property
+    def cost(self) -> float:
+        """Computed token-steps in dense steps: the sum of n/N."""
+        return sum(step.n for step in self.steps) / self.tokens
+
+    @property
+    def dense_cost(self) -> float:
+        """What a dense run of the same length costs."""
+        return float(len(self.steps))
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps, engine and policy together."""
+        return sum(step.seconds for step in self.steps)
+
+    def by_kind(self) -> dict[StepKind, list[float]]:
+        """Step times in seconds, grouped by kind."""
+        times: dict[StepKind, list[float]] = {}
+        for step in self.steps:
+            times.setdefault(step.kind, []).append(step.seconds)
+        return times
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, e.g. for `run --trace`."""
+        return {
+            "plan": str(self.plan),
+            "buckets": list(self.plan.buckets),
+            "tokens": self.tokens,
+            "cost_in_dense_steps": self.cost,
+            "dense_cost": self.dense_cost,
+            "seconds": self.seconds,
+            "steps": [
+                {"index": s.index, "kind": s.kind.name, "n": s.n, "milliseconds": 1e3 * s.seconds} for s in self.steps
+            ],
+            "words": [
+                {
+                    "scorer": w.scorer,
+                    "fallback": w.fallback,
+                    "weights": dict(zip(w.words, map(float, w.weights), strict=True)),
+                }
+                for w in self.words
+            ],
+        }
+
+
+class StepTimer:
+    """Times steps without stopping a GPU: CUDA events are read only when the report is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[int, StepKind, int, Any, Any]] = []
+
+    def start(self) -> None:
+        """A step begins."""
+        self._start = self._mark()
+
+    def stop(self, index: int, kind: StepKind, n: int) -> None:
+        """The step begun last ends."""
+        self._marks.append((index, kind, n, self._start, self._mark()))
+
+    def steps(self) -> list[StepRecord]:
+        """All recorded steps; waits for the device once."""
+        if self._cuda:
+            import torch
+
+            torch.cuda.synchronize()
+            return [StepRecord(i, kind, n, 1e-3 * start.elapsed_time(end)) for i, kind, n, start, end in self._marks]
+        return [StepRecord(i, kind, n, end - start) for i, kind, n, start, end in self._marks]
+
+    def _mark(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

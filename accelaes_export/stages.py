@@ -1,0 +1,58 @@
+"""Finished stages of a build, kept beside the bundles so that a repeated or interrupted build reuses what is whole.
+
+A stage is a folder `.stages/<name>-<key>` next to the bundle, where the key is a hash of everything its outcome
+depends on. It is made under another name and renamed when it is done, so a folder of that name is always whole.
+Bundles hard-link its files; removing `.stages` costs nothing but the time to build again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+KEY_LENGTH = 16
+
+
+def stage_key(**parts: Any) -> str:
+    """Hex key of what a stage depends on; parts must be plain data (JSON)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:KEY_LENGTH]
+
+
+class StageStore:
+    """The stages beside one output folder."""
+
+    def __init__(self, output: Path) -> None:
+        self.root = output.parent / ".stages"
+
+    def find(self, name: str, key: str) -> Path | None:
+        """The finished stage's folder, or None."""
+        folder = self._folder(name, key)
+        return folder if folder.is_dir() else None
+
+    def make(self, name: str, key: str, work: Callable[[Path], None]) -> Path:
+        """Run `work` on an empty folder and keep it as this stage; nothing is kept where it raises."""
+        folder = self._folder(name, key)
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            work(partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    def clean(self) -> None:
+        """Remove what builds that were killed left half-made."""
+        for partial in self.root.glob(".*"):
+            owner = partial.name.rpartition(".")[2]
+            if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _folder(self, name: str, key: str) -> Path:
+        return self.root / f"{name}-{key}"

@@ -1,0 +1,144 @@
+"""Does a bundle's engine compute what the model computes? Every bucket against diffusers, or the eager focus step."""
+
+from __future__ import annotations
+
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
+from accelaes_export.backends import backend
+from accelaes_export.bundle import Bundle
+from accelaes_export.errors import InputError
+from accelaes_export.manifest import Manifest, Parity
+from accelaes_export.patches import patchify
+from accelaes_export.progress import BuildProgress, Silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.backends.base import Session
+
+# Largest error allowed, relative to the largest value of each output. fp32: reordered sums; halves: about ten
+# roundings of 2**-11 (fp16) and 2**-8 (bf16) that add up over the blocks.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was compared. `skipped` says why an engine could not be run here ('' where it was)."""
+
+    parity: tuple[Parity, ...]
+    skipped: str
+
+    @property
+    def passed(self) -> bool:
+        """Nothing that could be compared differs by more than its tolerance."""
+        return all(result.passed for result in self.parity)
+
+
+def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: BuildProgress | None = None) -> VerifyReport:
+    """Check a bundle's hashes, then every bucket of its engine against the diffusers model.
+
+    Args:
+        bundle: the opened bundle.
+        checkpoint: where the weights are now, if not where the manifest says.
+        progress: told of the stages.
+
+    Raises:
+        BundleError: a file differs from the manifest.
+        InputError: the checkpoint has other weights than the bundle was built from.
+    """
+    progress = progress or Silent()
+    manifest = bundle.manifest
+    with progress.stage("hashes", f"{len(manifest.files)} files"):
+        bundle.check()
+    available = backend(manifest.backend.name).availability()
+    if not available.can_run:
+        return VerifyReport((), f"{available.reason} {available.remedy}".strip())
+    with progress.stage("load", manifest.source.location):
+        model = source_model(manifest, checkpoint)
+    with progress.stage("verify", f"{len(manifest.contract.buckets)} buckets") as stage:
+        return VerifyReport(compare(bundle.session(), manifest, model, stage.update), "")
+
+
+def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:
+    """The diffusers transformer a bundle was built from, in the bundle's dtype; InputError if its weights differ."""
+    adapter, dtype = backbone(manifest.family), manifest.contract.dtype
+    if manifest.source.kind == "random":
+        assert manifest.source.seed is not None
+        return random_transformer(adapter, manifest.transformer_config, dtype, manifest.source.seed)
+    found = resolve(checkpoint or manifest.source.location, adapter, dtype, revision=manifest.source.revision)
+    if found.source.weights_sha256 != manifest.source.weights_sha256:
+        raise InputError(
+            f"{found.folder} has other weights than this bundle was built from (hash {found.source.weights_sha256[:12]}…, "
+            f"not {manifest.source.weights_sha256[:12]}…); name the right checkpoint, or build again."
+        )
+    return load_transformer(found, adapter, dtype)
+
+
+def compare(session: Session, manifest: Manifest, model: torch.nn.Module, update=None) -> tuple[Parity, ...]:
+    """Every bucket of a session on the same random inputs as the model in fp32 (its weights in the bundle's dtype).
+
+    Dense: prediction against the unmodified diffusers model. Sparse: every output against the eager focus step.
+    """
+    import torch
+
+    from accelaes_export.graph.focus_step import FocusStep, example_inputs
+
+    adapter: Backbone = backbone(manifest.family)
+    contract, reference = manifest.contract, model.float()
+    step = FocusStep(reference, adapter, manifest.affinity_layers).eval()
+    results = []
+    for k, n in enumerate(contract.buckets):
+        inputs = example_inputs(contract, n, seed=n)
+        exact = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+        with torch.no_grad():
+            if n == contract.tokens:
+                step.restore()
+                call = {name: exact[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
+                sample = reference(**call, return_dict=False)[0]
+                expected = {"focus_prediction": patchify(sample, manifest.latents)}
+                kind = "diffusers"
+            else:
+                step.install()
+                expected, kind = step.run(contract, exact), "eager focus step"
+        results.append(_parity(session, inputs, expected, n, kind, TOLERANCES[contract.dtype]))
+        if update is not None:
+            update((k + 1) / len(contract.buckets), f"n = {n}")
+    return tuple(results)
+
+
+def _parity(session, inputs, expected, n: int, reference: str, tolerance: float) -> Parity:
+    import torch
+
+    contract = session.contract
+    sizes = contract.sizes(n)
+    specs = {spec.name: spec for spec in contract.outputs}
+    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    outputs = {
+        name: torch.empty(specs[name].sized(sizes), dtype=dtypes[specs[name].dtype], device=session.device)
+        for name in expected
+    }
+    session.run({name: tensor.to(session.device) for name, tensor in inputs.items()}, outputs)
+    max_abs = max_rel = 0.0
+    for name, wanted in expected.items():
+        error = (outputs[name].float().cpu() - wanted).abs().max().item()
+        # A NaN would vanish in max(); as infinity it fails, which is what it should do.
+        error = math.inf if math.isnan(error) else error
+        max_abs = max(max_abs, error)
+        max_rel = max(max_rel, error / max(wanted.abs().max().item(), 1e-12))
+    return Parity(
+        bucket=n, reference=reference, max_abs=max_abs, max_rel=max_rel, tolerance=tolerance, passed=max_rel <= tolerance
+    )
+
+
+def machine() -> str:
+    """The machine figures come from, in words."""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} torch threads{gpu}"

@@ -1,0 +1,13 @@
+"""Settings of the whole suite: property tests have no deadline, torch keeps to two threads."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Before anything imports torch: more threads than this only fight each other on a CI machine.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+settings.register_profile("accelaes", deadline=None, max_examples=50)
+settings.load_profile("accelaes")

@@ -1,0 +1,43 @@
+"""Small real tokenizers of the two kinds diffusion pipelines carry: CLIP's byte-level BPE and T5's Unigram."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def clip_tokenizer(words: tuple[str, ...] = (), length: int = 77) -> Any:
+    """transformers' CLIPTokenizer whose vocabulary merges `words` whole and leaves all others in bytes."""
+    from transformers import CLIPTokenizer
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [*map(chr, printable), *(chr(256 + k) for k in range(len(others)))]
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        left = word[0]
+        for i, letter in enumerate(word[1:], start=1):
+            right = letter + ("</w>" if i == len(word) - 1 else "")
+            merges[(left, right)] = None
+            left += right
+    symbols = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), BEGIN, END]
+    vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=length)
+
+
+def t5_tokenizer(pieces: tuple[str, ...] = (), padding_side: str = "right") -> Any:
+    """A fast Unigram tokenizer with T5's metaspace, end token and padding; `pieces` go before letters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [chr(c) for c in range(33, 127)] + list("éü")
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("\u2581", -3.0)]
+    vocab += [(piece, -2.0) for piece in pieces] + [(c, -6.0) for c in letters]
+    backend = Tokenizer(models.Unigram(vocab, unk_id=2, byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side=padding_side
+    )

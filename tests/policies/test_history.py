@@ -1,0 +1,167 @@
+"""Per-token history, against a loop over single tokens in float64 with Lagrange's form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelaes_export.errors import InputError
+from accelaes_export.policies.base import Extrapolation
+from accelaes_export.policies.history import History
+
+torch.set_num_threads(1)
+
+
+@st.composite
+def runs(draw):
+    """A run: image batch, tokens, channels, and computed steps (focus index or None, prediction, clock)."""
+    b, N, d = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    steps, clock = [], draw(st.sampled_from([0.0, 1.0, 20.0]))
+    direction = draw(st.sampled_from([1.0, -1.0]))  # step indices rise, sigmas fall
+    for number in range(draw(st.integers(1, 7))):
+        focus, n = None, N
+        if number > 0 and draw(st.booleans()):
+            n = draw(st.integers(1, N))
+            focus = torch.stack([torch.randperm(N, generator=generator)[:n].sort().values for _ in range(b)])
+        steps.append((focus, torch.randn(b, n, d, generator=generator), clock))
+        clock += direction * draw(st.sampled_from([1.0, 2.0, 3.0, 0.25, 0.37]))
+    return b, N, d, steps, clock
+
+
+def by_token(b, N, d, steps, clock, order, reach):
+    """The definition, token by token; also the size of the numbers that were added, for the tolerance."""
+    predicted, size = np.zeros((b, N, d)), np.zeros((b, N, d))
+    for image in range(b):
+        for token in range(N):
+            known = []
+            for focus, prediction, when in steps:
+                row = list(range(N)) if focus is None else focus[image].tolist()
+                if token in row:
+                    known.append((float(np.float32(when)), prediction[image, row.index(token)].double().numpy()))
+            known = known[-(order + 1) :]
+            target = float(np.float32(clock))
+            if len(known) > 1 and reach is not None:
+                last, gap = known[-1][0], known[-1][0] - known[-2][0]
+                target = last + min((target - last) / gap, reach) * gap
+            for j, (t_j, value) in enumerate(known):
+                weight = np.prod([(target - t) / (t_j - t) for k, (t, _) in enumerate(known) if k != j])
+                predicted[image, token] += weight * value
+                size[image, token] += abs(weight) * abs(value)
+    return predicted, size
+
+
+def taken_in(steps, order):
+    history = History(order)
+    for step in steps:
+        history.update(*step)
+    return history
+
+
+reaches = st.sampled_from([None, 0.0, 0.5, 1.0, 2.5])
+
+
+@given(runs(), st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2]), reaches)
+@settings(deadline=None, max_examples=150)
+def test_every_token_is_extrapolated_from_its_own_computed_predictions(run, order, kept, reach):
+    b, N, d, steps, clock = run
+    history = taken_in(steps, max(order, kept))
+    predicted = history.at(clock, Extrapolation(order=order, reach=reach))
+    expected, size = by_token(b, N, d, steps, clock, order, reach)
+    assert predicted.dtype == torch.float32
+    assert (np.abs(predicted.double().numpy() - expected) <= 2e-5 * size + 1e-7).all()
+
+
+@given(runs(), st.sampled_from([1, 2]))
+@settings(deadline=None, max_examples=50)
+def test_at_the_clock_of_the_last_computation_the_prediction_comes_back_bit_for_bit(run, order):
+    _, _, _, steps, _ = run
+    history = taken_in(steps, order)
+    focus, prediction, clock = steps[-1]
+    predicted = history.at(clock, Extrapolation(order=order))
+    if focus is not None:
+        predicted = predicted.gather(1, focus.unsqueeze(-1).expand_as(prediction))
+    assert torch.equal(predicted.view(torch.int32), prediction.view(torch.int32))
+
+
+@given(st.sampled_from([0, 1, 2]), st.lists(st.integers(-4, 4), min_size=3, max_size=3), st.integers(1, 3))
+@settings(deadline=None, max_examples=40)
+def test_a_polynomial_of_the_orders_degree_is_reproduced_exactly(order, coefficients, gap):
+    def polynomial(t):
+        value = sum(c * t**k for k, c in enumerate(coefficients[: order + 1]))
+        return torch.full((1, 2, 1), float(value))
+
+    clocks = [0, gap, 3 * gap]  # uneven, and exact in binary
+    history = taken_in([(None, polynomial(t), float(t)) for t in clocks], order)
+    for ahead in (1, 2, 4):
+        t = clocks[-1] + ahead * 2 * gap
+        assert torch.allclose(history.at(float(t), Extrapolation(order=order)), polynomial(t), rtol=3e-6, atol=1e-4)
+
+
+def test_beyond_its_reach_a_prediction_stays_where_it_was_at_one_gap():
+    history = taken_in([(None, torch.tensor([[[1.0]]]), 0.0), (None, torch.tensor([[[3.0]]]), 4.0)], 1)
+    limited = [history.at(t, Extrapolation(reach=1.0)).item() for t in (4.0, 6.0, 8.0, 9.0, 20.0)]
+    assert limited == [3.0, 4.0, 5.0, 5.0, 5.0]
+    assert history.at(20.0, Extrapolation()).item() == 11.0
+
+
+def test_a_token_computed_once_is_held_and_one_computed_twice_is_extrapolated_linearly_at_order_two():
+    one = torch.ones(1, 2, 1)
+    history = taken_in([(None, one, 0.0)], 2)
+    assert history.at(5.0, Extrapolation(order=2)).tolist() == [[[1.0], [1.0]]]
+    history.update(torch.tensor([[1]]), 3 * torch.ones(1, 1, 1), 1.0)
+    assert history.at(2.0, Extrapolation(order=2)).tolist() == [[[1.0], [5.0]]]
+
+
+def test_two_computations_at_one_clock_value_hold_instead_of_dividing_by_zero():
+    history = taken_in([(None, torch.zeros(1, 1, 1), 0.5), (None, torch.ones(1, 1, 1), 0.5)], 2)
+    assert history.at(0.25, Extrapolation(order=2)).item() == 1.0
+
+
+def test_the_history_neither_keeps_nor_hands_out_the_callers_tensors():
+    prediction = torch.ones(1, 2, 1)
+    history = taken_in([(None, prediction, 0.0)], 1)
+    prediction.fill_(7)
+    for order in (0, 1):
+        history.at(0.0, Extrapolation(order=order)).fill_(9)
+    assert history.at(0.0, Extrapolation(order=1)).tolist() == [[[1.0], [1.0]]]
+
+
+def test_half_precision_predictions_are_kept_in_single_precision():
+    history = taken_in([(None, torch.ones(1, 1, 1, dtype=torch.float16), 0.0)], 1)
+    assert history.at(1.0, Extrapolation()).dtype == torch.float32
+
+
+class _NoHostSync(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails on every operation that would make the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"}, (
+            func
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operation_waits_for_the_device():
+    history = History(2)
+    with _NoHostSync():
+        history.update(None, torch.randn(2, 4, 3), 0.0)
+        history.update(torch.tensor([[0, 2], [1, 3]]), torch.randn(2, 2, 3), 1.0)
+        history.update(None, torch.randn(2, 4, 3), 2.0)
+        history.at(3.0, Extrapolation(order=2, reach=1.0))
+
+
+def test_a_run_that_begins_sparse_asks_too_early_or_asks_too_much_is_told_so():
+    history = History(1)
+    with pytest.raises(InputError, match="No step has been computed"):
+        history.at(0.0, Extrapolation())
+    with pytest.raises(InputError, match="start with a DENSE one"):
+        history.update(torch.tensor([[0]]), torch.zeros(1, 1, 1), 0.0)
+    history.update(None, torch.zeros(1, 1, 1), 0.0)
+    with pytest.raises(InputError, match=r"order 2 .*History\(2\)"):
+        history.at(1.0, Extrapolation(order=2))
+    with pytest.raises(InputError, match="order is 3"):
+        History(3)

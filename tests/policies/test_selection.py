@@ -1,0 +1,93 @@
+"""Focus and background tokens, against sorting lists in plain Python."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelaes_export.errors import InputError
+from accelaes_export.policies import AccelAes
+from accelaes_export.policies.selection import OneShotMask, background_of, focus_count, focus_mask, top_tokens
+
+torch.set_num_threads(1)
+
+
+@st.composite
+def scores(draw):
+    """[b, N] with many ties, and a number of focus tokens."""
+    b, N = draw(st.integers(1, 4)), draw(st.integers(1, 40))
+    values = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.25, 1.0, 3.0]), min_size=N, max_size=N)
+    return torch.tensor([draw(values) for _ in range(b)]), draw(st.integers(1, N))
+
+
+@given(scores())
+@settings(deadline=None)
+def test_focus_tokens_are_the_largest_with_ties_to_the_lower_index_in_ascending_order(case):
+    score, n = case
+    focus = top_tokens(score, n)
+    assert focus.dtype == torch.int64
+    for row, chosen in zip(score.tolist(), focus.tolist(), strict=True):
+        assert chosen == sorted(sorted(range(len(row)), key=lambda token: (-row[token], token))[:n])
+
+
+@given(scores())
+@settings(deadline=None)
+def test_background_is_all_the_other_tokens_in_ascending_order(case):
+    score, n = case
+    N = score.shape[1]
+    focus = top_tokens(score, n)
+    background = background_of(focus, N)
+    assert background.shape == (score.shape[0], N - n)
+    for chosen, rest, mask in zip(focus.tolist(), background.tolist(), focus_mask(focus, N).tolist(), strict=True):
+        assert rest == [token for token in range(N) if token not in chosen]
+        assert mask == [float(token in chosen) for token in range(N)]
+
+
+def test_each_image_has_its_own_set():
+    mask = OneShotMask(step=2)
+    mask.observe(2, torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]]))
+    assert mask.select(4, 2).tolist() == [[0, 1], [2, 3]]
+
+
+def test_the_mask_is_built_at_its_step_and_kept():
+    selector = AccelAes(skip_ratio=0.75, mask_step=5).selector()
+    affinity = torch.tensor([[0.1, 0.9, 0.3, 0.2]])
+    assert selector.mask() is None
+    assert selector.region() is None
+    selector.observe(4, 1 - affinity)
+    with pytest.raises(InputError, match="Step 7 is SPARSE.*after step 5.*smaller mask_step"):
+        selector.select(7, 1)
+    selector.observe(5, affinity)
+    affinity.zero_()  # an engine writes the next step's affinity into the same buffer
+    selector.observe(9, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    assert selector.select(10, 1).tolist() == [[1]]
+    assert selector.select(12, 2).tolist() == [[1, 2]]
+    assert selector.region().tolist() == [[0.0, 1.0, 0.0, 0.0]]
+
+
+def test_a_selector_used_again_forgets_the_last_run():
+    selector = OneShotMask(step=1)
+    for best in (0, 1):
+        selector.observe(1, torch.eye(2)[best][None])
+        assert selector.select(3, 1).tolist() == [[best]]
+
+
+def test_two_runs_of_one_policy_share_nothing():
+    policy = AccelAes()
+    policy.selector().observe(5, torch.ones(1, 4))
+    assert policy.selector().mask() is None
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_too_few_or_too_many_focus_tokens_are_refused(n):
+    with pytest.raises(InputError, match=f"{n} focus tokens.*1 to N = 4"):
+        top_tokens(torch.zeros(1, 4), n)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "tokens", "n"), [(0.5, 256, 128), (0.5, 145, 73), (0.25, 4096, 1024), (0.01, 4, 1), (1.0, 7, 7)]
+)
+def test_a_buckets_size_is_rounded_halves_up_and_never_empty(fraction, tokens, n):
+    assert focus_count(fraction, tokens) == n
