@@ -30,7 +30,7 @@ from accelaes_export.backends.base import Backend, CompiledEngine, CompileReques
 from accelaes_export.bundle import Bundle
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
 from accelaes_export.contract import GraphContract
-from accelaes_export.errors import BuildError
+from accelaes_export.errors import BuildError, BundleError
 from accelaes_export.graph.tensors import graph_contract
 from accelaes_export.manifest import BackendRecord, Defaults, Latents, Manifest, Source
 from accelaes_export.options import parse_buckets, parse_targets
@@ -131,14 +131,20 @@ def build(
         None if targets is None else parse_targets(targets),
         seed if random_weights else None,
     )
-    folder = Path(output) if output else Path("engines/built") / f"{model}-{backend}-{plan.recipe.dtype}"
+    folder = Path(output) if output else default_output(model, backend, plan.recipe.dtype)
     standing = check_destination(folder, plan.build_key, force=force)
     if standing is not None and standing.manifest.build_key == plan.build_key and not force:
-        standing.check()
-        progress.reused("bundle", f"{folder} is already this build and is whole")
-        return standing
+        try:
+            standing.check()
+        except BundleError as error:
+            progress.note(f"{error} Building it again.")
+        else:
+            progress.reused("bundle", f"{folder} is already this build and is whole")
+            return standing
     store = StageStore(folder)
-    needs = Needs.of_build(plan.weight_bytes, plan.engine.name, exported=store.find("onnx", plan.export_key) is not None)
+    needs = Needs.of_build(
+        plan.weight_bytes, plan.engine.name, exported=store.find("onnx", plan.export_key) is not None
+    )
     require(needs, folder, progress)
     with build_lock(folder):
         store.clean()
@@ -334,7 +340,13 @@ def _verified(plan: _Plan, manifest: Manifest, stage: Path, progress: BuildProgr
     failed = [result for result in parity if not result.passed]
     if failed:
         raise BuildError(
-            f"The engine's bucket n = {failed[0].bucket} differs from the {failed[0].reference} by {failed[0].max_rel:.2g} of "
-            f"its range, and {failed[0].tolerance:g} is allowed in {plan.contract.dtype}; nothing was written."
+            f"The engine's bucket n = {failed[0].bucket} differs from the {failed[0].reference} by "
+            f"{failed[0].max_rel:.2g} of its range, and {failed[0].tolerance:g} is allowed in {plan.contract.dtype}; "
+            "nothing was written."
         )
     return manifest.model_copy(update={"parity": parity, "measured_on": machine()})
+
+
+def default_output(model: str, backend: str, dtype: str) -> Path:
+    """Where a bundle lands when nobody says."""
+    return Path("engines/built") / f"{model}-{backend}-{dtype}"

@@ -52,7 +52,13 @@ class Bundle:
 
                 self.check_fit()
                 record = self.manifest.backend
-                self._session = backend(record.name).open(self.path, self.manifest.contract, record.files)
+                self._session = backend(record.name).open(
+                    self.path,
+                    self.manifest.contract,
+                    record.files,
+                    versions=record.versions,
+                    targets=record.targets,
+                )
             return self._session
 
     def check(self) -> None:

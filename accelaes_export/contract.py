@@ -42,7 +42,7 @@ class TensorSpec(_Frozen):
 
 
 class CacheEntry(_Frozen):
-    """One attention's cached pair: the engine names are ``<name>`` for the fresh tensor, ``<name>_bg`` for the background's."""
+    """One cached tensor: ``<name>`` is the fresh one among the outputs, ``<name>_bg`` the background's input."""
 
     name: str  # "cache.3.k"
     heads: int  # Hkv
@@ -58,7 +58,7 @@ class GraphContract(_Frozen):
         tokens: N, image tokens.
         buckets: n of every bucket that was built, ascending; the last is N (dense).
         text_tokens: M, the text window the recipe asked for.
-        dynamic_text: True where a session takes any M in [1, text_tokens_max].
+        dynamic_text: True where a session takes any M, not the window alone.
         conditioning: names of the inputs the pipeline's transformer call provides beside latents and timestep.
         inputs, outputs: the tensor table, in the engine's order.
         cache: per attention the K and V entries, in the engine's order.

@@ -12,7 +12,17 @@ from typing import Any
 from accelaes_export import backends
 from accelaes_export.backends.base import Availability
 
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "onnx", "onnxscript", "numpy", "safetensors", "pydantic")
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "onnx",
+    "onnxscript",
+    "numpy",
+    "safetensors",
+    "pydantic",
+)
 _SECONDS_FOR_DRIVER = 20
 
 

@@ -1,4 +1,4 @@
-"""How long work tells of itself. Libraries call a `BuildProgress`; the command line draws it, scripts leave it silent."""
+"""How long work tells of itself: libraries call a `BuildProgress`, the command line draws it, scripts stay silent."""
 
 from __future__ import annotations
 

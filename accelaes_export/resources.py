@@ -1,4 +1,4 @@
-"""What a build will take of disk and memory, estimated before it starts, so that it fails in the first second or not."""
+"""What a build will take of disk and memory, estimated before it starts, so that it fails early or not for that."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ class Needs:
     def of_build(cls, weight_bytes: int, backend: str, *, exported: bool) -> Needs:
         """For weights of `weight_bytes`; `exported` when the ONNX stage is there already."""
         compiles = backend.startswith("tensorrt")
-        files = (0 if exported else 1) + (1 if compiles else 0)
-        # An ONNX bundle links the exported file instead of copying it.
-        disk = files * weight_bytes + _ENGINE_MARGIN
+        # The exported graph and the engine; the bundle links the engine.
+        disk = (1 if exported else 2) * weight_bytes + _ENGINE_MARGIN
         factor = max(0.0 if exported else _EXPORT_FACTOR, _BUILDER_FACTOR if compiles else 1.0)
         return cls(disk, int(factor * weight_bytes) + _PROCESS_BYTES)
 
@@ -45,11 +44,11 @@ def require(needs: Needs, folder: Path, progress: BuildProgress) -> None:
     progress.estimate(needs.disk, needs.memory, free_disk, free_memory)
     if needs.disk > free_disk:
         raise BuildError(
-            f"The build needs about {needs.disk / 1e9:.1f} GB of disk and {existing} has {free_disk / 1e9:.1f} GB free; "
-            "free some, or choose another folder with -o."
+            f"The build needs about {needs.disk / 1e9:.1f} GB of disk and {existing} has {free_disk / 1e9:.1f} GB "
+            "free; free some, or choose another folder with -o."
         )
     if needs.memory > free_memory:
         raise BuildError(
-            f"The build needs about {needs.memory / 1e9:.1f} GB of memory and {free_memory / 1e9:.1f} GB are available; "
+            f"The build needs about {needs.memory / 1e9:.1f} GB of memory and {free_memory / 1e9:.1f} GB are free; "
             "close other programs, build in fp16, or take a larger machine."
         )

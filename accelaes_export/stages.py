@@ -15,7 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelaes_export.hashing import sha256_of
+
 KEY_LENGTH = 16
+_HASHES = "stage.json"  # file name to SHA-256, written last
 
 
 def stage_key(**parts: Any) -> str:
@@ -30,9 +33,21 @@ class StageStore:
         self.root = output.parent / ".stages"
 
     def find(self, name: str, key: str) -> Path | None:
-        """The finished stage's folder, or None."""
+        """The finished stage's folder, or None. One whose files were altered since is removed, and so not found.
+
+        Bundles share their files with stages, so whoever edits a bundle's file in place edits the stage's.
+        """
         folder = self._folder(name, key)
-        return folder if folder.is_dir() else None
+        try:
+            hashes = json.loads((folder / _HASHES).read_text(encoding="utf-8"))
+            whole = {path.name: sha256_of(path) for path in _files(folder)} == hashes
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            whole = False
+        if not whole:
+            shutil.rmtree(folder, ignore_errors=True)
+        return folder if whole else None
 
     def make(self, name: str, key: str, work: Callable[[Path], None]) -> Path:
         """Run `work` on an empty folder and keep it as this stage; nothing is kept where it raises."""
@@ -42,7 +57,14 @@ class StageStore:
         partial.mkdir(parents=True)
         try:
             work(partial)
-            partial.rename(folder)
+            hashes = {path.name: sha256_of(path) for path in _files(partial)}
+            (partial / _HASHES).write_text(json.dumps(hashes), encoding="utf-8")
+            try:
+                partial.rename(folder)
+            except OSError:
+                # A build into another output finished the same stage meanwhile: one is as good as the other.
+                if self.find(name, key) is None:
+                    raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
@@ -56,3 +78,7 @@ class StageStore:
 
     def _folder(self, name: str, key: str) -> Path:
         return self.root / f"{name}-{key}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.name != _HASHES]

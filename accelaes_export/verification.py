@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from accelaes_export.backbones import Backbone, backbone
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
 from accelaes_export.backends import backend
 from accelaes_export.bundle import Bundle
+from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest, Parity
 from accelaes_export.patches import patchify
@@ -74,13 +76,18 @@ def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> to
     found = resolve(checkpoint or manifest.source.location, adapter, dtype, revision=manifest.source.revision)
     if found.source.weights_sha256 != manifest.source.weights_sha256:
         raise InputError(
-            f"{found.folder} has other weights than this bundle was built from (hash {found.source.weights_sha256[:12]}…, "
-            f"not {manifest.source.weights_sha256[:12]}…); name the right checkpoint, or build again."
+            f"{found.folder} has other weights than this bundle was built from (hash "
+            f"{found.source.weights_sha256[:12]}…, not {manifest.source.weights_sha256[:12]}…); name the right checkpoint, or build again."
         )
     return load_transformer(found, adapter, dtype)
 
 
-def compare(session: Session, manifest: Manifest, model: torch.nn.Module, update=None) -> tuple[Parity, ...]:
+def compare(
+    session: Session,
+    manifest: Manifest,
+    model: torch.nn.Module,
+    update: Callable[[float, str], None] | None = None,
+) -> tuple[Parity, ...]:
     """Every bucket of a session on the same random inputs as the model in fp32 (its weights in the bundle's dtype).
 
     Dense: prediction against the unmodified diffusers model. Sparse: every output against the eager focus step.
@@ -112,15 +119,21 @@ def compare(session: Session, manifest: Manifest, model: torch.nn.Module, update
     return tuple(results)
 
 
-def _parity(session, inputs, expected, n: int, reference: str, tolerance: float) -> Parity:
+def _parity(
+    session: Session,
+    inputs: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Tensor],
+    n: int,
+    reference: str,
+    tolerance: float,
+) -> Parity:
     import torch
 
     contract = session.contract
     sizes = contract.sizes(n)
     specs = {spec.name: spec for spec in contract.outputs}
-    dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     outputs = {
-        name: torch.empty(specs[name].sized(sizes), dtype=dtypes[specs[name].dtype], device=session.device)
+        name: torch.empty(specs[name].sized(sizes), dtype=torch_dtype(specs[name].dtype), device=session.device)
         for name in expected
     }
     session.run({name: tensor.to(session.device) for name, tensor in inputs.items()}, outputs)
@@ -132,7 +145,12 @@ def _parity(session, inputs, expected, n: int, reference: str, tolerance: float)
         max_abs = max(max_abs, error)
         max_rel = max(max_rel, error / max(wanted.abs().max().item(), 1e-12))
     return Parity(
-        bucket=n, reference=reference, max_abs=max_abs, max_rel=max_rel, tolerance=tolerance, passed=max_rel <= tolerance
+        bucket=n,
+        reference=reference,
+        max_abs=max_abs,
+        max_rel=max_rel,
+        tolerance=tolerance,
+        passed=max_rel <= tolerance,
     )
 
 

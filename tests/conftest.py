@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before anything imports torch: more threads than this only fight each other on a CI machine.
@@ -11,3 +12,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 settings.register_profile("accelaes", deadline=None, max_examples=50)
 settings.load_profile("accelaes")
+
+
+@pytest.fixture(scope="session")
+def shapes_bundle(tmp_path_factory):
+    """The shipped checkpoint built for ONNX Runtime, once a session."""
+    from accelaes_export.builder import build
+
+    return build(model="shapes", output=tmp_path_factory.mktemp("bundles") / "shapes")

@@ -1,16 +1,13 @@
-"""Opening, checking and writing bundles: whatever happens to the folder, one sentence and never half a bundle."""
+"""Opening and checking bundles: whatever happened to the folder, one sentence says which file and how."""
 
 from __future__ import annotations
 
-import errno
 import json
-import multiprocessing
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accelaes_export import bundle_writing
 from accelaes_export.bundle import Bundle, open_bundle
-from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
-from accelaes_export.errors import BuildError, BundleError, InputError
+from accelaes_export.errors import BundleError, InputError
 from accelaes_export.manifest import Manifest
 from tests.fake_bundle import ENGINE, fake_manifest, write_fake_bundle
 
@@ -38,10 +33,6 @@ def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 class TestOpening:
@@ -195,8 +186,6 @@ class TestFit:
         rtx_bundle(tmp_path).check_fit()
 
     def test_threads_share_one_session(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
         calls = []
 
         def open_engine(folder: Path, contract: object, files: tuple[str, ...]) -> object:
@@ -216,166 +205,3 @@ def rtx_bundle(folder: Path) -> Bundle:
         update={"name": "tensorrt-rtx", "versions": {"tensorrt_rtx": "1.7.1.116"}, "targets": ("sm120",)}
     )
     return write_fake_bundle(folder / "rtx", backend=record)
-
-
-class TestWriting:
-    def test_links_its_sources_instead_of_copying(self, tmp_path: Path) -> None:
-        source = tmp_path / "engine"
-        source.write_bytes(ENGINE)
-        written = write_bundle(tmp_path / "b", fake_manifest(), {"engine.onnx": source})
-        assert (written.path / "engine.onnx").stat().st_ino == source.stat().st_ino
-
-    def test_copies_where_links_cannot_be(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuse(self: Path, target: Path) -> None:
-            raise OSError(errno.EXDEV, "another device")
-
-        monkeypatch.setattr(Path, "hardlink_to", refuse)
-        assert open_bundle(write_fake_bundle(tmp_path / "b").path).manifest.files
-
-    def test_leaves_nothing_but_the_bundle(self, bundle: Bundle) -> None:
-        assert names(bundle.path.parent) == {"bundle"}
-
-    def test_fills_an_empty_folder(self, tmp_path: Path) -> None:
-        (tmp_path / "b").mkdir()
-        open_bundle(write_fake_bundle(tmp_path / "b").path)
-
-    def test_replaces_a_bundle_of_the_same_build(self, bundle: Bundle) -> None:
-        write_fake_bundle(bundle.path, engine=b"new")
-        assert (open_bundle(bundle.path).path / "engine.onnx").read_bytes() == b"new"
-        assert names(bundle.path.parent) == {"bundle"}
-
-    def test_replaces_another_bundle_only_by_force(self, bundle: Bundle) -> None:
-        with pytest.raises(InputError, match="another bundle.*--force"):
-            write_fake_bundle(bundle.path, engine=b"new", build_key="k2")
-        assert open_bundle(bundle.path).manifest == bundle.manifest
-        write_fake_bundle(bundle.path, engine=b"new", build_key="k2", force=True)
-        assert open_bundle(bundle.path).manifest.build_key == "k2"
-
-    def test_replaces_a_damaged_bundle(self, bundle: Bundle) -> None:
-        (bundle.path / "engine.onnx").unlink()
-        write_fake_bundle(bundle.path)
-        open_bundle(bundle.path)
-
-    def test_leaves_a_folder_that_is_no_bundle_alone_even_by_force(self, tmp_path: Path) -> None:
-        (tmp_path / "thesis").mkdir()
-        (tmp_path / "thesis" / "manifest.json").write_text('{"name": "a web app"}')
-        with pytest.raises(InputError, match="left alone"):
-            write_fake_bundle(tmp_path / "thesis", force=True)
-        assert names(tmp_path / "thesis") == {"manifest.json"}
-
-    def test_leaves_files_that_are_not_the_bundles_alone_even_by_force(self, bundle: Bundle) -> None:
-        (bundle.path / "notes.txt").write_text("mine")
-        with pytest.raises(InputError, match=r"notes\.txt"):
-            write_fake_bundle(bundle.path, force=True)
-        assert (bundle.path / "notes.txt").read_text() == "mine"
-
-    def test_leaves_a_file_alone(self, tmp_path: Path) -> None:
-        (tmp_path / "b").write_text("mine")
-        with pytest.raises(InputError, match="is a file"):
-            write_fake_bundle(tmp_path / "b", force=True)
-        assert (tmp_path / "b").read_text() == "mine"
-
-    def test_the_destination_can_be_checked_before_a_long_build(self, bundle: Bundle) -> None:
-        assert check_destination(bundle.path.parent / "new") is None
-        found = check_destination(bundle.path, bundle.manifest.build_key)
-        assert found is not None and found.manifest == bundle.manifest
-        with pytest.raises(InputError, match="--force"):
-            check_destination(bundle.path, "another")
-
-    def test_a_parent_that_is_a_file_is_bad_input(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        source = tmp_path / "engine"
-        source.write_bytes(ENGINE)
-        with pytest.raises(InputError, match="can't be"):
-            write_bundle(tmp_path / "file" / "b", fake_manifest(), {"engine.onnx": source})
-
-    @pytest.mark.parametrize("moment", ["sha256_of", "_write_text", "_swap"])
-    @pytest.mark.parametrize("event", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-    def test_an_interruption_leaves_the_state_before(
-        self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, moment: str, event: BaseException
-    ) -> None:
-        def interrupted(*_: object) -> None:
-            raise event
-
-        monkeypatch.setattr(bundle_writing, moment, interrupted)
-        with pytest.raises((KeyboardInterrupt, BuildError)) as caught:
-            write_fake_bundle(bundle.path, engine=b"new", force=True)
-        if isinstance(event, OSError):
-            assert "The disk is full: the bundle needs 0.00 GB" in str(caught.value)
-        shutil.rmtree(bundle.path.parent / "sources-bundle")
-        assert names(bundle.path.parent) == {"bundle"}
-        assert open_bundle(bundle.path).manifest == bundle.manifest
-
-    def test_an_interruption_between_the_renames_puts_the_old_bundle_back(
-        self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        rename = Path.rename
-
-        def interrupted(self: Path, target: Path) -> Path:
-            if ".writing-" in self.name:
-                raise KeyboardInterrupt
-            return rename(self, target)
-
-        monkeypatch.setattr(Path, "rename", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write_fake_bundle(bundle.path, engine=b"new")
-        assert open_bundle(bundle.path).manifest == bundle.manifest
-
-
-class TestBuildLock:
-    def test_a_second_build_fails_at_once_and_names_the_first(self, tmp_path: Path) -> None:
-        with build_lock(tmp_path / "b"):
-            code = (
-                f"from accelaes_export.bundle_writing import build_lock\nwith build_lock({str(tmp_path / 'b')!r}): pass"
-            )
-            second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert f"Another build (process {os.getpid()}) is writing" in second.stderr
-
-    def test_is_gone_afterwards_even_after_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(ZeroDivisionError), build_lock(tmp_path / "b"):
-            raise ZeroDivisionError
-        assert names(tmp_path) == set()
-        with build_lock(tmp_path / "b"):
-            pass
-
-    def test_two_folders_are_two_locks(self, tmp_path: Path) -> None:
-        with build_lock(tmp_path / "a"), build_lock(tmp_path / "b"):
-            pass
-
-    def test_the_lock_file_of_a_killed_build_blocks_nobody(self, tmp_path: Path) -> None:
-        (tmp_path / ".b.lock").write_text("1")
-        with build_lock(tmp_path / "b"):
-            pass
-
-    def test_what_a_killed_build_left_is_cleared(self, bundle: Bundle) -> None:
-        parent = bundle.path.parent
-        (parent / ".bundle.writing-7").mkdir()
-        bundle.path.rename(parent / ".bundle.old-7")  # killed between the two renames
-        with build_lock(bundle.path):
-            assert open_bundle(bundle.path).manifest == bundle.manifest
-        assert names(parent) == {"bundle"}
-
-    def test_of_racing_processes_every_winner_writes_a_whole_bundle(self, tmp_path: Path) -> None:
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(2) as pool:
-            outcomes = pool.map(_build, [(str(tmp_path / "b"), worker) for worker in range(2)], chunksize=1)
-        assert all(set(outcome) <= {"written", "refused"} for outcome in outcomes)
-        assert "written" in outcomes[0] + outcomes[1]
-        open_bundle(tmp_path / "b").check()
-        assert names(tmp_path) == {"b"}
-
-
-def _build(given: tuple[str, int]) -> list[str]:
-    folder, worker = given
-    outcomes = []
-    for attempt in range(30):
-        with tempfile.TemporaryDirectory() as elsewhere:
-            source = Path(elsewhere) / "engine"
-            source.write_bytes(bytes([worker, attempt]) * 1000)
-            try:
-                with build_lock(folder):
-                    write_bundle(folder, fake_manifest(), {"engine.onnx": source})
-                outcomes.append("written")
-            except BuildError:
-                outcomes.append("refused")
-    return outcomes

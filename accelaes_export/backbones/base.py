@@ -23,7 +23,7 @@ class AttentionSite:
         joint: whether text takes part (and an affinity can be read).
     """
 
-    module: torch.nn.Module
+    module: Any
     layer: int
     joint: bool
 
@@ -36,14 +36,25 @@ class FocusGather(Protocol):
 
 
 class Backbone(Protocol):
-    """An adapter from one diffusers transformer class to the focus step. Stateless."""
+    """An adapter from one diffusers transformer class to the focus step. Stateless.
+
+    Models are `Any`: diffusers' modules declare none of their parts to a type checker.
+
+    Attributes:
+        family: its name in recipes and manifests.
+        class_name: diffusers' class, as in the checkpoint's transformer/config.json.
+        pipelines: diffusers pipelines the drop-in serves.
+        signature: the transformer call's leading parameters, in diffusers' order.
+        guidance: whether pipelines call it with guidance pairs.
+        spatial_cfg: whether region-wise guidance is on as published.
+    """
 
     family: str
-    class_name: str  # diffusers' class, as in the checkpoint's transformer/config.json
-    pipelines: tuple[str, ...]  # diffusers pipelines the drop-in serves
-    signature: tuple[str, ...]  # the transformer call's leading parameters, in diffusers' order
-    guidance: bool  # classifier-free guidance pairs
-    spatial_cfg: bool  # region-wise guidance on as published
+    class_name: str
+    pipelines: tuple[str, ...]
+    signature: tuple[str, ...]
+    guidance: bool
+    spatial_cfg: bool
 
     def latents(self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int) -> Latents:
         """Geometry for a (height, width) in pixels; InputError where patch size or position table forbid it."""
@@ -60,12 +71,12 @@ class Backbone(Protocol):
     def prediction_width(self, config: Mapping[str, Any]) -> int:
         """p · p · C of one predicted token."""
 
-    def attentions(self, model: torch.nn.Module) -> Sequence[AttentionSite]:
+    def attentions(self, model: Any) -> Sequence[AttentionSite]:
         """Every attention whose keys and values are cached, in slot order."""
 
     def forward(
         self,
-        model: torch.nn.Module,
+        model: Any,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
         conditioning: tuple[torch.Tensor, ...],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Backbone
+from accelaes_export.dtypes import dtype_argument, torch_dtype
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
 from accelaes_export.hashing import sha256_of
 from accelaes_export.manifest import Source
@@ -78,7 +79,7 @@ def load_transformer(checkpoint: Checkpoint, backbone: Backbone, dtype: str) -> 
     variant = "fp16" if any(".fp16" in file.name for file in checkpoint.files) else None
     try:
         model = _model_class(backbone).from_pretrained(
-            checkpoint.folder, torch_dtype=_torch_dtype(dtype), use_safetensors=True, variant=variant
+            checkpoint.folder, **dtype_argument(dtype), use_safetensors=True, variant=variant
         )
     except MemoryError as error:
         raise BuildError(f"Loading {checkpoint.folder} ran out of memory.") from error
@@ -102,7 +103,6 @@ def random_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str
     A block of normal numbers is repeated through the weights: drawing billions of them would take minutes.
     """
     import torch
-
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
@@ -117,7 +117,7 @@ def random_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str
         else:
             mean, deviation = float("norm" in name and name.endswith("weight")), 0.02
         if (mean, deviation) not in scaled:
-            scaled[mean, deviation] = (mean + deviation * numbers).to(_torch_dtype(dtype))
+            scaled[mean, deviation] = (mean + deviation * numbers).to(torch_dtype(dtype))
         values = scaled[mean, deviation].repeat(-(-(at + size) // _BLOCK))[at : at + size].clone()
         at = (at + size) % _BLOCK
         owner, _, leaf = name.rpartition(".")
@@ -152,15 +152,9 @@ def _settled(model: Any, dtype: str) -> torch.nn.Module:
     import torch
 
     # Not the class's own `to`, which warns of modules a model class would like to keep in fp32.
-    settled = torch.nn.Module.to(model, _torch_dtype(dtype)).eval().requires_grad_(False)
+    settled = torch.nn.Module.to(model, torch_dtype(dtype)).eval().requires_grad_(False)
     assert isinstance(settled, torch.nn.Module)
     return settled
-
-
-def _torch_dtype(dtype: str) -> torch.dtype:
-    import torch
-
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -170,16 +164,19 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
     try:
         return Path(
-            snapshot_download(hub_id, revision=revision, allow_patterns=["transformer/*.json", "transformer/*.safetensors"])
+            snapshot_download(
+                hub_id, revision=revision, allow_patterns=["transformer/*.json", "transformer/*.safetensors"]
+            )
         )
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"The hub has no repository {hub_id!r} that you may read; check the id, or log in (hf auth login) where it is gated."
+            f"The hub has no repository {hub_id!r} that you may read; check the id, or log in (hf auth login) where it "
+            "is gated."
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise MissingComponentError(
-            f"Checkpoint {hub_id!r} is neither a local folder nor in the local hub cache, and the hub can't be reached; "
-            "download it where there is a network and give its folder, or build with --random-weights."
+            f"Checkpoint {hub_id!r} is neither a local folder nor in the local hub cache, and the hub can't be "
+            "reached; download it where there is a network and give its folder, or build with --random-weights."
         ) from error
 
 
@@ -197,8 +194,8 @@ def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
     given = written.get("_class_name") if isinstance(written, dict) else None
     if given != backbone.class_name:
         raise InputError(
-            f"{path} describes a {given or 'model without _class_name'}, and the family {backbone.family} is built from "
-            f"{backbone.class_name}; choose the --model of this architecture (accelaes-export models lists them)."
+            f"{path} describes a {given or 'model without _class_name'}, and the family {backbone.family} is built "
+            f"from {backbone.class_name}; choose the --model of this architecture (accelaes-export models lists them)."
         )
     return _architecture_config(backbone, written)
 
@@ -210,7 +207,10 @@ def _architecture_config(backbone: Backbone, written: Mapping[str, Any]) -> dict
     parameters = inspect.signature(_model_class(backbone).__init__).parameters
     defaults = {name: p.default for name, p in parameters.items() if name != "self"}
     config = {name: written.get(name, default) for name, default in defaults.items()}
-    return {"_class_name": backbone.class_name, **{k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}}
+    return {
+        "_class_name": backbone.class_name,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in config.items()},
+    }
 
 
 def complete_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +233,9 @@ def _weight_files(folder: Path, dtype: str) -> tuple[Path, ...]:
                 raise InputError(f"{index} is not a weight index: {error}.") from error
             missing = [name for name in names if not (folder / name).is_file()]
             if missing:
-                raise InputError(f"{folder} lacks {missing[0]}, which {index.name} lists; download the checkpoint again.")
+                raise InputError(
+                    f"{folder} lacks {missing[0]}, which {index.name} lists; download the checkpoint again."
+                )
             return tuple(folder / name for name in names)
         single = folder / f"{_WEIGHTS}{variant}.safetensors"
         if single.is_file():
@@ -251,13 +253,16 @@ def _check_tensors(backbone: Backbone, config: Mapping[str, Any], files: tuple[P
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+                names = list(tensors.keys())
+                found |= {name: list(tensors.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise InputError(f"{file} is damaged: {error}; download or copy it again.") from error
     try:
         wanted = {name: list(t.shape) for name, t in empty_transformer(backbone, config).state_dict().items()}
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"{folder / 'config.json'} is no config {backbone.class_name} can be made from: {error}") from error
+        raise InputError(
+            f"{folder / 'config.json'} is no config {backbone.class_name} can be made from: {error}"
+        ) from error
     complaints = [
         ("lacks", [name for name in wanted if name not in found]),
         ("has, beyond what the config asks for,", [name for name in found if name not in wanted]),

@@ -19,8 +19,12 @@ class SD3Backbone:
 
     family = "sd3"
     class_name = "SD3Transformer2DModel"
-    pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
-    signature = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    pipelines: tuple[str, ...] = (
+        "StableDiffusion3Pipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+    )
+    signature: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
     guidance = True
     spatial_cfg = False
 
@@ -28,10 +32,11 @@ class SD3Backbone:
         p, table = config["patch_size"], config["pos_embed_max_size"]
         for side, pixels in zip(("height", "width"), resolution, strict=True):
             multiple = p * vae_scale
+            nearest = max(1, round(pixels / multiple)) * multiple
             if pixels <= 0 or pixels % multiple:
                 raise InputError(
                     f"The {side} {pixels} doesn't fit: it must be a positive multiple of {multiple} "
-                    f"(patch {p} x VAE scale {vae_scale}); the nearest is {max(1, round(pixels / multiple)) * multiple}."
+                    f"(patch {p} x VAE scale {vae_scale}); the nearest is {nearest}."
                 )
             if pixels // multiple > table:
                 raise InputError(
@@ -70,7 +75,7 @@ class SD3Backbone:
     def prediction_width(self, config: Mapping[str, Any]) -> int:
         return config["patch_size"] ** 2 * (config["out_channels"] or config["in_channels"])
 
-    def attentions(self, model: torch.nn.Module) -> Sequence[AttentionSite]:
+    def attentions(self, model: Any) -> Sequence[AttentionSite]:
         sites = []
         for layer, block in enumerate(model.transformer_blocks):
             sites.append(AttentionSite(block.attn, layer, joint=True))
@@ -80,7 +85,7 @@ class SD3Backbone:
 
     def forward(
         self,
-        model: torch.nn.Module,
+        model: Any,
         hidden_states: torch.Tensor,
         timestep: torch.Tensor,
         conditioning: tuple[torch.Tensor, ...],
@@ -95,4 +100,5 @@ class SD3Backbone:
             text, x = block(
                 hidden_states=x, encoder_hidden_states=text, temb=temb, joint_attention_kwargs={"focus": focus}
             )
-        return model.proj_out(model.norm_out(x, temb))
+        prediction: torch.Tensor = model.proj_out(model.norm_out(x, temb))
+        return prediction

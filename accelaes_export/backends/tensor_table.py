@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from accelaes_export.contract import FOCUS_INDEX, GraphContract, TensorSpec
+from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,13 +32,10 @@ class TensorTable:
     """
 
     def __init__(self, contract: GraphContract, device: torch.device, alignment: int = 1) -> None:
-        import torch
-
-        names = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64}
         self._contract = contract
         self._device = device
         self._alignment = alignment
-        self._dtypes = {spec.name: names[spec.dtype] for spec in (*contract.inputs, *contract.outputs)}
+        self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
         self._batch_axis = _axis_of("B", contract.inputs) or (contract.inputs[0].name, 0)
         self._text_axis = _axis_of("M", contract.inputs)
         # A denoiser repeats the same few shapes at every step of every image.
@@ -72,8 +70,8 @@ class TensorTable:
         M = self._read(inputs, self._text_axis) if self._text_axis else contract.text_tokens
         if not 1 <= B <= 2 * contract.batch:
             raise InputError(
-                f"This engine takes 1 to {2 * contract.batch} batch rows, twice its {contract.batch} image(s) for guidance, "
-                f"and got {B}; build it with a larger batch or run fewer images a call."
+                f"This engine takes 1 to {2 * contract.batch} batch rows, twice its {contract.batch} image(s) for "
+                f"guidance, and got {B}; build it with a larger batch or run fewer images a call."
             )
         if n not in contract.buckets:
             raise InputError(

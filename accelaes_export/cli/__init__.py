@@ -35,18 +35,10 @@ class VerbGroup(click.Group):
         command: click.Command = importlib.import_module(f"accelaes_export.cli.{cmd_name}").command
         return command
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = "accelaes-export",
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run one command line and exit with its code: 0, or what the error says (see accelaes_export.errors)."""
         try:
-            code = super().main(args, "accelaes-export", complete_var, False, windows_expand_args, **extra)
+            code = super().main(args, "accelaes-export", **extra | {"standalone_mode": False})
             sys.exit(code if isinstance(code, int) else 0)
         except (click.Abort, KeyboardInterrupt):
             _fail("interrupted", _INTERRUPTED)
@@ -58,7 +50,10 @@ class VerbGroup(click.Group):
         except AccelAesError as error:
             _fail(str(error), error.exit_code)
         except MemoryError:
-            _fail("out of memory; close other programs, or build with fewer buckets or a smaller dtype.", BuildError.exit_code)
+            _fail(
+                "out of memory; close other programs, or build with fewer buckets or a smaller dtype.",
+                BuildError.exit_code,
+            )
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 sys.exit(1)  # whoever read our output has gone; there is nobody to tell

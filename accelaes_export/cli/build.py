@@ -33,7 +33,9 @@ import click
     metavar="SM,...",
     help="Compute capabilities of the GPUs it shall run on, e.g. sm86,sm120. [default: the backend's]",
 )
-@click.option("--resolution", metavar="HEIGHTxWIDTH", help="Picture size in pixels, height first. [default: the recipe's]")
+@click.option(
+    "--resolution", metavar="HEIGHTxWIDTH", help="Picture size in pixels, height first. [default: the recipe's]"
+)
 @click.option("--batch", type=int, help="Images per call; guidance doubles the rows. [default: the recipe's]")
 @click.option("--dtype", metavar="fp16|bf16|fp32", help="Of activations and weights. [default: the recipe's]")
 @click.option(
@@ -79,7 +81,7 @@ def command(
         accelaes-export build --model sd3 --random-weights --resolution 512x512 --buckets 0.5
     """
     from accelaes_export import builder
-    from accelaes_export.cli.progress import TerminalProgress, gigabytes
+    from accelaes_export.cli.progress import TerminalProgress, readable_size
     from accelaes_export.cli.terminal import progress_lines, results
 
     bundle = builder.build(
@@ -101,6 +103,8 @@ def command(
     manifest = bundle.manifest
     size = sum(record.size for record in manifest.files.values())
     console = results()
-    console.print(f"Bundle {bundle.path}: {manifest.model}, {manifest.contract.dtype}, {gigabytes(size)}", soft_wrap=True)
+    console.print(
+        f"Bundle {bundle.path}: {manifest.model}, {manifest.contract.dtype}, {readable_size(size)}", soft_wrap=True
+    )
     console.print(f"  for {manifest.backend.name} on {', '.join(manifest.backend.targets)}", soft_wrap=True)
     console.print(f"Next: accelaes-export inspect {bundle.path}", soft_wrap=True)

@@ -49,7 +49,9 @@ def _print(diagnosis: Diagnosis) -> None:
     console.print(table)
     console.print()
     for gpu in diagnosis.gpus:
-        console.print(f"GPU       {gpu.name}, {gpu.capability}, {gpu.memory_mb} MB, driver {gpu.driver}", soft_wrap=True)
+        console.print(
+            f"GPU       {gpu.name}, {gpu.capability}, {gpu.memory_mb} MB, driver {gpu.driver}", soft_wrap=True
+        )
     if not diagnosis.gpus:
         console.print(f"GPU       none: {diagnosis.gpu_note}", soft_wrap=True)
     console.print(f"Plugin    {diagnosis.plugin}", soft_wrap=True)

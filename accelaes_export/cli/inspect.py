@@ -9,7 +9,9 @@ import click
 
 @click.command("inspect")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--plan", "steps", type=int, metavar="STEPS", help="Show the plan for so many steps. [default: the bundle's]")
+@click.option(
+    "--plan", "steps", type=int, metavar="STEPS", help="Show the plan for so many steps. [default: the bundle's]"
+)
 @click.option("--policy", metavar="NAME", help="Whose plan: dense, stepcache or accelaes. [default: the bundle's]")
 @click.option("--tensors", is_flag=True, help="List every cache tensor instead of one line for all layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accelaes_export.bundle import Bundle
-from accelaes_export.cli.progress import gigabytes
+from accelaes_export.cli.progress import readable_size
 from accelaes_export.contract import GraphContract, TensorSpec
 from accelaes_export.manifest import Manifest, Parity
 
@@ -18,7 +18,7 @@ def overview(bundle: Bundle) -> Table:
     manifest = bundle.manifest
     contract, latents, source = manifest.contract, manifest.latents, manifest.source
     rows, columns = latents.grid
-    text = "any up to the model's limit, built for" if contract.dynamic_text else ""
+    window = ", or any other up to the model's limit" if contract.dynamic_text else ""
     segments = " + ".join(f"{s.length} ({', '.join(s.tokenizers)})" for s in manifest.text)
     weights = f"random, seed {source.seed}" if source.kind == "random" else f"{source.location}"
     size = sum(record.size for record in manifest.files.values())
@@ -31,7 +31,7 @@ def overview(bundle: Bundle) -> Table:
         ("weights' SHA-256", source.weights_sha256),
         ("resolution", f"{latents.height * latents.vae_scale}x{latents.width * latents.vae_scale} (height x width)"),
         ("image tokens", f"N = {contract.tokens} ({rows} x {columns} patches of {latents.patch} x {latents.patch})"),
-        ("text tokens", f"M = {text} {contract.text_tokens} = {segments}".replace("  ", " ")),
+        ("text tokens", f"M = {contract.text_tokens} = {segments}{window}"),
         ("batch, dtype", f"{contract.batch} ({2 * contract.batch} rows with guidance), {contract.dtype}"),
         ("affinity", f"blocks {', '.join(map(str, manifest.affinity_layers))}"),
         ("word scorer", f"{manifest.token_scorer}, {len(manifest.anchors)} anchors"),
@@ -39,8 +39,11 @@ def overview(bundle: Bundle) -> Table:
         ("backend", f"{manifest.backend.name} for {', '.join(manifest.backend.targets)}"),
         ("versions", ", ".join(f"{package} {version}" for package, version in manifest.backend.versions.items())),
         ("plugin", manifest.backend.plugin or "none"),
-        ("files", f"{len(manifest.files)}, {gigabytes(size)}: {', '.join(manifest.files)}"),
-        ("defaults", f"{manifest.defaults.policy}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}"),
+        ("files", f"{len(manifest.files)}, {readable_size(size)}: {', '.join(manifest.files)}"),
+        (
+            "defaults",
+            f"{manifest.defaults.policy}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}",
+        ),
         ("pipelines", ", ".join(manifest.pipelines)),
         ("made by", f"{manifest.created_by}, schema {manifest.schema_version}"),
     ):

@@ -13,7 +13,7 @@ from rich.text import Text
 from accelaes_export.peak_memory import PeakMemory
 from accelaes_export.progress import Stage
 
-_NAME_WIDTH = 16
+_NAME_WIDTH = 20  # "load, trace, export", when an earlier build left all three
 
 
 class TerminalProgress:
@@ -23,8 +23,10 @@ class TerminalProgress:
         self._console = console
 
     def estimate(self, disk_bytes: int, memory_bytes: int, free_disk: int, free_memory: int) -> None:
-        disk = f"disk {gigabytes(disk_bytes)} ({gigabytes(free_disk)} free)"
-        self._line("will need", f"{disk}, memory {gigabytes(memory_bytes)} ({gigabytes(free_memory)} free)", "bold")
+        disk = f"disk {readable_size(disk_bytes)} ({readable_size(free_disk)} free)"
+        self._line(
+            "will need", f"{disk}, memory {readable_size(memory_bytes)} ({readable_size(free_memory)} free)", "bold"
+        )
 
     @contextmanager
     def stage(self, name: str, detail: str = "") -> Iterator[Stage]:
@@ -41,7 +43,9 @@ class TerminalProgress:
         finally:
             if status is not None:
                 status.stop()
-            measured = f"{outcome}{time.perf_counter() - started:.1f} s".rjust(8) + f"  peak {gigabytes(peak.bytes)}"
+            measured = (
+                f"{outcome}{time.perf_counter() - started:.1f} s".rjust(8) + f"  peak {readable_size(peak.bytes)}"
+            )
             self._line(name, f"{measured}  {detail}".rstrip(), style)
 
     def reused(self, name: str, detail: str = "") -> None:
@@ -66,6 +70,9 @@ class _TerminalStage:
             self._status.update(Text(f"{self._name}{done} {note}".rstrip()))
 
 
-def gigabytes(size: int) -> str:
-    """A size a person reads: 1.23 GB, 45 MB."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
+def readable_size(size: int) -> str:
+    """A size a person reads: 1.23 GB, 45.6 MB, 3.2 kB."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.2f} {name}" if name == "GB" else f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.1f} kB"

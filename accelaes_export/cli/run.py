@@ -15,11 +15,19 @@ import click
 @click.option("--steps", type=int, help="Denoising steps T. [default: the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
 @click.option("--seed", default=0, show_default=True, help="Of the first noise.")
-@click.option("--skip-ratio", type=float, metavar="P", help="Share of image tokens a sparse step leaves out: bucket 1 - p.")
-@click.option("--mask-step", type=int, metavar="I", help="The mask is built after this step; it and all before are dense.")
+@click.option(
+    "--skip-ratio", type=float, metavar="P", help="Share of image tokens a sparse step leaves out: bucket 1 - p."
+)
+@click.option(
+    "--mask-step", type=int, metavar="I", help="The mask is built after this step; it and all before are dense."
+)
 @click.option("--warmup", type=int, metavar="STEPS", help="Dense steps before the first skip.")
-@click.option("--interval", type=int, metavar="K", help="After that one step in K is computed, the others extrapolated.")
-@click.option("--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is.")
+@click.option(
+    "--interval", type=int, metavar="K", help="After that one step in K is computed, the others extrapolated."
+)
+@click.option(
+    "--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is."
+)
 @click.option(
     "-o",
     "--output",
@@ -28,7 +36,9 @@ import click
     show_default=True,
     help="The picture.",
 )
-@click.option("--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown.")
+@click.option(
+    "--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown."
+)
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Plan, step times and words as JSON.")
 @click.option(
     "--checkpoint",
@@ -68,7 +78,7 @@ def command(
     from accelaes_export.cli import run_report
     from accelaes_export.cli.policy_options import chosen_policy, sparse_buckets
     from accelaes_export.cli.progress import TerminalProgress
-    from accelaes_export.cli.terminal import progress_lines, results
+    from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
 
     # Everything that can be wrong with the request is found before the models are loaded.
@@ -88,24 +98,31 @@ def command(
     T = manifest.defaults.steps if steps is None else steps
     plan = chosen.plan(T, sparse_buckets(manifest))
     if mask_out is not None:
-        run_report.require_mask(chosen, plan)
+        run_report.require_mask(chosen.name, plan)
     console = results()
     console.print(f"Plan of {chosen.name}, {T} steps")
     console.print(timeline(plan))
 
-    from accelaes_export.runtime.generate import generate
+    quiet_libraries()
+    from accelaes_export.runtime.generate import generate, load_pipeline
 
-    result = generate(
-        opened,
-        prompt,
-        policy=chosen,
-        steps=T,
-        guidance=manifest.defaults.guidance if guidance is None else guidance,
-        seed=seed,
-        negative_prompt=negative_prompt,
-        checkpoint=checkpoint,
-        progress=TerminalProgress(progress_lines()),
-    )
+    progress = TerminalProgress(progress_lines())
+    with progress.stage("load", f"{manifest.backend.name}, {manifest.source.location}"):
+        pipe = load_pipeline(opened, checkpoint)
+    with progress.stage("denoise", f"{T} steps") as stage:
+        result = generate(
+            opened,
+            prompt,
+            policy=chosen,
+            steps=T,
+            guidance=manifest.defaults.guidance if guidance is None else guidance,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            pipe=pipe,
+            on_step=lambda i, steps: stage.update((i + 1) / steps, f"step {i + 1} of {steps}"),
+        )
+    if result.cut:
+        progress.note(f"The prompt is longer than the text window; this was cut: {result.cut!r}")
     written = run_report.save(result, manifest, output, mask_out, trace)
     console.print()
     console.print(run_report.step_times(result.report))

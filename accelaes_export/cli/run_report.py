@@ -12,7 +12,7 @@ from rich.table import Table
 
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
-from accelaes_export.policies import Plan, Policy, StepKind
+from accelaes_export.policies import Plan, StepKind
 
 if TYPE_CHECKING:
     from accelaes_export.runtime.generate import GenerationResult
@@ -27,10 +27,12 @@ def require_picture_path(path: Path | None) -> None:
         raise InputError(f"{path} names no picture format; end it with one of {', '.join(_PICTURES)}.")
 
 
-def require_mask(policy: Policy, plan: Plan) -> None:
-    """InputError where a run of `plan` builds no mask that could be shown."""
-    if not policy.affinity_steps(plan):
-        raise InputError(f"Policy {policy.name} builds no mask here, so --mask-out has nothing to show; use accelaes.")
+def require_mask(policy: str, plan: Plan) -> None:
+    """InputError where a run of `plan` has no focus tokens that could be shown."""
+    if not plan.count(StepKind.SPARSE):
+        raise InputError(
+            f"Policy {policy} has no sparse step here, so --mask-out has no focus tokens to show; use accelaes."
+        )
 
 
 def save(
@@ -42,10 +44,11 @@ def save(
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
     result.image.save(output)
-    if mask_out is not None and result.mask is not None:
+    focus_index = result.report.focus_index
+    if mask_out is not None and focus_index is not None:
         from accelaes_export.runtime.pictures import mask_overlay
 
-        mask_overlay(result.image, result.mask, manifest.latents.grid).save(mask_out)
+        mask_overlay(result.image, focus_index[0], manifest.latents.grid).save(mask_out)
         written.append(mask_out)
     if trace is not None:
         trace.write_text(json.dumps(result.report.as_dict(), indent=2) + "\n", encoding="utf-8")

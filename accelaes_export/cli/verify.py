@@ -31,11 +31,8 @@ def command(bundle: Path, checkpoint: str | None) -> None:
     from accelaes_export.errors import AccelAesError
     from accelaes_export.verification import verify
 
-    progress = TerminalProgress(progress_lines())
-    opened = open_bundle(bundle, check_hashes=False)
-    with progress.stage("hashes", f"{len(opened.manifest.files)} files"):
-        opened.check()
-    report = verify(opened, checkpoint=checkpoint, progress=progress)
+    opened = open_bundle(bundle, check_hashes=False)  # verify hashes every file itself
+    report = verify(opened, checkpoint=checkpoint, progress=TerminalProgress(progress_lines()))
     console = results()
     if report.parity:
         console.print(manifest_tables.parity(report.parity))

@@ -7,6 +7,9 @@ Exporters see one opaque node (graph/function.py gives it an ONNX body); eager r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
@@ -35,12 +38,22 @@ def sparse_query_attention(
 
 
 @sparse_query_attention.register_fake
-def _(q, k, v, k_bg, v_bg, scale):
+def _(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, k_bg: torch.Tensor, v_bg: torch.Tensor, scale: float
+) -> torch.Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 @register_flop_formula(torch.ops.accelaes.sparse_query_attention)
-def sparse_query_attention_flops(q_shape, k_shape, v_shape, k_bg_shape, v_bg_shape, *args, **kwargs) -> int:
-    """2 · B · H · nq · (nk + m) · hd for q·kᵀ and the same again for the weighted sum of values."""
-    B, H, nq, hd = q_shape
-    return 4 * B * H * nq * (k_shape[2] + k_bg_shape[2]) * hd
+def sparse_query_attention_flops(
+    q: Sequence[int],
+    k: Sequence[int],
+    v: Sequence[int],
+    k_bg: Sequence[int],
+    v_bg: Sequence[int],
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """From shapes: 2 · B · H · nq · (nk + m) · hd for q·kᵀ and the same again for the weighted sum of values."""
+    B, H, nq, hd = q
+    return 4 * B * H * nq * (k[2] + k_bg[2]) * hd

@@ -77,6 +77,7 @@ def save_onnx(program: torch.export.ExportedProgram, contract: GraphContract, fo
     except Exception as error:
         raise BuildError(f"The ONNX exporter failed: {_first_line(error)}") from error
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
+    assert exported is not None
     exported.save(str(path), external_data=weights > 0.9 * _PROTOBUF_LIMIT)
     finish_model(path, contract)
     return path

@@ -7,17 +7,17 @@ n = N with m = 0 is the dense model. The blocks, norms, embeddings and weights a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from accelaes_export.backbones.base import Backbone
 from accelaes_export.contract import GraphContract
+from accelaes_export.dtypes import torch_dtype
 from accelaes_export.graph.processors import JointFocusProcessor
 from accelaes_export.graph.state import FocusState
-
-_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64}
 
 
 class FocusStep(torch.nn.Module):
@@ -29,7 +29,7 @@ class FocusStep(torch.nn.Module):
         affinity_layers: block indices whose text attention makes the affinity (Eq. 6).
     """
 
-    def __init__(self, model: torch.nn.Module, backbone: Backbone, affinity_layers: Sequence[int]) -> None:
+    def __init__(self, model: Any, backbone: Backbone, affinity_layers: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.backbone = backbone
@@ -38,7 +38,9 @@ class FocusStep(torch.nn.Module):
         self._affinity_slots = frozenset(
             slot for slot, site in enumerate(attentions) if site.layer in affinity_layers and site.joint
         )
-        self._sites = [(site.module, site.module.processor, JointFocusProcessor(s)) for s, site in enumerate(attentions)]
+        self._sites = [
+            (site.module, site.module.processor, JointFocusProcessor(s)) for s, site in enumerate(attentions)
+        ]
         self.install()
 
     def install(self) -> None:
@@ -72,8 +74,8 @@ class FocusStep(torch.nn.Module):
         return {spec.name: tensor for spec, tensor in zip(contract.outputs, outputs, strict=True)}
 
 
-def as_arguments(contract: GraphContract, inputs: dict[str, torch.Tensor]) -> tuple:
-    """Named tensors in the order and nesting of `FocusStep.forward`."""
+def as_arguments(contract: GraphContract, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Named values in the order and nesting of `FocusStep.forward`."""
     return (
         inputs["hidden_states"],
         inputs["timestep"],
@@ -111,7 +113,7 @@ def example_inputs(
             tensor = torch.rand(shape, generator=generator)
         else:
             tensor = torch.randn(shape, generator=generator)
-        inputs[spec.name] = tensor.to(device=device, dtype=_TORCH_DTYPES[spec.dtype])
+        inputs[spec.name] = tensor.to(device=device, dtype=torch_dtype(spec.dtype))
     return inputs
 
 

@@ -8,6 +8,7 @@ of this name inline the body; TensorRT with the plugin registered takes its kern
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxscript
@@ -33,7 +34,7 @@ _schema = onnx.defs.OpSchema(
 _sparse_query_attention = onnxscript.values.Op(_accelaes, NAME, op_schema=_schema)
 
 
-def translate(q, k, v, k_bg, v_bg, scale: float):
+def translate(q: Any, k: Any, v: Any, k_bg: Any, v_bg: Any, scale: float) -> Any:
     """torch.onnx's translation of the operator: the opaque node."""
     return _sparse_query_attention(q, k, v, k_bg, v_bg, scale=scale)
 

@@ -7,6 +7,8 @@ the slot they stand for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from accelaes_export.graph.state import FocusState
@@ -23,7 +25,7 @@ class JointFocusProcessor:
 
     def __call__(
         self,
-        attn: torch.nn.Module,
+        attn: Any,
         hidden_states: torch.Tensor,  # [B, n, D]
         encoder_hidden_states: torch.Tensor | None = None,  # [B, M, D]
         attention_mask: torch.Tensor | None = None,
@@ -41,13 +43,15 @@ class JointFocusProcessor:
         text_k = _normed(attn.norm_added_k, _heads(attn.add_k_proj(encoder_hidden_states), attn.heads))
         text_v = _heads(attn.add_v_proj(encoder_hidden_states), attn.heads)
         image, text = focus.attend(self.slot, q, k, v, (text_q, text_k, text_v))
+        assert text is not None
         text = text.transpose(1, 2).flatten(2)
         return self._project(attn, image), text if attn.context_pre_only else attn.to_add_out(text)
 
     @staticmethod
-    def _project(attn: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-        projected = attn.to_out[0](image.transpose(1, 2).flatten(2))
-        return attn.to_out[1](projected)  # dropout, as diffusers has it
+    def _project(attn: Any, image: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = attn.to_out[0](image.transpose(1, 2).flatten(2))
+        dropped: torch.Tensor = attn.to_out[1](projected)  # dropout, as diffusers has it
+        return dropped
 
 
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
@@ -55,5 +59,6 @@ def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _normed(norm: torch.nn.Module | None, x: torch.Tensor) -> torch.Tensor:
-    return x if norm is None else norm(x)
+def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    normed: torch.Tensor = x if norm is None else norm(x)
+    return normed

@@ -69,7 +69,7 @@ class FocusState:
         return (out, None) if text is None else (out[:, :, :n], out[:, :, n:])
 
     def _affinity(self, q: torch.Tensor, text_k: torch.Tensor, scale: float) -> torch.Tensor:
-        """Eq. 6 for one joint attention: [B, n], the mean over heads of Σ_j α_j A[i, j], softmax over the text alone."""
+        """Eq. 6 for one joint attention, [B, n]: mean over heads of Σ_j α_j A[i, j], softmax over the text alone."""
         scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * scale  # [B, H, n, M]
         weighted = torch.softmax(scores, dim=-1) * self.token_weights[:, None, None, :]
         return weighted.sum(dim=-1).mean(dim=1)

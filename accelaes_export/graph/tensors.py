@@ -15,7 +15,7 @@ _FOCUS_MULTIPLE = 8
 
 
 def focus_tokens(fraction: float, tokens: int) -> int:
-    """n for a bucket n/N: the nearest multiple of 8 where that moves the fraction by less than 1 %, else plain rounding."""
+    """n for a bucket n/N: the nearest multiple of 8 if that moves n/N by 1 % at most, else plain rounding."""
     exact = fraction * tokens
     aligned = round(exact / _FOCUS_MULTIPLE) * _FOCUS_MULTIPLE
     n = aligned if abs(aligned - exact) <= 0.01 * tokens else round(exact)
@@ -46,8 +46,8 @@ def graph_contract(
     buckets = tuple(focus_tokens(fraction, N) for fraction in fractions)
     if len({*buckets, N}) != len(buckets) + 1:
         raise InputError(
-            f"Buckets {', '.join(f'{f:g}' for f in fractions)} of N = {N} tokens give {', '.join(map(str, buckets))} focus "
-            "tokens; each bucket must have its own number below N, so leave some out or build a higher resolution."
+            f"Buckets {', '.join(f'{f:g}' for f in fractions)} of N = {N} tokens give {', '.join(map(str, buckets))} "
+            "focus tokens; each bucket must have its own number below N, so leave some out or build a higher resolution."
         )
     cache = backbone.cache(config)
     conditioning = backbone.conditioning(config, dtype)

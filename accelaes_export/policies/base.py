@@ -79,6 +79,10 @@ def _is_number(value: object) -> bool:
 class Selector(Protocol):
     """Which tokens a SPARSE step computes. `observe` is called after every computed step."""
 
+    @property
+    def moving(self) -> bool:
+        """Whether focus sets of one size differ between steps, so that fresh keys and values must be written back."""
+
     def observe(self, i: int, affinity: torch.Tensor) -> None:
         """After computed step i: `affinity` [b, N], one row an image, conditional half only (dense steps)."""
 

@@ -53,6 +53,8 @@ class OneShotMask:
         fraction: n/N of `region`, the mask spatial guidance uses.
     """
 
+    moving = False
+
     def __init__(self, step: int, fraction: float = 0.5) -> None:
         self.step = step
         self.fraction = fraction

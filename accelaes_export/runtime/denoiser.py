@@ -67,7 +67,9 @@ class Denoiser:
         if self._run is None:
             raise InputError("No run was started; call Denoiser.start before the first step.")
         if not 0 <= i < len(self._run.plan):
-            raise InputError(f"Step {i} is outside this run's plan of {len(self._run.plan)} steps, 0 to {len(self._run.plan) - 1}.")
+            raise InputError(
+                f"Step {i} is outside this run's plan of {len(self._run.plan)} steps, 0 to {len(self._run.plan) - 1}."
+            )
         self._check(hidden_states, guidance)
         paired = guidance is not None
         images = hidden_states.shape[0] // (2 if paired else 1)
@@ -108,8 +110,8 @@ class Denoiser:
             height, width = built.height * built.vae_scale, built.width * built.vae_scale
             raise InputError(
                 f"Latents of shape {given} were given, but this bundle was built for "
-                f"{(built.channels, built.height, built.width)}; call the pipeline with height={height}, width={width}, "
-                "or build a bundle for that resolution."
+                f"{(built.channels, built.height, built.width)}; call the pipeline with height={height}, width={width}"
+                ", or build a bundle for that resolution."
             )
         if guidance is not None and hidden_states.shape[0] % 2:
             raise InputError(f"Guidance needs pairs of rows, but {hidden_states.shape[0]} rows were given.")
@@ -124,7 +126,5 @@ class Denoiser:
             for first in range(0, images, size):
                 own = slice(first, min(first + size, images))
                 weights = None if run.token_weights is None else run.token_weights[own]
-                self._trajectories.append(
-                    Trajectory(self.session, self.latents, run, own.stop - own.start, weights)
-                )
+                self._trajectories.append(Trajectory(self.session, self.latents, run, own.stop - own.start, weights))
         return self._trajectories

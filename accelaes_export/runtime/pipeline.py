@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from accelaes_export.bundle import Bundle
+from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 from accelaes_export.policies import named
 from accelaes_export.policies.base import Policy
@@ -23,7 +24,6 @@ from accelaes_export.runtime.prompts import PromptWeights, Texts
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.trajectory import Run
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
 
 
@@ -104,7 +104,7 @@ class AcceleratedTransformer(torch.nn.Module):
         # Around Module.__setattr__: the original is no part of this module, and moves with nobody.
         object.__setattr__(self, "original", original)
         self.config = FrozenDict(manifest.transformer_config)
-        self.dtype = _DTYPES[manifest.contract.dtype]
+        self.dtype = torch_dtype(manifest.contract.dtype)
         self._session = bundle.session()
         self._signature = manifest.signature
         self._policy = policy
@@ -142,9 +142,7 @@ class AcceleratedTransformer(torch.nn.Module):
 
         return encode_prompt
 
-    def forward(
-        self, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any
-    ) -> Any:
+    def forward(self, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """One step, with the arguments of the transformer this replaces.
 
         Raises:

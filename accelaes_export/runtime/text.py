@@ -94,16 +94,14 @@ def _weights_of(words: WordWeights, tokenizer: Any, name: str, length: int) -> l
     for (start, end), weight in zip(words.spans, words.weights, strict=True):
         of_character[start:end] = [weight] * (end - start)
     encoding = _tokenized(words.prompt, tokenizer, name, padding="max_length", max_length=length, truncation=True)
-    return [
-        0.0 if special else max(of_character[start:end], default=0.0)
-        for (start, end), special in zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
-    ]
+    # Begin, end and padding come from no characters.
+    return [max(of_character[start:end], default=0.0) for start, end in encoding["offset_mapping"]]
 
 
 def _tokenized(prompt: str, tokenizer: Any, name: str, **options: Any) -> Any:
     """`prompt` tokenised as diffusers' pipelines do it with `options`, and which characters each token comes from."""
     fast = _fast_form(tokenizer, name)
-    encoding = fast(prompt, **options, return_offsets_mapping=True, return_special_tokens_mask=True)
+    encoding = fast(prompt, **options, return_offsets_mapping=True)
     if fast is not tokenizer and encoding["input_ids"] != tokenizer(prompt, **options)["input_ids"]:
         raise MissingComponentError(_SLOW.format(name=name, kind=type(tokenizer).__name__))
     return encoding
@@ -136,8 +134,5 @@ def _fast_form(tokenizer: Any, name: str) -> Any:
 
 
 def _content_offsets(encoding: Any) -> list[tuple[int, int]]:
-    return [
-        (start, end)
-        for (start, end), special in zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
-        if not special
-    ]
+    """The characters of every token that has any, which begin, end and padding don't."""
+    return [(start, end) for start, end in encoding["offset_mapping"] if start < end]

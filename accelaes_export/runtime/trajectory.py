@@ -13,6 +13,7 @@ import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.contract import AFFINITY, FOCUS_INDEX, FOCUS_PREDICTION, HIDDEN_STATES, TIMESTEP, TOKEN_WEIGHTS
+from accelaes_export.dtypes import torch_dtype
 from accelaes_export.manifest import Latents
 from accelaes_export.patches import unpatchify
 from accelaes_export.policies.base import Policy
@@ -21,8 +22,6 @@ from accelaes_export.policies.history import History
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.selection import background_of
 from accelaes_export.runtime.cache import BackgroundCache
-
-_TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Trajectory:
         self._latents = latents
         self._run = run
         self._token_weights = token_weights
-        self._dtype = _TORCH_DTYPES[session.contract.dtype]
+        self._dtype = torch_dtype(session.contract.dtype)
         self._selector = run.policy.selector()
         self._affinity_steps = run.policy.affinity_steps(run.plan)
         self._paired: bool | None = None

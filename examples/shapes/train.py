@@ -42,7 +42,7 @@ class Scale:
     save_every: int = 250
 
 
-FULL = Scale(20_000, 2_400, 60_000, 4_000, 1_500)
+FULL = Scale(20_000, 2_000, 60_000, 3_600, 1_500)
 SMOKE = Scale(256, 12, 256, 24, 8, save_every=12)
 
 

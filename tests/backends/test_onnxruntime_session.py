@@ -51,34 +51,32 @@ def run(session: Session, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def differences(found: dict[str, torch.Tensor], wanted: dict[str, np.ndarray]) -> float:
+    """The largest difference, relative to the tensor's range; a sum that happens to cancel counts as of order one."""
     assert found.keys() == wanted.keys()
     return max(
-        float(np.abs(t.double().numpy() - wanted[name]).max() / np.abs(wanted[name]).max()) for name, t in found.items()
+        float(np.abs(t.double().numpy() - wanted[name]).max() / max(1.0, np.abs(wanted[name]).max()))
+        for name, t in found.items()
     )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    n=st.integers(1, tiny.TOKENS), B=st.integers(1, 4), M=st.integers(1, 12), seed=st.integers(0, 2**31), data=st.data()
-)
-def test_any_bucket_batch_and_text_length_equals_float64(
-    session: Session, n: int, B: int, M: int, seed: int, data: st.DataObject
-) -> None:
+@given(n=st.integers(1, tiny.TOKENS), B=st.integers(1, 4), M=st.integers(1, 12), seed=st.integers(0, 2**31))
+def test_any_bucket_batch_and_text_length_equals_float64(session: Session, n: int, B: int, M: int, seed: int) -> None:
     inputs = tiny.draw_inputs(session.contract, n, B, M, seed)
-    assert differences(run(session, inputs), tiny.reference(inputs)) < 2e-5
+    assert differences(run(session, inputs), tiny.reference(inputs)) < 5e-6
 
 
 def test_dense_step_takes_a_background_of_no_tokens(session: Session) -> None:
     inputs = tiny.draw_inputs(session.contract, tiny.TOKENS, B=2)
     assert inputs["cache.0.k_bg"].numel() == 0
-    assert differences(run(session, inputs), tiny.reference(inputs)) < 2e-5
+    assert differences(run(session, inputs), tiny.reference(inputs)) < 5e-6
 
 
 def test_fp16_runs_on_the_cpu(tmp_path: Path) -> None:
     session = opened(tmp_path, tiny.contract("fp16"))
     for n in (4, 16):
         inputs = tiny.draw_inputs(session.contract, n)
-        assert differences(run(session, inputs), tiny.reference(inputs)) < 2e-2
+        assert differences(run(session, inputs), tiny.reference(inputs)) < 5e-3
 
 
 def test_threads_that_share_a_session_get_what_they_would_alone(session: Session) -> None:

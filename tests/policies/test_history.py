@@ -121,6 +121,12 @@ def test_two_computations_at_one_clock_value_hold_instead_of_dividing_by_zero():
     assert history.at(0.25, Extrapolation(order=2)).item() == 1.0
 
 
+def test_the_last_prediction_comes_back_even_where_adding_nothing_would_change_it():
+    last, previous = torch.tensor([[[-0.0, 3e38]]]), torch.tensor([[[-1.0, -3e38]]])
+    history = taken_in([(None, previous, 0.0), (None, last, 1.0)], 1)
+    assert torch.equal(history.at(1.0, Extrapolation()).view(torch.int32), last.view(torch.int32))
+
+
 def test_the_history_neither_keeps_nor_hands_out_the_callers_tensors():
     prediction = torch.ones(1, 2, 1)
     history = taken_in([(None, prediction, 0.0)], 1)

@@ -45,6 +45,24 @@ def test_background_is_all_the_other_tokens_in_ascending_order(case):
         assert mask == [float(token in chosen) for token in range(N)]
 
 
+class _NoHostSync(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails on every operation that would make the host wait for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"}, (
+            func
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_operation_waits_for_the_device():
+    selector = OneShotMask(step=0)
+    with _NoHostSync():
+        selector.observe(0, torch.rand(2, 8))
+        background_of(selector.select(1, 3), 8)
+        selector.region()
+
+
 def test_each_image_has_its_own_set():
     mask = OneShotMask(step=2)
     mask.observe(2, torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]]))

@@ -180,6 +180,12 @@ def test_cut_words_are_named_and_a_prompt_that_fits_has_none():
     assert cut_words("", CLIP, 7) == ""
 
 
+def test_a_tokenizer_that_cuts_the_beginning_off_is_told_apart():
+    tokenizer = clip_tokenizer(("red", "star", "on"), length=20)
+    tokenizer.truncation_side = "left"
+    assert cut_words("red star on red", tokenizer, 4) == "red star"
+
+
 def test_text_too_short_for_the_segments_is_refused():
     words = weigh_words("red", LexicalScorer())
     with pytest.raises(InputError, match="20 text positions.*2 text segments need at least 21"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelaes_export.backends.base import CompileRequest, Progress
 from accelaes_export.backends.tensorrt.flavour import Flavour
-from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.messages import Messages, one_line
 from accelaes_export.backends.tensorrt.preparation import prepare
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import BuildProgress, tensorrt_monitor
@@ -70,7 +70,8 @@ class EngineBuild:
     def _parse(self) -> tuple[str, ...]:
         request = self._request
         graph, notes = prepare(request.onnx, request.contract.dtype, self._flavour)
-        if not self._parser.parse(graph, str(request.onnx)):
+        path = str(request.onnx)
+        if not (self._parser.parse_from_file(path) if graph is None else self._parser.parse(graph, path)):
             raise BuildError(f"{self._flavour.name} can't read {request.onnx.name}: {self._parser_errors()}.")
         found = {self._network.get_input(i).name for i in range(self._network.num_inputs)}
         wanted = {spec.name for spec in request.contract.inputs}
@@ -82,11 +83,10 @@ class EngineBuild:
         return notes
 
     def _parser_errors(self) -> str:
-        errors = [self._parser.get_error(i) for i in range(self._parser.num_errors)]
-        found = [
-            f"{e.node_operator()} node {e.node_name()!r}: {e.desc().strip()}" if e.node_operator() else e.desc()
-            for e in errors
-        ]
+        found = []
+        for error in (self._parser.get_error(i) for i in range(self._parser.num_errors)):
+            where = f"{error.node_operator()} node {error.node_name()!r}: " if error.node_operator() else ""
+            found.append(where + one_line(error.desc()))
         return "; ".join(found) or self._messages.quote()
 
     def _configure(self) -> None:
@@ -138,7 +138,7 @@ class EngineBuild:
         if interrupted or state.error:
             raise interrupted or state.error  # type: ignore[misc]
         if failed or not built or built[0] is None:
-            said = str(failed[0]) if failed else self._messages.quote()
+            said = one_line(str(failed[0])) if failed else self._messages.quote()
             raise BuildError(f"{self._flavour.name} could not build the engine for {', '.join(self._targets)}: {said}.")
         return built[0]
 

@@ -18,14 +18,19 @@ class Messages:
         """Called from TensorRT's own threads."""
         self._logger.debug("%s", text)
         if error:
-            self._errors.append(text.strip())
+            self._errors.append(text)
 
     def clear(self) -> None:
         self._errors.clear()
 
     def quote(self) -> str:
         """The errors as one line, or a word that there were none."""
-        return "; ".join(dict.fromkeys(self._errors)) or "it gave no reason"
+        return "; ".join(dict.fromkeys(one_line(text) for text in self._errors)) or "it gave no reason"
+
+
+def one_line(text: str) -> str:
+    """A message as part of a sentence of ours."""
+    return " ".join(text.split()).rstrip(".")
 
 
 def tensorrt_logger(trt: Any, messages: Messages) -> Any:

@@ -17,8 +17,8 @@ ATTENTION_FUNCTION = "SparseQueryAttention"
 DECOMPOSABLE = "TRT_decomposable"
 
 
-def prepare(path: Path, dtype: str, flavour: Flavour) -> tuple[bytes, tuple[str, ...]]:
-    """The graph to parse, serialised, and notes on what was changed.
+def prepare(path: Path, dtype: str, flavour: Flavour) -> tuple[bytes | None, tuple[str, ...]]:
+    """The graph to parse in place of the file, serialised, and notes on what was changed; None for an unchanged one.
 
     The parser takes the bytes together with `path`, beside which it finds the external weights: nothing is
     written and nothing is duplicated.
@@ -27,13 +27,12 @@ def prepare(path: Path, dtype: str, flavour: Flavour) -> tuple[bytes, tuple[str,
     for name in external_files(model):
         if not (path.parent / name).is_file():
             raise InputError(f"The ONNX model {path.name} needs {name} beside it, and {path.parent} has no such file.")
-    notes: tuple[str, ...] = ()
-    if flavour.decompose_fp32_attention and dtype == "fp32":
-        marked = mark_decomposable(model)
-        notes = (f"fp32 attention is decomposed: {marked} Attention node(s) marked {DECOMPOSABLE}",)
     if flavour.shared_keys_crash:
         refuse_shared_keys(model)
-    return model.SerializeToString(), notes
+    if not (flavour.decompose_fp32_attention and dtype == "fp32"):
+        return None, ()
+    marked = mark_decomposable(model)
+    return model.SerializeToString(), (f"fp32 attention is decomposed: {marked} node(s) marked {DECOMPOSABLE}",)
 
 
 def mark_decomposable(model: onnx.ModelProto) -> int:

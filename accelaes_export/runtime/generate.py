@@ -1,0 +1,151 @@
+"""From a bundle and a prompt to a picture: what `accelaes-export run` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.bundle import Bundle
+from accelaes_export.dtypes import dtype_argument
+from accelaes_export.errors import InputError, MissingComponentError
+from accelaes_export.policies.base import Policy
+from accelaes_export.recipes import SHIPPED, shipped_folder
+from accelaes_export.runtime.pipeline import accelerate
+from accelaes_export.runtime.report import RunReport
+from accelaes_export.runtime.text import cut_words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A picture and how it came about. `cut` is the part of the prompt the text encoders had no room for, or ''."""
+
+    image: Image
+    report: RunReport
+    cut: str
+
+
+def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
+    """The bundle's diffusers pipeline, without the transformer that the bundle stands for.
+
+    Args:
+        checkpoint: where the pipeline is now, if not where the manifest says: a folder or hub id.
+
+    Raises:
+        InputError: a bundle of random weights, or no pipeline there.
+        MissingComponentError: a hub that can't be reached.
+    """
+    from diffusers import DiffusionPipeline
+
+    source = bundle.manifest.source
+    if source.kind == "random" and checkpoint is None:
+        raise InputError(
+            f"Bundle {bundle.path} was built with random weights and has no pipeline to run in; build one from a "
+            "checkpoint, or give a pipeline of the same architecture with --checkpoint."
+        )
+    location = str(checkpoint or source.location)
+    folder: str | Path = shipped_folder(location) if location.startswith(SHIPPED) else location
+    index = Path(folder) / "model_index.json"
+    if Path(folder).is_dir() and not index.is_file():
+        raise InputError(
+            f"{folder} has no model_index.json, so it is no pipeline; give the pipeline's folder with --checkpoint."
+        )
+    if not Path(folder).is_dir() and source.kind in ("folder", "shipped") and checkpoint is None:
+        raise InputError(f"The bundle's checkpoint {folder} isn't there any more; say where it is with --checkpoint.")
+    # CPUs compute in fp32 whatever the engine's dtype: half precision is slow there, or missing.
+    dtype = bundle.manifest.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
+    try:
+        # diffusers asks for every component by hand that a pipeline was saved without.
+        saved, _ = DiffusionPipeline.load_config(folder, revision=source.revision, return_unused_kwargs=True)
+        absent = {name: None for name, entry in saved.items() if entry == [None, None]}
+        pipe = DiffusionPipeline.from_pretrained(
+            folder,
+            **{**absent, "transformer": None},
+            **dtype_argument(dtype),
+            use_safetensors=True,
+            revision=source.revision,
+        )
+    except OSError as error:
+        raise MissingComponentError(
+            f"The pipeline {location!r} can't be loaded: {str(error).splitlines()[0]} Give a local folder "
+            "with --checkpoint."
+        ) from error
+    return pipe.to(bundle.session().device)
+
+
+def generate(
+    bundle: Bundle,
+    prompt: str,
+    *,
+    policy: Policy | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    negative_prompt: str = "",
+    pipe: Any = None,
+    checkpoint: str | Path | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> GenerationResult:
+    """Make one picture.
+
+    Args:
+        policy, steps, guidance: the bundle's defaults if None.
+        seed: of the CPU generator the first noise is drawn from, so that it is the same on every device.
+        pipe: a pipeline made by `load_pipeline`, to be used again; loaded if None.
+        on_step: called after every step with its index and the number of steps.
+
+    Raises:
+        InputError: steps < 2, an empty prompt, and what `accelerate` and the policy's plan refuse.
+    """
+    import torch
+
+    manifest = bundle.manifest
+    steps = manifest.defaults.steps if steps is None else steps
+    if steps < 2:
+        raise InputError(f"{steps} denoising steps were asked for; allowed are 2 or more.")
+    if not prompt.strip():
+        raise InputError("The prompt is empty; say what the picture shows.")
+    guidance = manifest.defaults.guidance if guidance is None else guidance
+    pipe = load_pipeline(bundle, checkpoint) if pipe is None else pipe
+    pipe.set_progress_bar_config(disable=True)
+    accelerate(pipe, bundle, policy)
+
+    def after_step(_: Any, i: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step(i, steps)
+        return kwargs
+
+    image = pipe(
+        prompt,
+        negative_prompt=negative_prompt or None,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=manifest.latents.height * manifest.latents.vae_scale,
+        width=manifest.latents.width * manifest.latents.vae_scale,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_step_end=after_step,
+        **_text_window(bundle),
+    ).images[0]
+    return GenerationResult(image, pipe.transformer.report(), _cut(bundle, pipe, prompt))
+
+
+def _text_window(bundle: Bundle) -> dict[str, int]:
+    """The length of the text beyond CLIP's, as the recipe has it: diffusers' `max_sequence_length`."""
+    segments = bundle.manifest.text
+    return {"max_sequence_length": segments[-1].length} if len(segments) > 1 else {}
+
+
+def _cut(bundle: Bundle, pipe: Any, prompt: str) -> str:
+    """What every text encoder had to leave out: the shortest remainder."""
+    rests = [
+        cut_words(prompt, tokenizer, segment.length)
+        for segment in bundle.manifest.text
+        for name in segment.tokenizers
+        if (tokenizer := getattr(pipe, name, None)) is not None
+    ]
+    return min(rests, key=len, default="")

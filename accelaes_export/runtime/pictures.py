@@ -1,0 +1,57 @@
+"""Pictures of what a run did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+_TINT = (255, 72, 0)  # told apart from most pictures; focus keeps its colours, the background is dimmed
+_SMALLEST_SIDE = 384  # pixels; smaller pictures are enlarged so that tokens can be seen
+
+
+def mask_overlay(image: Image, focus_index: torch.Tensor, grid: tuple[int, int]) -> Image:
+    """The picture with its background tokens dimmed and every focus token outlined.
+
+    Args:
+        focus_index: [n] int64, one image's focus tokens.
+        grid: token rows and columns.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    rows, columns = grid
+    enlarge = max(1, -(-_SMALLEST_SIDE // min(image.size)))
+    picture = image.convert("RGB").resize((image.width * enlarge, image.height * enlarge), Pillow.Resampling.NEAREST)
+    width, height = picture.width / columns, picture.height / rows
+    focus = set(focus_index.tolist())
+    shade = Pillow.new("L", picture.size, 150)
+    draw_shade = ImageDraw.Draw(shade)
+    boxes = {
+        index: (
+            round(index % columns * width),
+            round(index // columns * height),
+            round((index % columns + 1) * width) - 1,
+            round((index // columns + 1) * height) - 1,
+        )
+        for index in range(rows * columns)
+    }
+    for index in focus:
+        draw_shade.rectangle(boxes[index], fill=0)
+    picture = Pillow.composite(Pillow.new("RGB", picture.size, (24, 24, 28)), picture, shade)
+    draw = ImageDraw.Draw(picture)
+    for index in focus:
+        left, top, right, bottom = boxes[index]
+        # Only the region's outer edge is drawn: inner token borders would hide the picture.
+        neighbours = {
+            ((left, top), (right, top)): index - columns,
+            ((left, bottom), (right, bottom)): index + columns,
+            ((left, top), (left, bottom)): index - 1 if index % columns else -1,
+            ((right, top), (right, bottom)): index + 1 if (index + 1) % columns else -1,
+        }
+        for edge, neighbour in neighbours.items():
+            if neighbour not in focus:
+                draw.line(edge, fill=_TINT, width=2)
+    return picture

@@ -1,0 +1,113 @@
+"""`run` takes what isn't given from the bundle, shows the plan first, and afterwards what the picture took."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from accelaes_export.bundle import Bundle
+from accelaes_export.policies import AccelAes, Plan, StepKind
+from accelaes_export.policies.words import WordWeights
+from accelaes_export.runtime.report import RunReport, StepRecord
+from tests.cli.conftest import Command
+from tests.fake_bundle import fake_manifest, write_fake_bundle
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What generate was asked for; it answers with a black picture and a report of two steps."""
+    asked: dict[str, Any] = {}
+    plan = Plan("D.b", (0.25, 0.5))
+    steps = [StepRecord(0, StepKind.DENSE, 16, 0.020), StepRecord(1, StepKind.SKIP, 0, 0.001)]
+    words = WordWeights("a red star", ("red", "star"), ((2, 5), (6, 10)), (0.25, 1.0), "lexical", False)
+    steps.append(StepRecord(2, StepKind.SPARSE, 8, 0.012))
+    report = RunReport(plan, 16, steps, (words,), focus_index=[[3, 5]])  # type: ignore[arg-type]
+
+    def generate(bundle: Bundle, prompt: str, **options: Any) -> SimpleNamespace:
+        asked.update(options, prompt=prompt)
+        options["on_step"](27, 28)
+        return SimpleNamespace(image=Image.new("RGB", (16, 16)), report=report, cut=asked.get("cut", ""))
+
+    def load_pipeline(bundle: Bundle, checkpoint: str | None) -> str:
+        return f"pipeline of {checkpoint}"
+
+    def mask_overlay(image: Image.Image, focus_index: list[int], grid: tuple[int, int]) -> Image.Image:
+        asked.update(focus_index=focus_index, grid=grid)
+        return image
+
+    library = ModuleType("accelaes_export.runtime.generate")
+    library.generate = generate  # type: ignore[attr-defined]
+    library.load_pipeline = load_pipeline  # type: ignore[attr-defined]
+    pictures = ModuleType("accelaes_export.runtime.pictures")
+    pictures.mask_overlay = mask_overlay  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    monkeypatch.setitem(sys.modules, pictures.__name__, pictures)
+    return asked
+
+
+def test_takes_what_is_not_given_from_the_bundle(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    result = command("run", bundle.path, "--prompt", "a red star")
+    assert result.exit_code == 0, result.stderr
+    assert (asked["prompt"], asked["steps"], asked["guidance"], asked["seed"]) == ("a red star", 28, 4.5, 0)
+    assert asked["policy"] == AccelAes()
+    assert Path("out.png").is_file()
+
+
+def test_hands_policy_options_on(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    options = "--skip-ratio 0.75 --mask-step 3 --warmup 2 --interval 3 --refresh-every 0 --steps 20 --seed 5"
+    result = command("run", bundle.path, "--prompt", "x", "--guidance", "2", *options.split())
+    assert result.exit_code == 0, result.stderr
+    assert asked["policy"] == AccelAes(skip_ratio=0.75, mask_step=3, warmup=2, interval=3, refresh_every=0)
+    assert (asked["steps"], asked["seed"], asked["guidance"]) == (20, 5, 2.0)
+
+
+def test_finds_the_pipeline_in_a_checkpoint_that_moved(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    command("run", bundle.path, "--prompt", "x", "--checkpoint", "moved")
+    assert asked["pipe"] == "pipeline of moved"
+
+
+def test_says_what_was_cut_from_a_long_prompt(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    asked["cut"] = "and a blue ring"
+    result = command("run", bundle.path, "--prompt", "a red star and a blue ring")
+    assert result.exit_code == 0
+    assert "longer than the text window; this was cut: 'and a blue ring'" in result.stderr
+
+
+def test_a_bundles_default_options_hold_for_its_default_policy_alone(
+    command: Command, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    defaults = fake_manifest().defaults.model_copy(update={"policy_options": {"mask_step": 3, "warmup": 3}})
+    path = write_fake_bundle(tmp_path / "own", defaults=defaults).path
+    command("run", path, "--prompt", "x", "--warmup", "4")
+    assert asked["policy"] == AccelAes(mask_step=3, warmup=4)
+    command("run", path, "--prompt", "x", "--policy", "stepcache")
+    assert asked["policy"].warmup == 5
+
+
+def test_prints_the_plan_then_times_cost_and_words(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    text = command("run", bundle.path, "--prompt", "a red star").stdout
+    assert text.index("Plan of accelaes, 28 steps") < text.index("DDDDDD.b.D") < text.index("Step times")
+    rows = {line.split()[1]: line.split() for line in text.splitlines() if line.startswith("│")}
+    assert {"dense", "sparse", "skip", "all"} <= set(rows)
+    assert "12.0" in rows["sparse"] and "33.0" in rows["all"]
+    assert "Computed 1.5 of 3 dense steps' tokens (50%)." in text
+    assert "star 1.00, red 0.25 (lexical)" in text
+
+
+def test_writes_picture_mask_and_trace_into_new_folders(
+    command: Command, bundle: Bundle, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    files = ["-o", "a/out.png", "--mask-out", "b/mask.png", "--trace", "c/trace.json"]
+    result = command("run", bundle.path, "--prompt", "x", *files)
+    assert result.exit_code == 0, result.stderr
+    assert Image.open(tmp_path / "a/out.png").size == (16, 16)
+    assert (tmp_path / "b/mask.png").is_file()
+    assert (asked["focus_index"], asked["grid"]) == ([3, 5], (4, 4))
+    assert json.loads((tmp_path / "c/trace.json").read_text())["plan"] == "D.b"
+    assert "Wrote a/out.png, b/mask.png, c/trace.json" in result.stdout

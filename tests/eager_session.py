@@ -1,0 +1,36 @@
+"""A session that runs the focus step eagerly: the engine of tests that are about the runtime, not about a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from accelaes_export.contract import GraphContract
+from accelaes_export.graph.focus_step import FocusStep
+
+
+class EagerSession:
+    """Counts its calls: `calls` lists the focus count and rows of each."""
+
+    def __init__(self, step: FocusStep, contract: GraphContract) -> None:
+        self.contract = contract
+        self.device = torch.device("cpu")
+        self.calls: list[tuple[int, int]] = []
+        self._step = step
+
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        specs = {spec.name: spec for spec in self.contract.inputs}
+        assert set(inputs) == set(specs)
+        B, n = inputs["focus_index"].shape
+        sizes = self.contract.sizes(n, B, inputs["token_weights"].shape[1])
+        for name, tensor in inputs.items():
+            assert tuple(tensor.shape) == specs[name].sized(sizes), name
+            assert tensor.is_contiguous(), name
+        assert n in self.contract.buckets
+        assert B <= 2 * self.contract.batch
+        self.calls.append((n, B))
+        with torch.no_grad():
+            computed = self._step.run(self.contract, dict(inputs))
+        for name, tensor in outputs.items():
+            tensor.copy_(computed[name])

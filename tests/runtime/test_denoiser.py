@@ -1,0 +1,246 @@
+"""The denoiser carries out any plan as METHOD describes it, one image at a time, whatever the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from accelaes_export.errors import InputError
+from accelaes_export.graph.focus_step import FocusStep, example_inputs
+from accelaes_export.patches import patchify
+from accelaes_export.policies import AccelAes, Dense, Plan, SpatialGuidance, StepCache
+from accelaes_export.policies.base import Extrapolation
+from accelaes_export.policies.selection import top_tokens
+from accelaes_export.runtime.denoiser import Denoiser
+from accelaes_export.runtime.trajectory import Run
+from tests.eager_session import EagerSession
+from tests.tiny_sd3 import SD3, tiny_config, tiny_contract, tiny_transformer
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+CONFIG = tiny_config(num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_transformer(CONFIG)
+
+
+def make(model, batch=1):
+    contract, latents = tiny_contract(CONFIG, batch=batch)
+    session = EagerSession(FocusStep(model, SD3, [0, 1]), contract)
+    return Denoiser(session, latents, FRACTIONS), session
+
+
+def step_inputs(denoiser, i, rows):
+    inputs = example_inputs(denoiser.session.contract, denoiser.latents.tokens, B=rows, seed=i)
+    conditioning = {name: inputs[name] for name in denoiser.session.contract.conditioning}
+    return inputs["hidden_states"], inputs["timestep"], conditioning
+
+
+def guided_by_pipeline(rows, scale):
+    uncond, cond = rows.chunk(2)
+    return uncond + scale * (cond - uncond)
+
+
+def carry_out(denoiser, run, images, scale, seed=0):
+    """The guided prediction of every step, as a pipeline with CFG would form it."""
+    denoiser.start(run)
+    out = []
+    for i in range(len(run.plan)):
+        x, t, conditioning = step_inputs(denoiser, 1000 * seed + i, 2 * images)
+        out.append(guided_by_pipeline(denoiser.step(i, x, t, conditioning, scale), scale))
+    return out
+
+
+class Parts:
+    """A policy put together by hand, for plans no shipped policy makes."""
+
+    name = "parts"
+
+    def __init__(self, policy, plan, extrapolation):
+        self._policy, self._plan = policy, plan
+        self.extrapolation = extrapolation
+        self.spatial_guidance = policy.spatial_guidance
+
+    def plan(self, steps, buckets):
+        return self._plan
+
+    def selector(self):
+        return self._policy.selector()
+
+    def affinity_steps(self, plan):
+        return self._policy.affinity_steps(plan)
+
+
+def test_a_dense_plan_returns_the_models_own_output(model):
+    denoiser, _ = make(model)
+    run = Run(Dense(), Dense().plan(3, FRACTIONS[:-1]), range(3))
+    denoiser.start(run)
+    for i in range(3):
+        x, t, conditioning = step_inputs(denoiser, i, 2)
+        found = denoiser.step(i, x, t, conditioning, 5.0)
+        step_model = denoiser.session._step
+        step_model.restore()
+        with torch.no_grad():
+            expected = model(x, timestep=t, **conditioning, return_dict=False)[0]
+        step_model.install()
+        assert torch.equal(found, expected)
+
+
+@given(
+    tail=st.text(alphabet="Dabc.", min_size=1, max_size=9),
+    order=st.sampled_from([0, 1, 2]),
+    reach=st.sampled_from([None, 1.0, 0.5]),
+    scale=st.floats(1.5, 7),
+    regional=st.booleans(),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=20)
+def test_any_plan_is_carried_out_as_the_method_says(model, tail, order, reach, scale, regional, seed):
+    """Against a plain description: per token a list of (step, prediction), lines and parabolas through its own."""
+    guidance = SpatialGuidance(scale + 1, 1.25) if regional else None
+    policy = AccelAes(skip_ratio=0.5, mask_step=1, spatial_cfg=guidance)
+    plan = Plan("DD" + tail, FRACTIONS[:-1])
+    parts = Parts(policy, plan, Extrapolation(order=order, reach=reach))
+    weights = torch.rand(1, 9, generator=torch.Generator().manual_seed(seed))
+    denoiser, session = make(model)
+    found = carry_out(denoiser, Run(parts, plan, range(len(plan)), weights), 1, scale, seed)
+
+    N, eager = 48, session._step
+    memory = [[] for _ in range(N)]  # per token: (step, prediction)
+    kv = affinity = region = None
+    for i, symbol in enumerate(plan.symbols):
+        x, t, conditioning = step_inputs(denoiser, 1000 * seed + i, 2)
+        region_before = region
+        if symbol != ".":
+            n = {"D": 48, "a": 12, "b": 24, "c": 36}[symbol]
+            focus = list(range(N)) if n == N else sorted(sorted(range(N), key=lambda j: (-affinity[j], j))[:n])
+            rest = [j for j in range(N) if j not in focus]
+            inputs = {"hidden_states": x, "timestep": t, **conditioning}
+            inputs["focus_index"] = torch.tensor([focus, focus])
+            inputs["token_weights"] = torch.cat([torch.zeros_like(weights), weights])
+            for entry in session.contract.cache:
+                inputs[f"{entry.name}_bg"] = (
+                    torch.zeros(2, 4, 0, 16) if not rest else kv[entry.name][:, :, rest].contiguous()
+                )
+            with torch.no_grad():
+                out = eager.run(session.contract, inputs)
+            if n == N:
+                kv = {entry.name: out[entry.name] for entry in session.contract.cache}
+            if i == 1:
+                affinity = out["affinity"][1].tolist()
+                top = top_tokens(out["affinity"][1:], 24)[0].tolist()
+                region = [1.0 if j in top else 0.0 for j in range(N)]
+            uncond, cond = out["focus_prediction"].double()
+            for row, j in enumerate(focus):
+                g = scale
+                if regional and region_before is not None:
+                    g = 1.25 + (scale + 1 - 1.25) * region_before[j]
+                memory[j].append((i, uncond[row] + g * (cond[row] - uncond[row])))
+        expected = torch.stack([_extrapolated(memory[j], i, order, reach) for j in range(N)])
+        got = patchify(found[i], denoiser.latents)[0].double()
+        assert torch.allclose(got, expected, atol=2e-3 * max(1.0, expected.abs().max().item())), (i, symbol)
+
+
+def _extrapolated(points, now, order, reach):
+    """The polynomial through a token's own last points (Lagrange), its distance past the last cut at `reach` gaps."""
+    points = points[-(order + 1) :]
+    if len(points) == 1:
+        return points[0][1]
+    last, gap = points[-1][0], points[-1][0] - points[-2][0]
+    at = now if reach is None else min(now, last + reach * gap)
+    total = torch.zeros_like(points[0][1])
+    for k, (step, prediction) in enumerate(points):
+        factor = 1.0
+        for other, (step_other, _) in enumerate(points):
+            if other != k:
+                factor *= (at - step_other) / (step - step_other)
+        total = total + factor * prediction
+    return total
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_images_of_a_batch_come_out_as_if_each_were_alone(model, batch):
+    policy = AccelAes(mask_step=1, warmup=2)
+    plan = policy.plan(8, FRACTIONS[:-1])
+    weights = torch.rand(3, 9)
+    denoiser, session = make(model, batch)
+    together = carry_out(denoiser, Run(policy, plan, range(8), weights), 3, 4.0)
+    assert max(rows for _, rows in session.calls) == 2 * min(batch, 3)
+    for k in range(3):
+        alone, _ = make(model)
+        alone.start(Run(policy, plan, range(8), weights[k : k + 1]))
+        for i in range(8):
+            x, t, conditioning = step_inputs(denoiser, i, 6)
+            rows = torch.tensor([k, 3 + k])
+            own = {name: tensor[rows] for name, tensor in conditioning.items()}
+            found = guided_by_pipeline(alone.step(i, x[rows], t[rows], own, 4.0), 4.0)
+            assert torch.allclose(found[0], together[i][k], atol=2e-4)
+
+
+def test_without_guidance_rows_are_images(model):
+    policy = AccelAes(mask_step=1, warmup=2)
+    denoiser, session = make(model)
+    denoiser.start(Run(policy, policy.plan(6, FRACTIONS[:-1]), range(6), torch.rand(1, 9)))
+    for i in range(6):
+        x, t, conditioning = step_inputs(denoiser, i, 1)
+        assert denoiser.step(i, x, t, conditioning, None).shape == x.shape
+    assert {rows for _, rows in session.calls} == {1}
+
+
+def test_a_skipped_step_calls_no_engine(model):
+    denoiser, session = make(model)
+    policy = StepCache()
+    carry_out(denoiser, Run(policy, policy.plan(12, ()), range(12)), 1, 4.0)
+    assert len(session.calls) == sum(step.computed for step in policy.plan(12, ()))
+    report = denoiser.report()
+    assert report.cost == pytest.approx(policy.plan(12, ()).cost)
+    assert [record.index for record in report.steps] == list(range(12))
+
+
+def test_guidance_switched_off_in_the_middle_starts_over_with_a_dense_step(model):
+    denoiser, session = make(model)
+    policy = AccelAes(mask_step=1, warmup=2)
+    denoiser.start(Run(policy, policy.plan(8, FRACTIONS[:-1]), range(8), torch.rand(1, 9)))
+    for i in range(8):
+        paired = i < 4
+        x, t, conditioning = step_inputs(denoiser, i, 2 if paired else 1)
+        denoiser.step(i, x, t, conditioning, 4.0 if paired else None)
+    assert session.calls[-1][1] == 1
+    first_unpaired = next(call for call in session.calls if call[1] == 1)
+    assert first_unpaired == (48, 1)
+
+
+def test_a_second_run_knows_nothing_of_the_first(model):
+    policy = AccelAes(mask_step=1, warmup=2)
+    run = Run(policy, policy.plan(7, FRACTIONS[:-1]), range(7), torch.rand(1, 9))
+    fresh, _ = make(model)
+    expected = carry_out(fresh, run, 1, 4.0, seed=3)
+    used, _ = make(model)
+    carry_out(used, run, 1, 4.0, seed=9)
+    used.start(run)
+    x, t, conditioning = step_inputs(used, 0, 2)
+    used.step(0, x, t, conditioning, 4.0)  # a run that was cancelled after its first step
+    again = carry_out(used, run, 1, 4.0, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+
+
+def test_wrong_latents_name_both_shapes_and_the_right_size(model):
+    denoiser, _ = make(model)
+    denoiser.start(Run(Dense(), Dense().plan(2, ()), range(2)))
+    x, t, conditioning = step_inputs(denoiser, 0, 2)
+    with pytest.raises(InputError, match="height=128, width=96"):
+        denoiser.step(0, x[..., :-2], t, conditioning, 4.0)
+    with pytest.raises(InputError, match="outside this run's plan of 2 steps"):
+        denoiser.step(2, x, t, conditioning, 4.0)
+    with pytest.raises(InputError, match="pairs"):
+        denoiser.step(0, x[:1], t[:1], conditioning, 4.0)
+
+
+def test_a_step_before_a_run_is_refused(model):
+    denoiser, _ = make(model)
+    x, t, conditioning = step_inputs(denoiser, 0, 2)
+    with pytest.raises(InputError, match="No run was started"):
+        denoiser.step(0, x, t, conditioning, 4.0)

@@ -1,0 +1,84 @@
+"""Arrows point downwards: who may import whom, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "accelaes_export"
+BUILD_WING = {"builder", "graph", "backbones", "verification", "stages", "resources"}
+
+# Part of the package: the parts it may import from this package.
+ALLOWED = {
+    "errors": set(),
+    "contract": set(),
+    "hashing": set(),
+    "dtypes": set(),
+    "stages": {"hashing"},
+    "resources": {"errors", "progress"},
+    "progress": set(),
+    "options": {"errors"},
+    "manifest": {"contract"},
+    "patches": {"manifest"},
+    "policies": {"errors", "policies"},
+    "recipes": {"errors", "manifest", "options"},
+    "backends": {"backends", "contract", "dtypes", "errors"},
+    "bundle": {"backends", "errors", "hashing", "manifest"},
+    "bundle_writing": {"bundle", "errors", "hashing", "manifest"},
+    "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "manifest"}
+    | {"patches", "policies", "recipes", "runtime"},
+    "backbones": {"backbones", "contract", "dtypes", "errors", "hashing", "manifest", "recipes"},
+    "graph": {"backbones", "contract", "dtypes", "errors", "graph", "manifest"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of this package that a file imports, at its top or inside functions."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively; spell the package out"
+            names = [node.module or ""]
+            if node.module == "accelaes_export":
+                names = [f"accelaes_export.{alias.name}" for alias in node.names]
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "accelaes_export" and rest:
+                parts.add(rest.split(".")[0])
+    return parts - {"__version__"}
+
+
+def files_of(part: str) -> list[Path]:
+    folder = PACKAGE / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_a_part_imports_only_what_lies_below_it(part):
+    files = files_of(part)
+    assert files
+    for path in files:
+        assert imported(path) <= ALLOWED[part], f"{path.name} reaches up"
+
+
+def test_the_run_wing_never_touches_the_build_wing():
+    for part in ("runtime", "policies", "backends", "bundle"):
+        for path in files_of(part):
+            assert not imported(path) & BUILD_WING, path
+
+
+def test_plugins_import_nothing_of_the_rest():
+    for path in (PACKAGE.parent / "plugins").rglob("*.py"):
+        assert not imported(path), path
+
+
+def test_nothing_is_unpickled_anywhere():
+    forbidden = ("import pickle", "torch.load(", "weights_only=False", "trust_remote_code=True", "joblib")
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert not [word for word in forbidden if word in source], path
