@@ -316,7 +316,9 @@ def _manifest(plan: _Plan, engine: CompiledEngine) -> Manifest:
 def _bucket_flops(plan: _Plan) -> dict[int, int]:
     from accelaes_export.graph.focus_step import FocusStep, count_flops
 
-    step = FocusStep(empty_transformer(plan.adapter, plan.config), plan.adapter, plan.affinity_layers)
+    step = FocusStep(
+        empty_transformer(plan.adapter, plan.config, plan.recipe.dtype), plan.adapter, plan.affinity_layers
+    )
     return {n: count_flops(step, plan.contract, n) for n in plan.contract.buckets}
 
 

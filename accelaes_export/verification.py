@@ -77,7 +77,8 @@ def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> to
     if found.source.weights_sha256 != manifest.source.weights_sha256:
         raise InputError(
             f"{found.folder} has other weights than this bundle was built from (hash "
-            f"{found.source.weights_sha256[:12]}…, not {manifest.source.weights_sha256[:12]}…); name the right checkpoint, or build again."
+            f"{found.source.weights_sha256[:12]}…, not {manifest.source.weights_sha256[:12]}…); "
+            "name the right checkpoint, or build again."
         )
     return load_transformer(found, adapter, dtype)
 

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.shapes_quality import attribute_accuracy, heldout, mask_figures, psnr_table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,6 +37,7 @@ from accelaes_export.graph.focus_step import example_inputs
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.generate import load_pipeline
+from benchmarks.shapes_quality import attribute_accuracy, heldout, mask_figures, psnr
 
 BATCH = 8  # images a call in the quality runs
 console = Console()
@@ -205,7 +205,7 @@ def quality(bundle: Bundle, prompts: int) -> tuple[list[dict[str, Any]], dict[st
             {
                 "policy": label,
                 **attribute_accuracy(made, scenes),
-                "psnr_to_dense": psnr_table(made, pictures["dense, 28 steps"]),
+                "psnr_to_dense": psnr(made, pictures["dense, 28 steps"]),
             }
         )
     return rows, mask_figures(torch.cat(masks), scenes, bundle.manifest)

@@ -125,14 +125,13 @@ def random_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str
     return _settled(model, dtype)
 
 
-def empty_transformer(backbone: Backbone, config: Mapping[str, Any]) -> torch.nn.Module:
+def empty_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str = "fp32") -> torch.nn.Module:
     """The model on the meta device: shapes without memory, for counting and checking."""
     import torch
 
     with torch.device("meta"):
-        model = _model_class(backbone).from_config(dict(config)).eval()
-    assert isinstance(model, torch.nn.Module)
-    return model
+        model = _model_class(backbone).from_config(dict(config))
+    return _settled(model, dtype)
 
 
 def parameter_bytes(backbone: Backbone, config: Mapping[str, Any], dtype: str) -> int:

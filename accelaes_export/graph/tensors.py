@@ -47,7 +47,7 @@ def graph_contract(
     if len({*buckets, N}) != len(buckets) + 1:
         raise InputError(
             f"Buckets {', '.join(f'{f:g}' for f in fractions)} of N = {N} tokens give {', '.join(map(str, buckets))} "
-            "focus tokens; each bucket must have its own number below N, so leave some out or build a higher resolution."
+            "focus tokens; each bucket must have its own number below N: leave some out, or build a higher resolution."
         )
     cache = backbone.cache(config)
     conditioning = backbone.conditioning(config, dtype)

@@ -10,6 +10,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation, SpatialGuidance
 from accelaes_export.policies.plan import Plan, bucket_letter
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
+from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
 if TYPE_CHECKING:
     from accelaes_export.policies.base import Selector
@@ -28,6 +29,8 @@ class AccelAes:
         order: 0 holds a token's last prediction, 1 is linear (the paper's), 2 quadratic.
         clock: "step" or "sigma", what the extrapolation distance is counted in.
         spatial_cfg: region-wise guidance (Eq. 11), or None for the pipeline's own scale everywhere.
+        threshold: smallest α of a word that counts.
+        scope: "phrase": an aesthetic word's weight goes to its noun phrase; "word": to the word alone, as in the paper.
         reach: furthest a token is extrapolated, in gaps between its last two computations; 0 holds, None: no limit.
 
     Raises:
@@ -43,6 +46,8 @@ class AccelAes:
     clock: Literal["step", "sigma"] = "step"
     spatial_cfg: SpatialGuidance | None = None
     reach: float | None = 1.0
+    threshold: float = THRESHOLD
+    scope: Scope = "phrase"
 
     name: ClassVar[str] = "accelaes"
 
@@ -58,11 +63,15 @@ class AccelAes:
         require_whole("refresh_every", self.refresh_every, at_least=0)
         if self.spatial_cfg is not None and not isinstance(self.spatial_cfg, SpatialGuidance):
             raise InputError(f"spatial_cfg is {self.spatial_cfg!r}; give SpatialGuidance(focus, background) or None.")
-        _ = self.extrapolation  # checks order, clock and reach
+        _ = self.extrapolation, self.word_scoring  # their own checks
 
     @property
     def extrapolation(self) -> Extrapolation:
         return Extrapolation(order=self.order, clock=self.clock, reach=self.reach)
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return WordScoring(self.threshold, self.scope)
 
     @property
     def spatial_guidance(self) -> SpatialGuidance | None:

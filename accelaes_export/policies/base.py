@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.words import WordScoring
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +111,10 @@ class Policy(Protocol):
     @property
     def spatial_guidance(self) -> SpatialGuidance | None:
         """Region-wise guidance, or None where the pipeline's own scale holds everywhere."""
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        """Which words of the prompt drive the mask."""
 
     def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
         """The plan for T = `steps` and the bundle's buckets below 1; InputError where the options can't make one."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from accelaes_export.policies.base import Extrapolation, SpatialGuidance
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.schedule import require_steps
+from accelaes_export.policies.words import WordScoring
 
 if TYPE_CHECKING:
     from accelaes_export.policies.base import Selector
@@ -28,6 +29,10 @@ class Dense:
     @property
     def spatial_guidance(self) -> SpatialGuidance | None:
         return None
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return WordScoring()  # no mask, so nobody asks
 
     def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
         """``D`` for each of the T steps; InputError for fewer than 2 steps."""

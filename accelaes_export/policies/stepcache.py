@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from accelaes_export.policies.base import Extrapolation, SpatialGuidance
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
+from accelaes_export.policies.words import WordScoring
 
 if TYPE_CHECKING:
     from accelaes_export.policies.base import Selector
@@ -48,6 +49,10 @@ class StepCache:
     @property
     def spatial_guidance(self) -> SpatialGuidance | None:
         return None
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return WordScoring()  # no mask, so nobody asks
 
     def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
         """T = 28 by default: ``DDDDD.D.D.D.D.D.D.D.D.D.D.DD``, cost 17. InputError for fewer than 2 steps."""

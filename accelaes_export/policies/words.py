@@ -17,7 +17,31 @@ THRESHOLD = 0.60  # table 3: minimum score for anchor weighting
 Scope = Literal["word", "phrase"]
 ScorerName = Literal["clip", "lexical"]
 
+
 # Inside a word, between two of its letters: hyphens, apostrophes, underscore, soft hyphen, the zero-width joiners.
+@dataclass(frozen=True)
+class WordScoring:
+    """Which of a prompt's words count, and for whom.
+
+    Attributes:
+        threshold: smallest α that counts (table 3).
+        scope: "phrase" carries an aesthetic word's weight over to its noun phrase, because the adjective's attention
+            alone doesn't tell two objects apart; "word" is the paper's, the aesthetic word by itself.
+
+    Raises:
+        InputError: for an unknown scope, or a threshold outside (0, 1].
+    """
+
+    threshold: float = THRESHOLD
+    scope: Scope = "phrase"
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("word", "phrase"):
+            raise InputError(f"scope is {self.scope!r}; allowed are 'word' and 'phrase': give one of them.")
+        if not 0 < self.threshold <= 1:
+            raise InputError(f"threshold is {self.threshold!r}; allowed are numbers above 0 and up to 1.")
+
+
 _JOINERS = frozenset("-\u2010\u2011'\u2019_\u00ad\u200c\u200d")
 _DECIMAL = frozenset(".,")  # inside a number, between two digits
 
@@ -125,41 +149,35 @@ def weigh_words(
     prompt: str,
     scorer: Scorer,
     anchors: Sequence[str] = ANCHORS,
-    threshold: float = THRESHOLD,
-    scope: Scope = "phrase",
+    scoring: WordScoring | None = None,
 ) -> WordWeights:
     """α of every content word (Eq. 4-5 and table 3).
 
-    A word whose α is below `threshold` is no aesthetic word and weighs 0; the others weigh their α. If there is no
+    A word whose α is below the threshold is no aesthetic word and weighs 0; the others weigh their α. If there is no
     aesthetic word at all, every content word weighs 1 (`fallback`); in a prompt of stop words alone, every word.
 
     Args:
         prompt: the positive prompt of one image.
         scorer: LexicalScorer() or ClipScorer(tokenizer, text_encoder).
         anchors: phrases that speak of looks.
-        threshold: smallest α that counts.
-        scope: "phrase" carries the weight of an aesthetic word over to all words of its noun phrase, because the
-            adjective's attention alone doesn't tell two objects apart ("an intricate red star on the left": intricate,
-            red and star weigh α, left doesn't). "word" is the paper's: the aesthetic word by itself.
+        scoring: threshold and scope. In scope "phrase", "an intricate red star on the left" gives α to intricate, red
+            and star, but not to left.
 
     Raises:
-        InputError: for an unknown scope, a threshold outside (0, 1], or no anchors.
+        InputError: for a list without anchors.
     """
-    if scope not in ("word", "phrase"):
-        raise InputError(f"scope is {scope!r}; allowed are 'word' and 'phrase': give one of them.")
-    if not 0 < threshold <= 1:
-        raise InputError(f"threshold is {threshold!r}; allowed are numbers above 0 and up to 1: give one of them.")
+    scoring = scoring or WordScoring()
     if not any(split_words(anchor) for anchor in anchors):
         raise InputError("The anchor list has no words; give at least one phrase, or leave it out for the paper's 34.")
     words = split_words(prompt)
     scores = scorer.score(prompt, words, anchors) if words else ()
     content = [(word, score) for word, score in zip(words, scores, strict=True) if not word.stop]
-    weights = [min(score, 1.0) if score >= threshold else 0.0 for _, score in content]
+    weights = [min(score, 1.0) if score >= scoring.threshold else 0.0 for _, score in content]
     fallback = not any(weights)
     if fallback:
         content = content or list(zip(words, scores, strict=True))
         weights = [1.0] * len(content)
-    elif scope == "phrase":
+    elif scoring.scope == "phrase":
         weights = _carried_over([word.phrase for word, _ in content], weights)
     return WordWeights(
         prompt=prompt,

@@ -185,7 +185,7 @@ class AcceleratedTransformer(torch.nn.Module):
         plan = self._policy.plan(steps, [fraction for fraction in self._fractions if fraction < 1])
         weights, self._words = None, ()
         if self._policy.affinity_steps(plan):
-            weights, self._words = self._prompts.weigh(pipe, texts, text.shape[1])
+            weights, self._words = self._prompts.weigh(pipe, texts, text.shape[1], self._policy.word_scoring)
         clock: list[float] = [float(i) for i in range(steps)]
         if self._policy.extrapolation.clock == "sigma":
             clock = pipe.scheduler.sigmas[begin : begin + steps].tolist()

@@ -11,7 +11,7 @@ import torch
 
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies.lexical import LexicalScorer
-from accelaes_export.policies.words import Scorer, WordWeights, weigh_words
+from accelaes_export.policies.words import Scorer, WordScoring, WordWeights, weigh_words
 from accelaes_export.runtime.text import token_weights
 
 # diffusers numbers its prompts as its tokenizers: `prompt_2` goes to `tokenizer_2`, and is `prompt` if not given.
@@ -59,7 +59,9 @@ class PromptWeights:
         self._manifest = manifest
         self._scorer: Scorer | None = None
 
-    def weigh(self, pipe: Any, texts: Texts, text_tokens: int) -> tuple[torch.Tensor, tuple[WordWeights, ...]]:
+    def weigh(
+        self, pipe: Any, texts: Texts, text_tokens: int, scoring: WordScoring
+    ) -> tuple[torch.Tensor, tuple[WordWeights, ...]]:
         """Token weights [b, M] fp32, and the words of every image's prompt.
 
         Where only embeddings were given there are no words, and every text position weighs the same.
@@ -73,7 +75,7 @@ class PromptWeights:
         for row in texts.rows:
             for prompt in row.values():
                 if prompt not in known:
-                    known[prompt] = weigh_words(prompt, scorer, self._manifest.anchors)
+                    known[prompt] = weigh_words(prompt, scorer, self._manifest.anchors, scoring)
             per_tokenizer = {name: known[prompt] for name, prompt in row.items()}
             rows.append(token_weights(per_tokenizer, tokenizers, self._manifest.text, text_tokens))
             words.append(per_tokenizer["tokenizer"])

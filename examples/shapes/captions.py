@@ -42,7 +42,7 @@ SYNONYMS = {
     "gradient": "graded",
     "solid": "plain",
 }
-OPENINGS = ("", "a picture of ", "an image of ", "a drawing of ", "a photo of ")
+OPENINGS = ("a picture of ", "an image of ", "a drawing of ", "a photo of ")
 # Words without a meaning of their own: the grammar's glue, then words people type around a prompt. Each is one
 # token, so that an unforeseen word costs one position of the prompt and not five.
 GLUE = (
@@ -93,7 +93,8 @@ def caption(scene: Scene, rng: random.Random) -> str:
     phrases = [_item_phrase(item, rng, alone=len(scene.items) == 1) for item in scene.items]
     text = rng.choice((" and ", " and ", " with ", ", ")).join(phrases)
     if rng.random() < 0.1:
-        text = rng.choice(OPENINGS[1:]) + text
+        opening = rng.choice(OPENINGS)
+        text = opening + text if text.startswith("a") else text  # not "a photo of on the left ..."
     if (scene.background, scene.graded) == ("gray", False) and rng.random() < 0.3:
         return text
     styles = ("graded", "graded", "gradient") if scene.graded else ("plain", "plain", "solid")

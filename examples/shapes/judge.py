@@ -156,6 +156,7 @@ def read(model: Judge, pictures: torch.Tensor) -> list[Reading]:
 def save(model: Judge, path: Path = WEIGHTS) -> None:
     """Write the weights as float16 safetensors."""
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def load(path: Path = WEIGHTS) -> Judge:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accelaes_export.policies.clip import ClipScorer
-from accelaes_export.policies.words import split_words, weigh_words
+from accelaes_export.policies.words import WordScoring, split_words, weigh_words
 from tests.policies.small_tokenizers import clip_tokenizer
 
 torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def test_alpha_is_the_largest_cosine_between_word_and_anchor(tokenizer, text_enc
 
 def test_a_word_that_is_an_anchor_scores_one(tokenizer, text_encoder):
     result = weigh_words(
-        "a Vivid star", ClipScorer(tokenizer, text_encoder), anchors=ANCHORS, scope="word", threshold=1e-3
+        "a Vivid star", ClipScorer(tokenizer, text_encoder), anchors=ANCHORS, scoring=WordScoring(1e-3, "word")
     )
     assert result.scorer == "clip"
     assert result.weights[0] == pytest.approx(1, abs=1e-5)

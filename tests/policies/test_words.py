@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from accelaes_export.errors import InputError
 from accelaes_export.policies.anchors import ANCHOR_GROUPS, ANCHORS
 from accelaes_export.policies.lexical import LexicalScorer, lemma
-from accelaes_export.policies.words import split_words, weigh_words
+from accelaes_export.policies.words import WordScoring, split_words, weigh_words
 
 
 class Scored:
@@ -143,8 +143,8 @@ def test_stems_of_different_anchor_words_differ():
 
 
 def test_a_phrase_matches_consecutive_words_only():
-    assert weighted("shallow depth of field", scope="word") == ["depth", "field"]
-    assert weighted("photo realistic woman", scope="word") == ["photo", "realistic"]
+    assert weighted("shallow depth of field", scoring=WordScoring(scope="word")) == ["depth", "field"]
+    assert weighted("photo realistic woman", scoring=WordScoring(scope="word")) == ["photo", "realistic"]
     for prompt in ("a field of depth", "depth, of field", "depth of a field", "studio, lighting"):
         assert weigh_words(prompt, LexicalScorer()).fallback, prompt
 
@@ -152,7 +152,7 @@ def test_a_phrase_matches_consecutive_words_only():
 def test_the_weight_of_an_aesthetic_word_carries_over_to_its_noun_phrase():
     prompt = "an intricate red star on the left, plain blue circle and vivid green square"
     assert weighted(prompt) == ["intricate", "red", "star", "vivid", "green", "square"]
-    assert weighted(prompt, scope="word") == ["intricate", "vivid"]
+    assert weighted(prompt, scoring=WordScoring(scope="word")) == ["intricate", "vivid"]
 
 
 def test_the_largest_weight_of_a_phrase_holds_for_all_of_it():
@@ -160,7 +160,7 @@ def test_the_largest_weight_of_a_phrase_holds_for_all_of_it():
     prompt = "ornate golden vase of a faint dog, table"
     expected = {"ornate": 0.9, "golden": 0.9, "vase": 0.9, "faint": 0.61, "dog": 0.61, "table": 0.0}
     assert weights_of(prompt, scorer) == expected
-    assert weights_of(prompt, scorer, scope="word") == {
+    assert weights_of(prompt, scorer, scoring=WordScoring(scope="word")) == {
         "ornate": 0.7, "golden": 0.9, "vase": 0.0, "faint": 0.61, "dog": 0.0, "table": 0.0
     }  # fmt: skip
 
@@ -170,7 +170,7 @@ def test_below_the_threshold_every_content_word_weighs_the_same():
     result = weigh_words("the red star", scorer)
     assert result.fallback
     assert (result.words, result.weights) == (("red", "star"), (1.0, 1.0))
-    assert weigh_words("the red star", scorer, threshold=0.5).weights == (0.5999, 0.5999)
+    assert weigh_words("the red star", scorer, scoring=WordScoring(0.5)).weights == (0.5999, 0.5999)
     assert not weigh_words("the red star", Scored({"red": 0.60})).fallback
 
 
@@ -181,7 +181,8 @@ def test_a_prompt_of_stop_words_weighs_them_and_an_empty_one_nothing():
 
 
 def test_the_result_prints_as_pairs_from_the_heaviest_down():
-    result = weigh_words("table, ornate vase, vivid sky", Scored({"ornate": 0.7, "vivid": 0.9}), scope="word")
+    scorer = Scored({"ornate": 0.7, "vivid": 0.9})
+    result = weigh_words("table, ornate vase, vivid sky", scorer, scoring=WordScoring(scope="word"))
     assert result.pairs() == (("vivid", 0.9), ("ornate", 0.7), ("table", 0.0), ("vase", 0.0), ("sky", 0.0))
     assert str(result) == "vivid 0.90, ornate 0.70, table 0.00, vase 0.00, sky 0.00 (clip)"
     assert str(weigh_words("red", LexicalScorer())) == "red 1.00 (lexical, uniform fallback)"
@@ -194,11 +195,16 @@ def test_anchors_can_be_replaced():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"scope": "noun"}, "'noun'.*word.*phrase"), ({"threshold": 0}, "threshold is 0"), ({"anchors": ()}, "no words")],
+    [({"scope": "noun"}, "'noun'.*word.*phrase"), ({"threshold": 0}, "threshold is 0"), ({"threshold": 1.1}, "is 1.1")],
 )
 def test_impossible_options_are_refused(options, said):
     with pytest.raises(InputError, match=said):
-        weigh_words("red star", LexicalScorer(), **options)
+        WordScoring(**options)
+
+
+def test_an_anchor_list_without_words_is_refused():
+    with pytest.raises(InputError, match="no words"):
+        weigh_words("red star", LexicalScorer(), anchors=())
 
 
 def test_words_are_weighed_lexically_without_torch():

@@ -63,6 +63,7 @@ class Parts:
         self._policy, self._plan = policy, plan
         self.extrapolation = extrapolation
         self.spatial_guidance = policy.spatial_guidance
+        self.word_scoring = policy.word_scoring
 
     def plan(self, steps, buckets):
         return self._plan

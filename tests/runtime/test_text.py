@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.manifest import TextSegment
 from accelaes_export.policies.lexical import LexicalScorer
-from accelaes_export.policies.words import WordWeights, weigh_words
+from accelaes_export.policies.words import WordScoring, WordWeights, weigh_words
 from accelaes_export.runtime.text import cut_words, token_weights
 from tests.policies.small_tokenizers import clip_tokenizer, t5_tokenizer
 
@@ -49,7 +49,9 @@ prompts = st.lists(st.sampled_from(PIECES), max_size=14).map(" ".join)
 @st.composite
 def weighed(draw):
     """A prompt with arbitrary weights on its words, some of them 0."""
-    uniform = weigh_words(draw(prompts), LexicalScorer(), scope=draw(st.sampled_from(["word", "phrase"])))
+    uniform = weigh_words(
+        draw(prompts), LexicalScorer(), scoring=WordScoring(scope=draw(st.sampled_from(["word", "phrase"])))
+    )
     number = len(uniform.words)
     weights = draw(st.lists(st.sampled_from([0.0, 0.625, 0.75, 1.0]), min_size=number, max_size=number))
     return WordWeights(uniform.prompt, uniform.words, uniform.spans, tuple(weights), "clip", False)

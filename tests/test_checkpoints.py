@@ -1,0 +1,150 @@
+"""A checkpoint is checked before it is read, and only safetensors are ever read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
+from accelaes_export.errors import InputError, MissingComponentError
+from tests.tiny_sd3 import SD3, save_tiny_checkpoint, tiny_config
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def checkpoint(original, tmp_path):
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def edit_config(checkpoint, **changes):
+    path = checkpoint / "transformer/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(checkpoint, change):
+    path = checkpoint / "transformer" / WEIGHTS
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize("inner", ["", "transformer"])
+def test_a_pipelines_folder_and_its_transformers_are_the_same_checkpoint(checkpoint, inner):
+    found = resolve(checkpoint / inner, SD3, "fp32")
+    assert found.folder == checkpoint / "transformer"
+    assert found.source.weights_sha256 == resolve(checkpoint, SD3, "fp32").source.weights_sha256
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_loading_gives_the_saved_weights_in_the_asked_dtype(checkpoint, dtype):
+    model = load_transformer(resolve(checkpoint, SD3, dtype), SD3, dtype)
+    expected = random_transformer(SD3, tiny_config(), "fp32", 0).state_dict()
+    wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == wanted
+        assert torch.equal(tensor, expected[name].to(wanted)), name
+
+
+def test_an_fp16_variant_is_taken_for_fp16(checkpoint):
+    folder = checkpoint / "transformer"
+    tensors = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert [file.name for file in resolve(checkpoint, SD3, "fp32").files] == [WEIGHTS]
+    found = resolve(checkpoint, SD3, "fp16")
+    assert [file.name for file in found.files] == ["diffusion_pytorch_model.fp16.safetensors"]
+    load_transformer(found, SD3, "fp16")
+
+
+def test_shards_are_read_by_their_index_and_a_missing_one_is_named(checkpoint):
+    folder = checkpoint / "transformer"
+    model = load_transformer(resolve(checkpoint, SD3, "fp32"), SD3, "fp32")
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    found = resolve(checkpoint, SD3, "fp32")
+    assert len(found.files) > 1
+    again = load_transformer(found, SD3, "fp32").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+    found.files[0].unlink()
+    with pytest.raises(InputError, match=f"lacks {found.files[0].name}"):
+        resolve(checkpoint, SD3, "fp32")
+
+
+def test_the_weights_hash_follows_the_weights_and_the_config(checkpoint):
+    before = resolve(checkpoint, SD3, "fp32").source.weights_sha256
+    edit_tensors(checkpoint, lambda tensors: tensors["proj_out.bias"].add_(1e-3))
+    after = resolve(checkpoint, SD3, "fp32").source.weights_sha256
+    assert before != after
+    edit_config(checkpoint, sample_size=8)
+    assert resolve(checkpoint, SD3, "fp32").source.weights_sha256 != after
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.pop("proj_out.bias"), "lacks proj_out.bias"),
+        (lambda t: t.update(extra=torch.zeros(3)), "has, beyond what the config asks for, extra"),
+        (lambda t: t.update({"proj_out.bias": torch.zeros(3)}), r"another shape proj_out.bias \(\[3\], not \[16\]\)"),
+    ],
+)
+def test_missing_extra_and_misshapen_tensors_are_named(checkpoint, change, said):
+    edit_tensors(checkpoint, change)
+    with pytest.raises(InputError, match=said):
+        resolve(checkpoint, SD3, "fp32")
+
+
+def test_a_truncated_file_is_damaged(checkpoint):
+    path = checkpoint / "transformer" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="is damaged"):
+        resolve(checkpoint, SD3, "fp32")
+
+
+def test_another_architecture_is_named_with_the_one_that_fits(checkpoint):
+    edit_config(checkpoint, _class_name="FluxTransformer2DModel")
+    with pytest.raises(InputError, match="FluxTransformer2DModel.*built from\n? ?SD3Transformer2DModel"):
+        resolve(checkpoint, SD3, "fp32")
+
+
+def test_a_config_no_model_can_be_made_from_is_refused(checkpoint):
+    edit_config(checkpoint, qk_norm="nonsense")
+    with pytest.raises(InputError, match=r"config\.json"):
+        resolve(checkpoint, SD3, "fp32")
+    (checkpoint / "transformer/config.json").write_text("{")
+    with pytest.raises(InputError, match="can't be read as JSON"):
+        resolve(checkpoint, SD3, "fp32")
+
+
+def test_a_pickle_is_never_opened(checkpoint):
+    (checkpoint / "transformer" / WEIGHTS).rename(checkpoint / "transformer/diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match="pickle, which is never opened"):
+        resolve(checkpoint, SD3, "fp32")
+
+
+def test_a_folder_that_is_not_there_and_a_hub_that_can_not_be_reached(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="was not found"):
+        resolve(tmp_path / "nothing", SD3, "fp32")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingComponentError, match="--random-weights"):
+        resolve("someone/some-model", SD3, "fp32")
+
+
+def test_random_weights_come_from_the_seed_alone_and_keep_activations_in_range():
+    config = tiny_config(num_layers=6)
+    first, again, other = (random_transformer(SD3, config, "fp32", seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["proj_out.weight"], other["proj_out.weight"])
+    model = random_transformer(SD3, config, "fp32", 1)
+    with torch.no_grad():
+        out = model(torch.randn(1, 4, 16, 16), torch.randn(1, 5, 32), torch.randn(1, 24), torch.tensor([500.0])).sample
+    assert 0.05 < out.std() < 50
