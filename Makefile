@@ -20,12 +20,9 @@ $(READY): pyproject.toml setup.py constraints.txt
 	touch $(READY)
 
 demo: venv
-	mkdir -p out
 	$(BIN)/accelaes-export build --model shapes --backend onnxruntime -o engines/built/shapes
 	$(BIN)/accelaes-export build --model shapes --backend tensorrt-rtx --target sm86,sm120 -o engines/built/shapes-rtx
-	$(BIN)/accelaes-export run engines/built/shapes --prompt "$(PROMPT)" --policy dense -o out/dense.png
-	$(BIN)/accelaes-export run engines/built/shapes --prompt "$(PROMPT)" --policy accelaes \
-		-o out/accelaes.png --mask-out out/mask.png
+	$(BIN)/python examples/demo.py engines/built/shapes --prompt "$(PROMPT)" --output out
 
 lint: venv
 	$(BIN)/ruff check .

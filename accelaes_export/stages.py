@@ -7,6 +7,7 @@ Bundles hard-link its files; removing `.stages` costs nothing but the time to bu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelaes_export.errors import BuildError
 from accelaes_export.hashing import sha256_of
 
 KEY_LENGTH = 16
@@ -50,7 +52,11 @@ class StageStore:
         return folder if whole else None
 
     def make(self, name: str, key: str, work: Callable[[Path], None]) -> Path:
-        """Run `work` on an empty folder and keep it as this stage; nothing is kept where it raises."""
+        """Run `work` on an empty folder and keep it as this stage; nothing is kept where it raises.
+
+        Raises:
+            BuildError: the disk or the memory ran out in the middle.
+        """
         folder = self._folder(name, key)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
@@ -65,6 +71,15 @@ class StageStore:
                 # A build into another output finished the same stage meanwhile: one is as good as the other.
                 if self.find(name, key) is None:
                     raise
+        except MemoryError as error:
+            raise BuildError(f"Stage {name} ran out of memory; close other programs, or build in fp16.") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise BuildError(
+                f"The disk is full: stage {name} could not be written to {self.root}; free some space, or choose "
+                "another folder with -o."
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import accelaes_export as ax
+from accelaes_export.cli.terminal import quiet_libraries
 from accelaes_export.cli.timeline import timeline
 from accelaes_export.runtime.generate import GenerationResult, generate, load_pipeline
 from accelaes_export.runtime.pictures import mask_overlay
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
+    quiet_libraries()
     bundle = ax.open(options.bundle)
     pipe = load_pipeline(bundle)
     policies = {"dense": ax.policies.Dense(), "stepcache": ax.policies.StepCache(), "accelaes": ax.policies.AccelAes()}

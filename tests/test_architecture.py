@@ -16,7 +16,7 @@ ALLOWED = {
     "contract": set(),
     "hashing": set(),
     "dtypes": set(),
-    "stages": {"hashing"},
+    "stages": {"errors", "hashing"},
     "resources": {"errors", "progress"},
     "progress": set(),
     "options": {"errors"},

@@ -24,6 +24,7 @@ from accelaes_export.runtime.prompts import PromptWeights, Texts
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.trajectory import Run
 
+_FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
 
 
@@ -112,6 +113,7 @@ class AcceleratedTransformer(torch.nn.Module):
         self._pipe = weakref.ref(pipe)
         self._denoiser = Denoiser(self._session, manifest.latents, manifest.bucket_fractions)
         self._prompts = PromptWeights(manifest)
+        self._next_step: int | None = None  # while no run is under way
         self._pending: Texts | None = None
         self._texts: Texts | None = None
         self._words: tuple[Any, ...] = ()
@@ -163,12 +165,15 @@ class AcceleratedTransformer(torch.nn.Module):
             )
         pipe = self._pipe()
         if pipe is None or pipe.transformer is not self:
-            raise InputError("This transformer belongs to another pipeline; call ax.accelerate on the one you use.")
+            raise InputError(_FOREIGN)
         begin = getattr(pipe.scheduler, "begin_index", None) or 0
         if self._pending is not None:
             self._start(pipe, begin, conditioning[contract.conditioning[0]])
         at = pipe.scheduler.step_index
         i = 0 if at is None else at - begin
+        if self._next_step is None or i < self._next_step:  # a run that began without this pipeline's encode_prompt
+            raise InputError(_FOREIGN)
+        self._next_step = i + 1
         guidance = float(pipe.guidance_scale) if pipe.do_classifier_free_guidance else None
         output = self._denoiser.step(i, hidden_states, timestep, conditioning, guidance)
         if not return_dict:
@@ -180,7 +185,7 @@ class AcceleratedTransformer(torch.nn.Module):
     def _start(self, pipe: Any, begin: int, text: torch.Tensor) -> None:
         """Begin a run: T from the scheduler, the plan from the policy, token weights from the prompt."""
         assert self._pending is not None
-        texts, self._pending = self._pending, None
+        texts, self._pending, self._next_step = self._pending, None, None
         steps = len(pipe.scheduler.timesteps) - begin
         plan = self._policy.plan(steps, [fraction for fraction in self._fractions if fraction < 1])
         weights, self._words = None, ()
@@ -190,3 +195,4 @@ class AcceleratedTransformer(torch.nn.Module):
         if self._policy.extrapolation.clock == "sigma":
             clock = pipe.scheduler.sigmas[begin : begin + steps].tolist()
         self._denoiser.start(Run(self._policy, plan, clock, weights))
+        self._next_step = 0

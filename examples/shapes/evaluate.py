@@ -109,7 +109,7 @@ def contact_sheet(pictures: torch.Tensor, prompts: Sequence[str], wrong: Sequenc
     for number, prompt in enumerate(prompts):
         left, top = gap + number % COLUMNS * (CELL + gap), gap + number // COLUMNS * height
         image = Image.fromarray(np.ascontiguousarray(pixels[number]))
-        sheet.paste(image.resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
+        sheet.paste(image.resize((CELL, CELL), Image.Resampling.NEAREST), (left, top))
         text = "\n".join(textwrap.wrap(prompt, 32)[:TEXT_LINES])
         pen.multiline_text(
             (left, top + CELL + 1),
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
             log.info("wrong: %s | seen: %s", prompt, seen)
     if options.sheet:
         shown = options.sheet_count
-        contact_sheet(pictures[:shown], prompts[:shown], wrong[:shown]).quantize(128).save(options.sheet, optimize=True)
+        contact_sheet(pictures[:shown], prompts[:shown], wrong[:shown]).save(options.sheet, optimize=True)
 
 
 if __name__ == "__main__":
