@@ -9,74 +9,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from accelaes_export import __version__, recipes
-from accelaes_export.backbones import Backbone, backbone
-from accelaes_export.backbones.checkpoints import (
-    Checkpoint,
-    complete_config,
-    empty_transformer,
-    load_transformer,
-    parameter_bytes,
-    random_source,
-    random_transformer,
-    resolve,
-)
+from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.backends import backend as backend_named
-from accelaes_export.backends.base import Backend, CompiledEngine, CompileRequest
+from accelaes_export.backends.base import CompiledEngine, CompileRequest
+from accelaes_export.build_plan import BuildPlan, plan_build
 from accelaes_export.bundle import Bundle
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
-from accelaes_export.contract import GraphContract
 from accelaes_export.errors import BuildError, BundleError
-from accelaes_export.graph.tensors import graph_contract
-from accelaes_export.manifest import BackendRecord, Defaults, Latents, Manifest, Source
+from accelaes_export.manifest import BackendRecord, Defaults, Manifest
 from accelaes_export.options import parse_buckets, parse_targets
 from accelaes_export.policies import named
 from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.progress import BuildProgress, Silent
-from accelaes_export.recipes import BuildRecipe
 from accelaes_export.resources import Needs, require
-from accelaes_export.stages import StageStore, stage_key
-
-if TYPE_CHECKING:
-    import torch
+from accelaes_export.stages import StageStore
 
 _ONNX = "focus_step.onnx"
 _ENGINE_RECORD = "engine.json"
-_GRAPH_VERSION = 1  # raise whenever the exported graph changes for the same model
 # A CPU verifies about 50 GFLOP/s of focus steps; above this, verification is left to `verify`.
 _VERIFY_FLOPS = 2e12
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything a build decides before it starts working."""
-
-    recipe: BuildRecipe
-    adapter: Backbone
-    engine: Backend
-    targets: tuple[str, ...]
-    source: Source
-    checkpoint: Checkpoint | None  # None: random weights
-    config: dict[str, Any]
-    latents: Latents
-    contract: GraphContract
-    affinity_layers: tuple[int, ...]
-    weight_bytes: int
-    export_key: str
-    engine_key: str
-    build_key: str
-
-    def load(self) -> torch.nn.Module:
-        """The transformer, from its checkpoint or its seed."""
-        dtype = self.recipe.dtype
-        if self.checkpoint is None:
-            assert self.source.seed is not None
-            return random_transformer(self.adapter, self.config, dtype, self.source.seed)
-        return load_transformer(self.checkpoint, self.adapter, dtype)
 
 
 def build(
@@ -118,7 +72,7 @@ def build(
         BuildError: a stage failed; finished stages are kept, the output is as it was.
     """
     progress = progress or Silent()
-    plan = _plan(
+    plan = plan_build(
         recipes.load(model).override(
             checkpoint=None if checkpoint is None else str(checkpoint),
             resolution=resolution,
@@ -156,70 +110,7 @@ def build(
             return write_bundle(folder, manifest, {name: stage / name for name in engine.files}, force=force)
 
 
-def _plan(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | None, seed: int | None) -> _Plan:
-    """Check everything that can be checked without reading weights, and name the stages."""
-    targets = engine.default_targets if targets is None else targets
-    engine.check(recipe.dtype, targets)
-    adapter = backbone(recipe.family)
-    checkpoint = None
-    if seed is None:
-        checkpoint = resolve(recipe.checkpoint, adapter, recipe.dtype)
-        source, config = checkpoint.source, dict(checkpoint.config)
-    else:
-        config = complete_config(adapter, recipe.architecture())
-        source = random_source(adapter, config, seed)
-    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale)
-    contract = graph_contract(
-        adapter,
-        config,
-        latents,
-        dtype=recipe.dtype,
-        batch=recipe.batch,
-        fractions=recipe.buckets,
-        text_tokens=recipe.text_tokens,
-        dynamic_text=engine.dynamic_text,
-    )
-    affinity = tuple(range(0, adapter.layers(config), recipe.affinity_every))
-    import diffusers
-    import onnxscript
-    import torch
-
-    export_key = stage_key(
-        graph=_GRAPH_VERSION,
-        weights=source.weights_sha256,
-        dtype=recipe.dtype,
-        latents=latents.model_dump(),
-        batch=recipe.batch,
-        affinity=affinity,
-        versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
-    )
-    engine_key = stage_key(
-        export=export_key,
-        backend=engine.name,
-        versions=dict(engine.availability().versions),
-        targets=targets,
-        contract=contract.model_dump(mode="json"),
-    )
-    build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
-    return _Plan(
-        recipe=recipe,
-        adapter=adapter,
-        engine=engine,
-        targets=targets,
-        source=source,
-        checkpoint=checkpoint,
-        config=config,
-        latents=latents,
-        contract=contract,
-        affinity_layers=affinity,
-        weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
-        export_key=export_key,
-        engine_key=engine_key,
-        build_key=build_key,
-    )
-
-
-def _exported(plan: _Plan, store: StageStore, progress: BuildProgress) -> Path:
+def _exported(plan: BuildPlan, store: StageStore, progress: BuildProgress) -> Path:
     """The ONNX focus step; load, trace and export unless an earlier build left it."""
     found = store.find("onnx", plan.export_key)
     if found is not None:
@@ -239,7 +130,7 @@ def _exported(plan: _Plan, store: StageStore, progress: BuildProgress) -> Path:
     return store.make("onnx", plan.export_key, work) / _ONNX
 
 
-def _compiled(plan: _Plan, store: StageStore, onnx: Path, progress: BuildProgress) -> CompiledEngine:
+def _compiled(plan: BuildPlan, store: StageStore, onnx: Path, progress: BuildProgress) -> CompiledEngine:
     """The engine; compiled unless an earlier build left it."""
     name = f"{plan.engine.name} for {', '.join(plan.targets)}"
     found = store.find("engine", plan.engine_key)
@@ -271,7 +162,7 @@ def _compiled(plan: _Plan, store: StageStore, onnx: Path, progress: BuildProgres
     )
 
 
-def _manifest(plan: _Plan, engine: CompiledEngine) -> Manifest:
+def _manifest(plan: BuildPlan, engine: CompiledEngine) -> Manifest:
     recipe = plan.recipe
     policy = named(recipe.policy.name, **recipe.policy.options)
     return Manifest(
@@ -313,7 +204,7 @@ def _manifest(plan: _Plan, engine: CompiledEngine) -> Manifest:
     )
 
 
-def _bucket_flops(plan: _Plan) -> dict[int, int]:
+def _bucket_flops(plan: BuildPlan) -> dict[int, int]:
     from accelaes_export.graph.focus_step import FocusStep, count_flops
 
     step = FocusStep(
@@ -322,7 +213,7 @@ def _bucket_flops(plan: _Plan) -> dict[int, int]:
     return {n: count_flops(step, plan.contract, n) for n in plan.contract.buckets}
 
 
-def _verified(plan: _Plan, manifest: Manifest, stage: Path, progress: BuildProgress) -> Manifest:
+def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildProgress) -> Manifest:
     """The manifest with its parity recorded, where the engine runs here and is small enough to try.
 
     Raises BuildError where an engine that was built computes something else than the model.

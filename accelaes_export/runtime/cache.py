@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 
 from accelaes_export.contract import GraphContract
+from accelaes_export.runtime.buffers import StepBuffers
+
+
+@dataclass
+class _Segment:
+    """Background rows of one focus count: whose they are, and whether the full tensors changed since."""
+
+    index: torch.Tensor | None = None
+    stale: bool = True
 
 
 class BackgroundCache:
     """Keys and values of one batch of images.
 
-    Dense steps write straight into the full tensors (they are the engine's output buffers). A sparse step reads
-    the background rows, gathered into buffers that keep their address as long as n stays the same, so that
-    engines that bind addresses (TensorRT, CUDA graphs) see the same ones at every step.
+    Dense steps write straight into the full tensors (they are the engine's output buffers). A sparse step reads the
+    background's rows, gathered once for as long as neither the rows nor the full tensors change, into buffers that
+    keep their addresses.
 
     Args:
         contract: the graph's tensor table.
@@ -22,21 +34,27 @@ class BackgroundCache:
 
     def __init__(self, contract: GraphContract, rows: int, device: torch.device, dtype: torch.dtype) -> None:
         self._entries = contract.cache
-        self._rows = rows
-        N = contract.tokens
+        self._dtype = dtype
+        self._buffers = StepBuffers(device)
+        self._segments: dict[int, _Segment] = {}  # by m
         self.full = {
-            entry.name: torch.empty((rows, entry.heads, N, entry.head_dim), device=device, dtype=dtype)
+            entry.name: torch.empty((rows, entry.heads, contract.tokens, entry.head_dim), device=device, dtype=dtype)
             for entry in contract.cache
         }
-        self._gathered: dict[str, torch.Tensor] = {}
-        self._index: torch.Tensor | None = None  # the background_index the gathered segments belong to
-        self._stale = True
 
     def invalidate(self) -> None:
-        """Call after the full tensors were written: gathered segments are out of date."""
-        self._stale = True
+        """Call after the full tensors were written: gathered rows are out of date."""
+        for segment in self._segments.values():
+            segment.stale = True
 
-    def write(self, focus_index: torch.Tensor, fresh: dict[str, torch.Tensor]) -> None:
+    def fresh(self, n: int) -> dict[str, torch.Tensor]:
+        """Buffers [B, Hkv, n, hd] for a sparse step's own keys and values."""
+        return {
+            name: self._buffers.empty(name, (full.shape[0], full.shape[1], n, full.shape[3]), self._dtype)
+            for name, full in self.full.items()
+        }
+
+    def write(self, focus_index: torch.Tensor, fresh: Mapping[str, torch.Tensor]) -> None:
         """Write a sparse step's keys and values [B, Hkv, n, hd] back at focus_index [B, n]."""
         for entry in self._entries:
             index = focus_index[:, None, :, None].expand(-1, entry.heads, -1, entry.head_dim)
@@ -45,29 +63,21 @@ class BackgroundCache:
 
     def background(self, background_index: torch.Tensor) -> dict[str, torch.Tensor]:
         """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m]; m may be 0."""
-        if self._stale or background_index is not self._index:
-            self._gather(background_index)
-        return {f"{name}_bg": tensor for name, tensor in self._gathered.items()}
-
-    def _gather(self, background_index: torch.Tensor) -> None:
         B, m = background_index.shape
-        flat_rows: dict[int, torch.Tensor] = {}  # one index per head count serves every layer
+        segment = self._segments.setdefault(m, _Segment())
+        rows: dict[int, torch.Tensor] = {}  # by head count: one index serves every layer
+        inputs = {}
         for entry in self._entries:
             full = self.full[entry.name]
             heads, N, hd = full.shape[1:]
-            if heads not in flat_rows:
+            target = self._buffers.empty(f"{entry.name}_bg", (B, heads, m, hd), self._dtype)
+            inputs[f"{entry.name}_bg"] = target
+            if not m or not (segment.stale or background_index is not segment.index):
+                continue
+            if heads not in rows:
                 base = torch.arange(B * heads, device=full.device).reshape(B, heads, 1) * N
-                flat_rows[heads] = (base + background_index[:, None, :]).reshape(-1)
-            target = self._gathered.get(entry.name)
-            if target is None or target.shape[2] != m:
-                target = full.new_empty((B, heads, m, hd))
-                self._gathered[entry.name] = target
+                rows[heads] = (base + background_index[:, None, :]).reshape(-1)
             # Whole hd-wide rows are copied: several times faster than an elementwise gather.
-            torch.index_select(full.reshape(-1, hd), 0, flat_rows[heads], out=target.view(-1, hd))
-        self._index, self._stale = background_index, False
-
-    def buffers(self, n: int) -> dict[str, torch.Tensor]:
-        """Empty tensors [B, Hkv, n, hd] for a sparse step's fresh keys and values."""
-        return {
-            name: full.new_empty((full.shape[0], full.shape[1], n, full.shape[3])) for name, full in self.full.items()
-        }
+            torch.index_select(full.view(-1, hd), 0, rows[heads], out=target.view(-1, hd))
+        segment.index, segment.stale = background_index, False
+        return inputs

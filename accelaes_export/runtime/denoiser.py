@@ -71,24 +71,38 @@ class Denoiser:
                 f"Step {i} is outside this run's plan of {len(self._run.plan)} steps, 0 to {len(self._run.plan) - 1}."
             )
         self._check(hidden_states, guidance)
-        paired = guidance is not None
-        images = hidden_states.shape[0] // (2 if paired else 1)
+        images = hidden_states.shape[0] // (1 if guidance is None else 2)
         n = self._tokens_of[self._run.plan[i].fraction]
+        now = Conditions(hidden_states, timestep, conditioning, guidance)
         self._timer.start()
-        result = torch.empty_like(hidden_states[:, :1]).expand(-1, self.latents.out_channels, -1, -1).contiguous()
-        first, kind = 0, StepKind.SKIP
-        for trajectory in self._trajectories_for(images):
-            rows = torch.arange(first, first + trajectory.images, device=hidden_states.device)
-            first += trajectory.images
-            if paired:
-                rows = torch.cat([rows, rows + images])
-            own = Conditions(
-                hidden_states[rows], timestep[rows], {name: t[rows] for name, t in conditioning.items()}, guidance
-            )
-            kind, prediction = trajectory.step(i, n, own)
-            result[rows] = prediction.to(result)
+        trajectories = self._trajectories_for(images)
+        if len(trajectories) == 1:
+            kind, result = trajectories[0].step(i, n, now)
+        else:
+            kind, result = self._in_turn(trajectories, i, n, now)
         self._timer.stop(i, kind, self.latents.tokens if kind is StepKind.DENSE else n)
-        return result
+        return result.to(hidden_states)
+
+    def _in_turn(
+        self, trajectories: list[Trajectory], i: int, n: int, now: Conditions
+    ) -> tuple[StepKind, torch.Tensor]:
+        """One step of every trajectory, each with its own rows of the batch, which lie in both halves of the pairs."""
+        images = sum(trajectory.images for trajectory in trajectories)
+        halves = 1 if now.guidance is None else 2
+        results: list[torch.Tensor] = []
+        kind, first = StepKind.SKIP, 0
+        for trajectory in trajectories:
+            last = first + trajectory.images
+
+            def own(tensor: torch.Tensor, first: int = first, last: int = last) -> torch.Tensor:
+                return tensor.unflatten(0, (halves, images))[:, first:last].flatten(0, 1)
+
+            conditioning = {name: own(tensor) for name, tensor in now.conditioning.items()}
+            part = Conditions(own(now.hidden_states), own(now.timestep), conditioning, now.guidance)
+            kind, prediction = trajectory.step(i, n, part)
+            results.append(prediction.unflatten(0, (halves, trajectory.images)))
+            first = last
+        return kind, torch.cat(results, dim=1).flatten(0, 1)
 
     def report(self) -> RunReport:
         """The current run so far. Waits for the device."""

@@ -21,6 +21,7 @@ from accelaes_export.policies.guidance import guided, softened_mask, spatial
 from accelaes_export.policies.history import History
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.selection import background_of
+from accelaes_export.runtime.buffers import StepBuffers
 from accelaes_export.runtime.cache import BackgroundCache
 
 
@@ -83,12 +84,14 @@ class Trajectory:
         self._selector = run.policy.selector()
         self._affinity_steps = run.policy.affinity_steps(run.plan)
         self._paired: bool | None = None
+        self._buffers = StepBuffers(session.device)
         self._forget()
 
     def _forget(self) -> None:
         self._history = History(self._run.policy.extrapolation.order)
         self._cache: BackgroundCache | None = None
         self._sets: _TokenSets | None = None
+        self._alpha: torch.Tensor | None = None
 
     @property
     def focus_index(self) -> torch.Tensor | None:
@@ -132,7 +135,8 @@ class Trajectory:
         tokens = self._engine(i, self._everything, self._nothing, now, self._cache.full)
         self._cache.invalidate()
         self._history.update(None, self._guided(tokens, now.guidance, region), self._run.clock[i])
-        return unpatchify(tokens, self._latents) if region is None else None
+        # A copy: the next step writes over the engine's output, and a callback may keep this one.
+        return unpatchify(tokens, self._latents).clone() if region is None else None
 
     def _sparse(self, i: int, n: int, now: Conditions) -> None:
         """Compute the focus tokens; the background's keys and values are read from the cache."""
@@ -144,7 +148,7 @@ class Trajectory:
             self._sets = _TokenSets(focus, rows.contiguous(), background_of(rows, self._latents.tokens))
         rows = self._sets.focus_rows
         # A one-shot mask always computes the same tokens, so nobody would read what they write back.
-        fresh = self._cache.buffers(n) if self._selector.moving else {}
+        fresh = self._cache.fresh(n) if self._selector.moving else {}
         tokens = self._engine(i, rows, self._sets.background_rows, now, fresh)
         if fresh:
             self._cache.write(rows, fresh)
@@ -162,36 +166,37 @@ class Trajectory:
     ) -> torch.Tensor:
         """One session call: [B, n, p·p·C]. `fresh` are the buffers for keys and values (none: they aren't fetched)."""
         assert self._cache is not None
-        contract, device = self._session.contract, self._session.device
+        contract, buffers, dtype = self._session.contract, self._buffers, self._dtype
         B, n = focus_rows.shape
-        conditioning = {name: t.to(device, self._dtype).contiguous() for name, t in now.conditioning.items()}
-        M = conditioning[contract.conditioning[0]].shape[1]
+        M = now.conditioning[contract.conditioning[0]].shape[1]
         inputs = {
-            HIDDEN_STATES: now.hidden_states.to(device, self._dtype).contiguous(),
-            TIMESTEP: now.timestep.to(device, torch.float32).contiguous(),
-            **conditioning,
+            HIDDEN_STATES: buffers.holding(HIDDEN_STATES, now.hidden_states, dtype),
+            TIMESTEP: buffers.holding(TIMESTEP, now.timestep, torch.float32),
+            **{name: buffers.holding(name, tensor, dtype) for name, tensor in now.conditioning.items()},
             FOCUS_INDEX: focus_rows,
-            TOKEN_WEIGHTS: self._weights(B, M, device),
+            TOKEN_WEIGHTS: self._weights(B, M),
             **self._cache.background(background_rows),
         }
         shapes = contract.output_shapes(contract.sizes(n, B, M))
-        tokens = torch.empty(shapes[FOCUS_PREDICTION], device=device, dtype=self._dtype)
+        tokens = buffers.empty(FOCUS_PREDICTION, shapes[FOCUS_PREDICTION], dtype)
         outputs = {FOCUS_PREDICTION: tokens, **fresh}
         observed = self._selector is not None and i in self._affinity_steps
         if observed:
-            outputs[AFFINITY] = torch.empty(shapes[AFFINITY], device=device)
+            outputs[AFFINITY] = buffers.empty(AFFINITY, shapes[AFFINITY], torch.float32)
         self._session.run(inputs, outputs)
         if observed:
             assert self._selector is not None
             self._selector.observe(i, outputs[AFFINITY][-self.images :])  # only the conditional half counts
         return tokens
 
-    def _weights(self, B: int, M: int, device: torch.device) -> torch.Tensor:
+    def _weights(self, B: int, M: int) -> torch.Tensor:
         """[B, M] fp32: α of the conditional rows, zeros for the unconditional half."""
-        weights = torch.zeros((B, M), device=device)
-        if self._token_weights is not None:
-            weights[-self.images :] = self._token_weights.to(device)
-        return weights
+        if self._alpha is None or self._alpha.shape != (B, M):
+            alpha = torch.zeros(B, M)
+            if self._token_weights is not None:
+                alpha[-self.images :] = self._token_weights
+            self._alpha = alpha.to(self._session.device)  # once a run: it would be a copy from the host at every step
+        return self._alpha
 
     def _region(self) -> torch.Tensor | None:
         """M [b, N] of Eq. 7 as it was before this step, where the policy guides by region and there are pairs."""

@@ -162,6 +162,52 @@ def _extrapolated(points, now, order, reach):
     return total
 
 
+class Rotating:
+    """A selector that moves on by 17 tokens at every step."""
+
+    moving = True
+
+    def observe(self, i, affinity):
+        pass
+
+    def select(self, i, n):
+        return ((torch.arange(n) + 17 * i) % 48).sort().values[None]
+
+    def mask(self):
+        return None
+
+    def region(self):
+        return None
+
+
+def test_a_selector_that_moves_has_its_fresh_keys_written_back(model):
+    """Against a plain K/V store: a background token's keys are those of the step in which it last ran."""
+    plan = Plan("Dbbabc", FRACTIONS[:-1])
+    parts = Parts(Dense(), plan, Extrapolation(order=0))
+    parts.selector, parts.affinity_steps = Rotating, lambda plan: frozenset()
+    denoiser, session = make(model)
+    found = carry_out(denoiser, Run(parts, plan, range(len(plan))), 1, 3.0)
+    kv, latest = None, None
+    for i, symbol in enumerate(plan.symbols):
+        x, t, conditioning = step_inputs(denoiser, i, 2)
+        n = {"D": 48, "a": 12, "b": 24, "c": 36}[symbol]
+        focus = list(range(48)) if n == 48 else Rotating().select(i, n)[0].tolist()
+        rest = [j for j in range(48) if j not in focus]
+        inputs = {"hidden_states": x, "timestep": t, **conditioning, "token_weights": torch.zeros(2, 9)}
+        inputs["focus_index"] = torch.tensor([focus, focus])
+        for entry in session.contract.cache:
+            empty = torch.zeros(2, 4, 0, 16)
+            inputs[f"{entry.name}_bg"] = kv[entry.name][:, :, rest].contiguous() if rest else empty
+        with torch.no_grad():
+            out = session._step.run(session.contract, inputs)
+        if kv is None:
+            kv, latest = {entry.name: out[entry.name].clone() for entry in session.contract.cache}, torch.zeros(48, 16)
+        for entry in session.contract.cache:
+            kv[entry.name][:, :, focus] = out[entry.name]
+        latest[focus] = guided_by_pipeline(out["focus_prediction"], 3.0)[0]
+        assert torch.allclose(patchify(found[i], denoiser.latents)[0], latest, atol=1e-4), i
+
+
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_images_of_a_batch_come_out_as_if_each_were_alone(model, batch):
     policy = AccelAes(mask_step=1, warmup=2)

@@ -1,0 +1,128 @@
+"""What a build is going to do: recipe, checkpoint, geometry and contract brought together and checked, stages named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export import __version__
+from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones.checkpoints import (
+    Checkpoint,
+    complete_config,
+    load_transformer,
+    parameter_bytes,
+    random_source,
+    random_transformer,
+    resolve,
+)
+from accelaes_export.backends.base import Backend
+from accelaes_export.contract import GraphContract
+from accelaes_export.graph.tensors import graph_contract
+from accelaes_export.manifest import Latents, Source
+from accelaes_export.recipes import BuildRecipe
+from accelaes_export.stages import stage_key
+
+if TYPE_CHECKING:
+    import torch
+
+_GRAPH_VERSION = 1  # raise whenever the exported graph changes for the same model
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything a build decides before it starts working. Its keys name the stages (stages.py)."""
+
+    recipe: BuildRecipe
+    adapter: Backbone
+    engine: Backend
+    targets: tuple[str, ...]
+    source: Source
+    checkpoint: Checkpoint | None  # None: random weights
+    config: dict[str, Any]
+    latents: Latents
+    contract: GraphContract
+    affinity_layers: tuple[int, ...]
+    weight_bytes: int
+    export_key: str
+    engine_key: str
+    build_key: str
+
+    def load(self) -> torch.nn.Module:
+        """The transformer, from its checkpoint or its seed."""
+        dtype = self.recipe.dtype
+        if self.checkpoint is None:
+            assert self.source.seed is not None
+            return random_transformer(self.adapter, self.config, dtype, self.source.seed)
+        return load_transformer(self.checkpoint, self.adapter, dtype)
+
+
+def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | None, seed: int | None) -> BuildPlan:
+    """Check everything that can be checked before the weights are read, and name the stages.
+
+    Args:
+        targets: the backend's default if None.
+        seed: of random weights; None for the recipe's checkpoint.
+
+    Raises:
+        InputError, MissingComponentError: what was asked for can't be.
+    """
+    targets = engine.default_targets if targets is None else targets
+    engine.check(recipe.dtype, targets)
+    adapter = backbone(recipe.family)
+    checkpoint = None
+    if seed is None:
+        checkpoint = resolve(recipe.checkpoint, adapter, recipe.dtype)
+        source, config = checkpoint.source, dict(checkpoint.config)
+    else:
+        config = complete_config(adapter, recipe.architecture())
+        source = random_source(adapter, config, seed)
+    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale)
+    contract = graph_contract(
+        adapter,
+        config,
+        latents,
+        dtype=recipe.dtype,
+        batch=recipe.batch,
+        fractions=recipe.buckets,
+        text_tokens=recipe.text_tokens,
+        dynamic_text=engine.dynamic_text,
+    )
+    affinity = tuple(range(0, adapter.layers(config), recipe.affinity_every))
+    import diffusers
+    import onnxscript
+    import torch
+
+    export_key = stage_key(
+        graph=_GRAPH_VERSION,
+        weights=source.weights_sha256,
+        dtype=recipe.dtype,
+        latents=latents.model_dump(),
+        batch=recipe.batch,
+        affinity=affinity,
+        versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
+    )
+    engine_key = stage_key(
+        export=export_key,
+        backend=engine.name,
+        versions=dict(engine.availability().versions),
+        targets=targets,
+        contract=contract.model_dump(mode="json"),
+    )
+    build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
+    return BuildPlan(
+        recipe=recipe,
+        adapter=adapter,
+        engine=engine,
+        targets=targets,
+        source=source,
+        checkpoint=checkpoint,
+        config=config,
+        latents=latents,
+        contract=contract,
+        affinity_layers=affinity,
+        weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
+        export_key=export_key,
+        engine_key=engine_key,
+        build_key=build_key,
+    )
