@@ -20,6 +20,7 @@ from accelaes_export.bundle import Bundle
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
 from accelaes_export.errors import BuildError, BundleError
 from accelaes_export.manifest import BackendRecord, Defaults, Manifest
+from accelaes_export.memory import drop_weights, release
 from accelaes_export.options import parse_buckets, parse_targets
 from accelaes_export.policies import named
 from accelaes_export.policies.anchors import ANCHORS
@@ -126,8 +127,11 @@ def _exported(plan: BuildPlan, store: StageStore, progress: BuildProgress) -> Pa
             program = trace(FocusStep(model, plan.adapter, plan.affinity_layers).eval(), plan.contract)
         with progress.stage("export", "ONNX opset 23"):
             save_onnx(program, plan.contract, folder)
+        drop_weights(model)
 
-    return store.make("onnx", plan.export_key, work) / _ONNX
+    folder = store.make("onnx", plan.export_key, work)
+    release()  # a compiler wants the memory next
+    return folder / _ONNX
 
 
 def _compiled(plan: BuildPlan, store: StageStore, onnx: Path, progress: BuildProgress) -> CompiledEngine:

@@ -16,6 +16,7 @@ ALLOWED = {
     "contract": set(),
     "hashing": set(),
     "dtypes": set(),
+    "memory": set(),
     "stages": {"errors", "hashing"},
     "resources": {"errors", "progress"},
     "progress": set(),
@@ -24,7 +25,7 @@ ALLOWED = {
     "patches": {"manifest"},
     "policies": {"errors", "policies"},
     "recipes": {"errors", "manifest", "options"},
-    "backends": {"backends", "contract", "dtypes", "errors"},
+    "backends": {"backends", "contract", "dtypes", "errors", "memory"},
     "bundle": {"backends", "errors", "hashing", "manifest"},
     "bundle_writing": {"bundle", "errors", "hashing", "manifest"},
     "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "manifest"}

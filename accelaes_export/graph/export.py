@@ -79,6 +79,8 @@ def save_onnx(program: torch.export.ExportedProgram, contract: GraphContract, fo
     weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
     assert exported is not None
     exported.save(str(path), external_data=weights > 0.9 * _PROTOBUF_LIMIT)
+    for value in exported.model.graph.initializers.values():
+        value.const_value = None  # the exporter's caches keep the graph, and would keep its gigabytes with it
     finish_model(path, contract)
     return path
 

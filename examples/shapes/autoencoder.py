@@ -16,8 +16,6 @@ log = logging.getLogger(__name__)
 BATCH = 32
 LEARNING_RATE = 3e-3
 KL_WEIGHT = 1e-5
-POLISH_RATE = 2e-3
-POLISH_NOISE = 0.05  # of the latents' unit deviation
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -71,31 +69,6 @@ def train_autoencoder(pictures: torch.Tensor, steps: int, seed: int) -> Autoenco
     shift, scale = latents.mean().item(), 1 / latents.std().item()
     model.register_to_config(shift_factor=round(shift, 4), scaling_factor=round(scale, 4))
     return model
-
-
-def polish_decoder(model: AutoencoderKL, pictures: torch.Tensor, steps: int, seed: int) -> AutoencoderKL:
-    """Train the decoder on, the encoder held: from latents a little off, as the transformer makes them."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    model.requires_grad_(False).decoder.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(model.decoder.parameters(), lr=POLISH_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=POLISH_RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False
-    )
-    for step in range(steps):
-        target = pictures[torch.randint(len(pictures), (BATCH,), generator=generator)]
-        latents = encode_pictures(model, target)
-        latents = latents + POLISH_NOISE * torch.randn(latents.shape, generator=generator)
-        latents = latents / model.config.scaling_factor + model.config.shift_factor
-        error = model.decode(latents).sample - target
-        loss = error.abs().mean() + 2 * error.square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps - 1:
-            log.info("decoder step %d loss %.4f", step, loss)
-    return model.eval().requires_grad_(False)
 
 
 @torch.no_grad()

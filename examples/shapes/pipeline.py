@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 
@@ -107,6 +108,7 @@ def save_pipeline(denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokeniz
     pipeline.save_pretrained(building)
     for name in ("tokenizer", "tokenizer_2"):
         save_tokenizer(tokenizer, building / name)
+    _forget_origin(building / "vae" / "config.json")
     for file in building.rglob("*.safetensors"):
         file.chmod(0o644)  # safetensors writes for the owner alone
     retired = folder.with_name(folder.name + ".old")
@@ -115,3 +117,10 @@ def save_pipeline(denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokeniz
         folder.rename(retired)
     building.rename(folder)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def _forget_origin(config: Path) -> None:
+    """Take the folder out of a config from which diffusers had loaded the part; it names a place on this machine."""
+    entries = json.loads(config.read_text(encoding="utf-8"))
+    entries.pop("_name_or_path", None)
+    config.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from examples.shapes import judge
-from examples.shapes.autoencoder import polish_decoder, psnr, train_autoencoder
+from examples.shapes.autoencoder import psnr, train_autoencoder
 from examples.shapes.dataset import training_captions, training_latents, training_pictures
 from examples.shapes.diffusion import Training
 from examples.shapes.pipeline import Denoiser, save_pipeline
@@ -32,19 +32,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: pictures, and steps of the four trainings."""
+    """How much of everything: pictures, and steps of the three trainings."""
 
     autoencoder_pictures: int
     autoencoder_steps: int
-    decoder_steps: int
     pictures: int
     denoiser_steps: int
     judge_steps: int
     save_every: int = 250
 
 
-FULL = Scale(20_000, 2_000, 1_500, 60_000, 4_200, 1_500)
-SMOKE = Scale(256, 12, 4, 256, 24, 8, save_every=12)
+FULL = Scale(20_000, 2_000, 60_000, 5_800, 1_500)
+SMOKE = Scale(256, 6, 256, 16, 3, save_every=8)
 
 
 def make_autoencoder(work: Path, scale: Scale, seed: int) -> AutoencoderKL:
@@ -52,7 +51,6 @@ def make_autoencoder(work: Path, scale: Scale, seed: int) -> AutoencoderKL:
     if not (folder / "config.json").exists():
         pictures = training_pictures(scale.autoencoder_pictures, seed)
         model = train_autoencoder(pictures, scale.autoencoder_steps, seed)
-        model = polish_decoder(model, pictures, scale.decoder_steps, seed)
         model.save_pretrained(folder)
         log.info("autoencoder: %.1f dB", psnr(model, count=128))
     return AutoencoderKL.from_pretrained(folder).eval()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from accelaes_export.backends.base import CompileRequest, Progress
+from accelaes_export.backends.onnx_files import external_files, read_graph
 from accelaes_export.backends.tensorrt.flavour import Flavour
 from accelaes_export.backends.tensorrt.messages import Messages, one_line
 from accelaes_export.backends.tensorrt.preparation import prepare
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import BuildProgress, tensorrt_monitor
+from accelaes_export.backends.tensorrt.writing import file_writer
 from accelaes_export.errors import BuildError
+from accelaes_export.memory import dropping_mapped
 
 ENGINE_FILE = "focus_step.engine"
 
@@ -60,11 +63,11 @@ class EngineBuild:
         notes = self._parse()
         self._configure()
         progress("build engine", 0.0)
-        engine = self._build(progress)
-        progress("write engine", None)
+        onnx = self._request.onnx
+        weights = [onnx.parent / name for name in external_files(read_graph(onnx))]
+        with dropping_mapped(weights), (self._request.destination / ENGINE_FILE).open("wb") as file:
+            self._build(file, progress)
         self._write_timing_cache()
-        with (self._request.destination / ENGINE_FILE).open("wb") as file:
-            file.write(engine)  # through the buffer protocol: no second copy in memory
         return notes
 
     def _parse(self) -> tuple[str, ...]:
@@ -109,20 +112,21 @@ class EngineBuild:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         self._read_timing_cache()
 
-    def _build(self, progress: Progress) -> Any:
-        """The serialised engine, built on a thread of its own.
+    def _build(self, file: BinaryIO, progress: Progress) -> None:
+        """Build the engine into `file`, on a thread of its own; it never stands in memory whole.
 
         Python delivers Ctrl-C to the main thread only, and an exception must not unwind through TensorRT's
         frames: so the caller's thread waits, and an interrupt becomes a "stop" at the builder's next step.
         """
         state = BuildProgress(progress)
         self._config.progress_monitor = tensorrt_monitor(self._trt, state)
-        built: list[Any] = []
+        writer = file_writer(self._trt, file)
+        built: list[bool] = []
         failed: list[Exception] = []
 
         def build() -> None:
             try:
-                built.append(self._builder.build_serialized_network(self._network, self._config))
+                built.append(self._builder.build_serialized_network_to_stream(self._network, self._config, writer))
             except Exception as error:
                 failed.append(error)
 
@@ -137,10 +141,11 @@ class EngineBuild:
                 state.stop()
         if interrupted or state.error:
             raise interrupted or state.error  # type: ignore[misc]
-        if failed or not built or built[0] is None:
+        if writer.error is not None:
+            raise writer.error
+        if failed or not built or not built[0]:
             said = one_line(str(failed[0])) if failed else self._messages.quote()
             raise BuildError(f"{self._flavour.name} could not build the engine for {', '.join(self._targets)}: {said}.")
-        return built[0]
 
     def _read_timing_cache(self) -> None:
         file = self._request.timing_cache
