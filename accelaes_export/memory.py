@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _MADV_DONTNEED = 4  # <sys/mman.h>
-_INTERVAL = 0.05  # seconds
+_INTERVAL = 0.01  # seconds
 
 
 def drop_weights(model: torch.nn.Module) -> None:
@@ -39,19 +39,21 @@ def dropping_mapped(paths: Sequence[Path]) -> Iterator[None]:
     """Keep files that a library has mapped for reading from filling this process's memory.
 
     A builder maps gigabytes of weights and reads each page a few times; pages read stay resident, on top of the
-    copies it makes. Dropping pages of a read-only mapping is always safe: the next access brings them back from
-    the system's file cache. Does nothing where /proc or madvise isn't there.
+    copies it makes. Dropping pages of a read-only mapping is safe, as the next access brings them back from the
+    system's file cache; the mapping must be there when the block is entered and outlive it. Does nothing where
+    /proc or madvise isn't there.
     """
     libc, done = _libc(), threading.Event()
     mapped = tuple(str(path.resolve()) for path in paths)
+    ranges = _read_only_mappings(mapped) if mapped and Path("/proc/self/maps").exists() else []
 
     def watch() -> None:
         while not done.wait(_INTERVAL):
-            for start, end in _read_only_mappings(mapped):
+            for start, end in ranges:
                 assert libc is not None
                 libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
-    if libc is None or not mapped or not Path("/proc/self/maps").exists():
+    if libc is None or not ranges:
         yield
         return
     thread = threading.Thread(target=watch, name="drop mapped pages", daemon=True)

@@ -36,8 +36,9 @@ from accelaes_export.bundle import Bundle
 from accelaes_export.graph.focus_step import example_inputs
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.policies.base import Policy
+from accelaes_export.policies.words import Scope
 from accelaes_export.runtime.generate import load_pipeline
-from benchmarks.shapes_quality import attribute_accuracy, heldout, mask_figures, psnr
+from benchmarks.shapes_quality import RandomFocus, attribute_accuracy, heldout, mask_figures, psnr
 
 BATCH = 8  # images a call in the quality runs
 console = Console()
@@ -52,6 +53,7 @@ def policies() -> dict[str, tuple[Policy, int]]:
         "stepcache": (StepCache(), 28),
         "accelaes p = .5": (AccelAes(), 28),
         "accelaes p = .75": (AccelAes(skip_ratio=0.75), 28),
+        "accelaes p = .5, random mask": (RandomFocus(), 28),
         "accelaes p = .5, never refreshed": (AccelAes(refresh_every=0), 28),
     }
 
@@ -171,8 +173,21 @@ def denoise_times(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def sample(pipe: Any, prompts: list[str], steps: int, bundle: Bundle, seed: int = 0, output: str = "latent") -> Any:
-    """Pictures or latents of a batch; every prompt has a seed of its own."""
+def sample(
+    pipe: Any,
+    prompts: list[str],
+    steps: int,
+    bundle: Bundle,
+    seed: int = 0,
+    output: str = "latent",
+    until: int | None = None,
+) -> Any:
+    """Pictures or latents of a batch; every prompt has a seed of its own. The run is cancelled after step `until`."""
+
+    def cancel(pipeline: Any, i: int, _: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipeline._interrupt = i == until
+        return kwargs
+
     return pipe(
         prompts,
         num_inference_steps=steps,
@@ -180,24 +195,22 @@ def sample(pipe: Any, prompts: list[str], steps: int, bundle: Bundle, seed: int 
         generator=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
         max_sequence_length=bundle.manifest.text[-1].length,
         output_type=output,
+        callback_on_step_end=cancel,
     ).images
 
 
-def quality(bundle: Bundle, prompts: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Every policy on the held-out prompts; and the masks of the AccelAes runs."""
+def quality(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
+    """Every policy on the held-out prompts."""
     pipe = load_pipeline(bundle)
     pipe.set_progress_bar_config(disable=True)
     scenes = heldout(prompts)
     pictures: dict[str, np.ndarray] = {}
-    masks: list[torch.Tensor] = []
     for label, (policy, steps) in policies().items():
         ax.accelerate(pipe, bundle, policy)
         parts = []
         for first in track(range(0, len(scenes), BATCH), label, console=console):
             batch = [scene.caption for scene in scenes[first : first + BATCH]]
             parts.append(sample(pipe, batch, steps, bundle, seed=1000 + first, output="np"))
-            if label == "accelaes p = .5":
-                masks.append(pipe.transformer.report().affinity)
         pictures[label] = np.concatenate(parts)
     rows = []
     for label, made in pictures.items():
@@ -208,7 +221,26 @@ def quality(bundle: Bundle, prompts: int) -> tuple[list[dict[str, Any]], dict[st
                 "psnr_to_dense": psnr(made, pictures["dense, 28 steps"]),
             }
         )
-    return rows, mask_figures(torch.cat(masks), scenes, bundle.manifest)
+    return rows
+
+
+def masks(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
+    """Where the mask of step 5 lies, with the weights of noun phrases (ours) and of the word alone (the paper's)."""
+    pipe = load_pipeline(bundle)
+    pipe.set_progress_bar_config(disable=True)
+    scenes = heldout(prompts)
+    rows: list[dict[str, Any]] = []
+    scopes: tuple[Scope, ...] = ("phrase", "word")
+    for scope in scopes:
+        policy = AccelAes(scope=scope)
+        ax.accelerate(pipe, bundle, policy)
+        affinity = []
+        for first in track(range(0, len(scenes), BATCH), f"mask, {scope}", console=console):
+            batch = [scene.caption for scene in scenes[first : first + BATCH]]
+            sample(pipe, batch, 28, bundle, seed=1000 + first, until=policy.mask_step)
+            affinity.append(pipe.transformer.report().affinity)
+        rows.append({"weights": scope, **mask_figures(torch.cat(affinity), scenes, bundle.manifest)})
+    return rows
 
 
 def machine() -> dict[str, Any]:
@@ -236,8 +268,9 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, dict) and "median" in value:
-        return f"{value['median']:.3g} ({value['p10']:.3g}-{value['p90']:.3g})"
+    if isinstance(value, dict):
+        text = f"{value['median']:.3g} ({value['p10']:.3g}-{value['p90']:.3g})"
+        return f"{value['of_mean_error']:.1f}; {text}" if "of_mean_error" in value else text
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -260,9 +293,10 @@ def main() -> None:
             show("Whole denoise", figures["denoise"])
         if "quality" in wanted:
             wide = ax.build(model="shapes", batch=BATCH, output=Path(folder) / "wide")
-            figures["quality"], figures["mask"] = quality(wide, options.prompts)
+            figures["quality"] = quality(wide, options.prompts)
             show("Quality on held-out prompts", figures["quality"])
-            show("AesMask against the described object", [figures["mask"]])
+            figures["mask"] = masks(wide, options.prompts)
+            show("AesMask against the described object", figures["mask"])
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

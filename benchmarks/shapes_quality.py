@@ -10,11 +10,25 @@ import numpy as np
 import torch
 
 from accelaes_export.manifest import Manifest
-from accelaes_export.policies.selection import top_tokens
+from accelaes_export.policies import AccelAes
+from accelaes_export.policies.selection import OneShotMask, top_tokens
 from examples.shapes import judge
 from examples.shapes.captions import heldout_prompts, parse
 from examples.shapes.drawing import aesthetic_mask, token_mask
 from examples.shapes.scenes import Scene
+
+
+class _RandomMask(OneShotMask):
+    def observe(self, i: int, affinity: torch.Tensor) -> None:
+        super().observe(i, torch.rand(affinity.shape, generator=torch.Generator().manual_seed(i)))
+
+
+@dataclass(frozen=True)
+class RandomFocus(AccelAes):
+    """AccelAes with focus tokens drawn at random: what the mask is worth is what lies between the two."""
+
+    def selector(self) -> OneShotMask:
+        return _RandomMask(self.mask_step)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,11 @@ def main() -> None:
     quiet_libraries()
     bundle = ax.open(options.bundle)
     pipe = load_pipeline(bundle)
-    policies = {"dense": ax.policies.Dense(), "stepcache": ax.policies.StepCache(), "accelaes": ax.policies.AccelAes()}
+    policies: dict[str, ax.policies.Policy] = {
+        "dense": ax.policies.Dense(),
+        "stepcache": ax.policies.StepCache(),
+        "accelaes": ax.policies.AccelAes(),
+    }
     # Rounds are interleaved, so that a change of the machine's speed meets every policy alike.
     rounds = [
         {

@@ -219,7 +219,7 @@ def test_a_missing_library_is_named_with_its_install_command() -> None:
     engine = TensorRTBackend(replace(STANDARD, module="tensorrt_that_is_nowhere"))
     here = engine.availability()
     assert not here.can_build
-    assert here.remedy == "pip install tensorrt --extra-index-url https://pypi.nvidia.com"
+    assert here.remedy == "pip install tensorrt (its libraries come from NVIDIA's own package index)"
     with pytest.raises(MissingComponentError, match="pip install tensorrt"):
         engine.check("fp16", ("native",))
 

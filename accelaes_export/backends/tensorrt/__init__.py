@@ -48,7 +48,8 @@ class TensorRTBackend:
         try:
             trt = self.flavour.load()
         except MissingComponentError as error:
-            return Availability(False, False, reason=str(error), remedy=self.flavour.install)
+            reason = f"{self.flavour.module} can't be imported ({error.__cause__})"
+            return Availability(False, False, reason=reason, remedy=self.flavour.install)
         driver: DriverReport = self._driver()
         versions = {self.flavour.module: trt.__version__}
         if driver.cuda_version:
