@@ -226,7 +226,7 @@ def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildP
 
     available = plan.engine.availability()
     if not available.can_run:
-        progress.note(f"Not verified here: {available.reason} Run accelaes-export verify where the engine runs.")
+        progress.note(f"Not verified here: {available.reason}. Run accelaes-export verify where the engine runs.")
         return manifest
     if sum(manifest.bucket_flops.values()) > _VERIFY_FLOPS:
         progress.note("Not verified while building, as it would take long on this machine: run accelaes-export verify.")

@@ -60,7 +60,7 @@ def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: Build
         bundle.check()
     available = backend(manifest.backend.name).availability()
     if not available.can_run:
-        return VerifyReport((), f"{available.reason} {available.remedy}".strip())
+        return VerifyReport((), f"{available.reason}; {available.remedy}")
     with progress.stage("load", manifest.source.location):
         model = source_model(manifest, checkpoint)
     with progress.stage("verify", f"{len(manifest.contract.buckets)} buckets") as stage:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 
 import pytest
 from hypothesis import settings
 
 # Before anything imports torch: more threads than this only fight each other on a CI machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# A job runner may start us with interrupts ignored; tests of Ctrl-C, and the processes they start, need them.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("accelaes", deadline=None, max_examples=50)
 settings.load_profile("accelaes")

@@ -188,8 +188,8 @@ class TestFit:
     def test_threads_share_one_session(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []
 
-        def open_engine(folder: Path, contract: object, files: tuple[str, ...]) -> object:
-            calls.append((folder, files))
+        def open_engine(folder: Path, contract: object, files: tuple[str, ...], **built_with: object) -> object:
+            calls.append((folder, files, built_with))
             return object()
 
         backends = SimpleNamespace(backend=lambda name: SimpleNamespace(open=open_engine))
@@ -197,7 +197,9 @@ class TestFit:
         with ThreadPoolExecutor(8) as pool:
             sessions = list(pool.map(lambda _: bundle.session(), range(32)))
         assert len(set(map(id, sessions))) == 1
-        assert calls == [(bundle.path, ("engine.onnx",))]
+        record = bundle.manifest.backend
+        built_with = {"versions": record.versions, "targets": record.targets}
+        assert calls == [(bundle.path, ("engine.onnx",), built_with)]
 
 
 def rtx_bundle(folder: Path) -> Bundle:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import errno
+import io
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +74,23 @@ def test_profiles_cover_every_bucket_from_one_row_to_guided_batches() -> None:
     assert made[0].ranges["focus_index"] == ((1, 4), (4, 4), (4, 4))
     assert made[3].ranges["cache.1.v_bg"] == ((1, 2, 0, 32), (4, 2, 0, 32), (4, 2, 0, 32))
     assert made[0].ranges["token_weights"] == ((1, tiny.TEXT), (4, tiny.TEXT), (4, tiny.TEXT))
+
+
+def test_a_full_disk_ends_a_build_with_the_systems_own_error(
+    rtx: TensorRTBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path, tiny.contract("fp16", dynamic_text=False))
+
+    class FullDisk(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    opened = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", **kw: FullDisk() if mode == "wb" else opened(path, mode, **kw)
+    )
+    with pytest.raises(OSError, match="No space left"):
+        rtx.compile(asked, lambda phase, done: None)
 
 
 def test_ctrl_c_ends_a_build_cleanly(rtx: TensorRTBackend, tmp_path: Path) -> None:

@@ -65,8 +65,13 @@ class EngineBuild:
         progress("build engine", 0.0)
         onnx = self._request.onnx
         weights = [onnx.parent / name for name in external_files(read_graph(onnx))]
-        with dropping_mapped(weights), (self._request.destination / ENGINE_FILE).open("wb") as file:
-            self._build(file, progress)
+        path = self._request.destination / ENGINE_FILE
+        try:
+            with dropping_mapped(weights), path.open("wb") as file:
+                self._build(file, progress)
+        except BaseException:
+            path.unlink(missing_ok=True)  # no half an engine, also after Ctrl-C
+            raise
         self._write_timing_cache()
         return notes
 
