@@ -9,11 +9,11 @@ from pathlib import Path
 from accelaes_export.errors import BuildError
 from accelaes_export.progress import BuildProgress
 
-# Measured on SD3-medium (4.06 GB of fp16 weights): Python with torch and the exporters holds 0.7 GB, exporting holds
-# the weights once and writes through one more tensor, a TensorRT builder holds them about 1.8 times.
+# Measured on SD3-medium (4.06 GB of fp16 weights; docs/benchmarks.md): Python with torch and the exporters holds
+# 0.7 GB, exporting holds the weights about one and a half times, a TensorRT builder not quite twice.
 _PROCESS_BYTES = 700_000_000
-_EXPORT_FACTOR = 1.2
-_BUILDER_FACTOR = 1.8
+_EXPORT_FACTOR = 1.55
+_BUILDER_FACTOR = 1.95
 _ENGINE_MARGIN = 50_000_000  # graphs, profiles and kernels beside the weights
 
 
