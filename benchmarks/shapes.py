@@ -2,11 +2,12 @@
 
     python -m benchmarks.shapes --output benchmarks/results/shapes.json
 
-Four tables, each ratio from one interleaved run on this machine:
+Five tables, each ratio from one interleaved run on this machine:
 
     steps      time of one focus step by bucket, against its share of the dense step's FLOPs
     denoise    whole 28-step runs: each policy's time against dense, round by round
     quality    128 held-out prompts: objects the independent classifier reads back right, PSNR to dense 28 steps
+    parity     latents of every dense step through the bundle, against the untouched diffusers pipeline
     mask       AesMask's focus tokens on the described object, against its ground-truth mask and against chance
 """
 
@@ -181,22 +182,51 @@ def sample(
     seed: int = 0,
     output: str = "latent",
     until: int | None = None,
+    keep: list[torch.Tensor] | None = None,
 ) -> Any:
-    """Pictures or latents of a batch; every prompt has a seed of its own. The run is cancelled after step `until`."""
+    """Pictures or latents of a batch; every prompt has a seed of its own.
 
-    def cancel(pipeline: Any, i: int, _: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    The run is cancelled after step `until`; the latents after every step are added to `keep`.
+    """
+
+    def after_step(pipeline: Any, i: int, _: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         pipeline._interrupt = i == until
+        if keep is not None:
+            keep.append(kwargs["latents"].clone())
         return kwargs
 
+    latents = bundle.manifest.latents
     return pipe(
         prompts,
+        height=latents.height * latents.vae_scale,
+        width=latents.width * latents.vae_scale,
         num_inference_steps=steps,
         guidance_scale=bundle.manifest.defaults.guidance,
         generator=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
         max_sequence_length=bundle.manifest.text[-1].length,
         output_type=output,
-        callback_on_step_end=cancel,
+        callback_on_step_end=after_step,
     ).images
+
+
+def parity(bundle: Bundle) -> list[dict[str, Any]]:
+    """Largest difference of the latents after each of 28 dense steps, over three prompts."""
+    pipe = load_pipeline(bundle)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer = eager_model(bundle)[0]
+
+    def trajectories() -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        for k, prompt in enumerate(heldout(3)):
+            sample(pipe, [prompt.caption], 28, bundle, seed=k, keep=kept)
+        return torch.stack(kept)  # [3 * 28, 1, C, Hl, Wl]
+
+    expected = trajectories()
+    ax.accelerate(pipe, bundle, Dense())
+    difference = (trajectories() - expected).abs()
+    return [
+        {"steps": len(expected), "max_abs": difference.max().item(), "latents_max_abs": expected.abs().max().item()}
+    ]
 
 
 def quality(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
@@ -279,9 +309,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--only", choices=("steps", "denoise", "quality"), action="append")
+    parser.add_argument("--only", choices=("steps", "denoise", "parity", "quality"), action="append")
     options = parser.parse_args()
-    wanted = options.only or ["steps", "denoise", "quality"]
+    wanted = options.only or ["steps", "denoise", "parity", "quality"]
     figures: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         bundle = ax.build(model="shapes", output=Path(folder) / "single")
@@ -291,6 +321,9 @@ def main() -> None:
         if "denoise" in wanted:
             figures["denoise"] = denoise_times(bundle, options.rounds)
             show("Whole denoise", figures["denoise"])
+        if "parity" in wanted:
+            figures["parity"] = parity(bundle)
+            show("Dense policy against the untouched pipeline", figures["parity"])
         if "quality" in wanted:
             wide = ax.build(model="shapes", batch=BATCH, output=Path(folder) / "wide")
             figures["quality"] = quality(wide, options.prompts)
@@ -299,6 +332,8 @@ def main() -> None:
             show("AesMask against the described object", figures["mask"])
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
+        if options.output.exists():  # tables not made now stay as they were
+            figures = json.loads(options.output.read_text(encoding="utf-8")) | figures
         options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
