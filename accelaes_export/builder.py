@@ -97,13 +97,11 @@ def build(
             progress.reused("bundle", f"{folder} is already this build and is whole")
             return standing
     store = StageStore(folder)
-    needs = Needs.of_build(
-        plan.weight_bytes, plan.engine.name, exported=store.find("onnx", plan.export_key) is not None
-    )
-    require(needs, folder, progress)
+    exported = store.find("onnx", plan.export_key)  # asked once: it hashes what may be gigabytes
+    require(Needs.of_build(plan.weight_bytes, plan.engine.name, exported=exported is not None), folder, progress)
     with build_lock(folder):
         store.clean()
-        onnx = _exported(plan, store, progress)
+        onnx = _exported(plan, store, exported, progress)
         engine = _compiled(plan, store, onnx, progress)
         stage = store.root / f"engine-{plan.engine_key}"
         manifest = _verified(plan, _manifest(plan, engine), stage, progress)
@@ -111,9 +109,8 @@ def build(
             return write_bundle(folder, manifest, {name: stage / name for name in engine.files}, force=force)
 
 
-def _exported(plan: BuildPlan, store: StageStore, progress: BuildProgress) -> Path:
-    """The ONNX focus step; load, trace and export unless an earlier build left it."""
-    found = store.find("onnx", plan.export_key)
+def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: BuildProgress) -> Path:
+    """The ONNX focus step; load, trace and export unless an earlier build left it as the stage `found`."""
     if found is not None:
         progress.reused("load, trace, export", f"{found.name} from an earlier build")
         return found / _ONNX

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.history import History
+from tests.no_host_sync import NoHostSync
 
 torch.set_num_threads(1)
 
@@ -141,19 +142,9 @@ def test_half_precision_predictions_are_kept_in_single_precision():
     assert history.at(1.0, Extrapolation()).dtype == torch.float32
 
 
-class _NoHostSync(torch.utils._python_dispatch.TorchDispatchMode):
-    """Fails on every operation that would make the host wait for the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"}, (
-            func
-        )
-        return func(*args, **(kwargs or {}))
-
-
 def test_no_operation_waits_for_the_device():
     history = History(2)
-    with _NoHostSync():
+    with NoHostSync():
         history.update(None, torch.randn(2, 4, 3), 0.0)
         history.update(torch.tensor([[0, 2], [1, 3]]), torch.randn(2, 2, 3), 1.0)
         history.update(None, torch.randn(2, 4, 3), 2.0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from accelaes_export.errors import InputError
 from accelaes_export.policies import AccelAes
 from accelaes_export.policies.selection import OneShotMask, background_of, focus_count, focus_mask, top_tokens
+from tests.no_host_sync import NoHostSync
 
 torch.set_num_threads(1)
 
@@ -45,19 +46,9 @@ def test_background_is_all_the_other_tokens_in_ascending_order(case):
         assert mask == [float(token in chosen) for token in range(N)]
 
 
-class _NoHostSync(torch.utils._python_dispatch.TorchDispatchMode):
-    """Fails on every operation that would make the host wait for the device."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"}, (
-            func
-        )
-        return func(*args, **(kwargs or {}))
-
-
 def test_no_operation_waits_for_the_device():
     selector = OneShotMask(step=0)
-    with _NoHostSync():
+    with NoHostSync():
         selector.observe(0, torch.rand(2, 8))
         background_of(selector.select(1, 3), 8)
         selector.region()
