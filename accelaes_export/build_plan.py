@@ -10,15 +10,19 @@ from accelaes_export.backbones import Backbone, backbone
 from accelaes_export.backbones.checkpoints import (
     Checkpoint,
     complete_config,
+    empty_transformer,
     load_transformer,
     parameter_bytes,
+    parameter_shapes,
     random_source,
     random_transformer,
     resolve,
 )
+from accelaes_export.backbones.weights import Read, hollow_transformer, random_weights, stored_weights
 from accelaes_export.backends.base import Backend
 from accelaes_export.contract import GraphContract
-from accelaes_export.graph.tensors import graph_contract
+from accelaes_export.errors import InputError
+from accelaes_export.graph.tensors import affinity_layers, graph_contract, layers
 from accelaes_export.manifest import Latents, Source
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.stages import stage_key
@@ -26,7 +30,7 @@ from accelaes_export.stages import stage_key
 if TYPE_CHECKING:
     import torch
 
-_GRAPH_VERSION = 1  # raise whenever the exported graph changes for the same model
+_GRAPH_VERSION = 2  # raise whenever the exported graph changes for the same model
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,23 @@ class BuildPlan:
     config: dict[str, Any]
     latents: Latents
     contract: GraphContract
+    layers: int
     affinity_layers: tuple[int, ...]
     weight_bytes: int
     export_key: str
     engine_key: str
     build_key: str
+
+    def weights(self) -> Read:
+        """The weights, one tensor at a time."""
+        if self.checkpoint is not None:
+            return stored_weights(self.checkpoint.files, self.recipe.dtype)
+        assert self.source.seed is not None
+        return random_weights(parameter_shapes(self.adapter, self.config), self.recipe.dtype, self.source.seed)
+
+    def load_hollow(self, read: Read) -> torch.nn.Module:
+        """The transformer to be traced: its large matrices are left out."""
+        return hollow_transformer(self.adapter, self.config, read, self.recipe.dtype)
 
     def load(self) -> torch.nn.Module:
         """The transformer, from its checkpoint or its seed."""
@@ -69,6 +85,11 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
     """
     targets = engine.default_targets if targets is None else targets
     engine.check(recipe.dtype, targets)
+    if recipe.weights == "inputs" and not engine.name.startswith("tensorrt"):
+        raise InputError(
+            f"Weights as inputs are for TensorRT, whose builder copies them; {engine.name} reads them where they lie: "
+            "leave --weights out."
+        )
     adapter = backbone(recipe.family)
     checkpoint = None
     if seed is None:
@@ -77,18 +98,20 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
     else:
         config = complete_config(adapter, recipe.architecture())
         source = random_source(adapter, config, seed)
-    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale)
+    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
+    shapes = empty_transformer(adapter, config)
     contract = graph_contract(
         adapter,
-        config,
+        shapes,
         latents,
+        form=recipe.form,
         dtype=recipe.dtype,
         batch=recipe.batch,
         fractions=recipe.buckets,
         text_tokens=recipe.text_tokens,
         dynamic_text=engine.dynamic_text,
     )
-    affinity = tuple(range(0, adapter.layers(config), recipe.affinity_every))
+    affinity = affinity_layers(adapter, shapes, recipe.affinity_every, recipe.affinity_blocks)
     import diffusers
     import onnxscript
     import torch
@@ -99,7 +122,9 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         dtype=recipe.dtype,
         latents=latents.model_dump(),
         batch=recipe.batch,
+        form=recipe.form,
         affinity=affinity,
+        external=recipe.weights == "inputs",
         versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
     )
     engine_key = stage_key(
@@ -107,6 +132,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         backend=engine.name,
         versions=dict(engine.availability().versions),
         targets=targets,
+        weights=recipe.weights,
         contract=contract.model_dump(mode="json"),
     )
     build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
@@ -120,6 +146,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         config=config,
         latents=latents,
         contract=contract,
+        layers=layers(adapter, shapes),
         affinity_layers=affinity,
         weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
         export_key=export_key,

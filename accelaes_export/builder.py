@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelaes_export import __version__, recipes
 from accelaes_export.backbones.checkpoints import empty_transformer
@@ -19,7 +20,7 @@ from accelaes_export.build_plan import BuildPlan, plan_build
 from accelaes_export.bundle import Bundle
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
 from accelaes_export.errors import BuildError, BundleError
-from accelaes_export.manifest import BackendRecord, Defaults, Manifest
+from accelaes_export.manifest import BackendRecord, Defaults, Manifest, TransformerCall
 from accelaes_export.memory import drop_weights, release
 from accelaes_export.options import parse_buckets, parse_targets
 from accelaes_export.policies import named
@@ -27,6 +28,11 @@ from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.resources import Needs, require
 from accelaes_export.stages import StageStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.graph.focus_step import FocusStep
 
 _ONNX = "focus_step.onnx"
 _ENGINE_RECORD = "engine.json"
@@ -46,6 +52,9 @@ def build(
     dtype: str | None = None,
     buckets: str | Sequence[float] | None = None,
     affinity_layers: int | None = None,
+    form: str | None = None,
+    weights: str | None = None,
+    frames: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
     force: bool = False,
@@ -64,6 +73,9 @@ def build(
         dtype: fp32, fp16 or bf16.
         buckets: fractions n/N of focus tokens; dense is always built.
         affinity_layers: every how manieth block's text attention makes the mask; 1 is all of them.
+        form: "token" (only focus tokens go through the network) or "component" (the paper's Eq. 8-10).
+        weights: "engine", or "inputs": beside a TensorRT engine, which then needs no memory for them to build.
+        frames: of a video model, in latent frames.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         force: replace another bundle at `output`.
         progress: told of every stage.
@@ -73,14 +85,20 @@ def build(
         BuildError: a stage failed; finished stages are kept, the output is as it was.
     """
     progress = progress or Silent()
+    recipe = recipes.load(model)
+    if affinity_layers is not None:
+        recipe = recipe.model_copy(update={"affinity_blocks": None})  # what is asked for now holds
     plan = plan_build(
-        recipes.load(model).override(
+        recipe.override(
             checkpoint=None if checkpoint is None else str(checkpoint),
             resolution=resolution,
             batch=batch,
             dtype=dtype,
             buckets=None if buckets is None else parse_buckets(buckets),
             affinity_every=affinity_layers,
+            form=form,
+            weights=weights,
+            frames=frames,
         ),
         backend_named(backend),
         None if targets is None else parse_targets(targets),
@@ -98,7 +116,11 @@ def build(
             return standing
     store = StageStore(folder)
     exported = store.find("onnx", plan.export_key)  # asked once: it hashes what may be gigabytes
-    require(Needs.of_build(plan.weight_bytes, plan.engine.name, exported=exported is not None), folder, progress)
+    require(
+        Needs.of_build(plan.weight_bytes, plan.engine.name, plan.recipe.weights, exported=exported is not None),
+        folder,
+        progress,
+    )
     with build_lock(folder):
         store.clean()
         onnx = _exported(plan, store, exported, progress)
@@ -115,15 +137,21 @@ def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: 
         progress.reused("load, trace, export", f"{found.name} from an earlier build")
         return found / _ONNX
     from accelaes_export.graph.export import save_onnx, trace
-    from accelaes_export.graph.focus_step import FocusStep
 
     def work(folder: Path) -> None:
         with progress.stage("load", f"{plan.source.location}, {plan.weight_bytes / 1e9:.2f} GB in {plan.recipe.dtype}"):
-            model = plan.load()
+            read = plan.weights()
+            model = plan.load_hollow(read)
         with progress.stage("trace", f"N = {plan.contract.tokens}, M = {plan.contract.text_tokens}"):
-            program = trace(FocusStep(model, plan.adapter, plan.affinity_layers).eval(), plan.contract)
+            program = trace(_focus_step(plan, model))
         with progress.stage("export", "ONNX opset 23"):
-            save_onnx(program, plan.contract, folder)
+            save_onnx(
+                program,
+                plan.contract,
+                folder,
+                lambda name: read(name.removeprefix("model.")),
+                external=plan.recipe.weights == "inputs",
+            )
         drop_weights(model)
 
     folder = store.make("onnx", plan.export_key, work)
@@ -142,7 +170,12 @@ def _compiled(plan: BuildPlan, store: StageStore, onnx: Path, progress: BuildPro
         def work(folder: Path) -> None:
             with progress.stage("compile", name) as stage:
                 request = CompileRequest(
-                    onnx, plan.contract, plan.targets, folder, timing_cache=store.root / f"{plan.engine.name}.timing"
+                    onnx,
+                    plan.contract,
+                    plan.targets,
+                    folder,
+                    timing_cache=store.root / f"{plan.engine.name}.timing",
+                    weights=plan.recipe.weights,
                 )
                 engine = plan.engine.compile(request, lambda note, fraction: stage.update(fraction, note))
                 record = {
@@ -171,17 +204,23 @@ def _manifest(plan: BuildPlan, engine: CompiledEngine) -> Manifest:
         build_key=plan.build_key,
         model=recipe.name,
         family=recipe.family,
-        form="token",
+        form=recipe.form,
         source=plan.source,
         latents=plan.latents,
         text=recipe.text,
-        layers=plan.adapter.layers(plan.config),
+        layers=plan.layers,
         affinity_layers=plan.affinity_layers,
         bucket_fractions=(*recipe.buckets, 1.0),
         contract=plan.contract,
         transformer_config=plan.config,
-        pipelines=plan.adapter.pipelines,
-        signature=plan.adapter.signature,
+        call=TransformerCall(
+            pipelines=plan.adapter.pipelines,
+            signature=plan.adapter.signature,
+            guidance=plan.adapter.guidance,
+            built_in=plan.adapter.built_in,
+            fixed=plan.adapter.fixed(plan.config, plan.latents),
+            attributes=plan.adapter.attributes(plan.config),
+        ),
         spatial_cfg=recipe.spatial_cfg,
         token_scorer=recipe.token_scorer,
         anchors=recipe.anchors or ANCHORS,
@@ -206,12 +245,17 @@ def _manifest(plan: BuildPlan, engine: CompiledEngine) -> Manifest:
 
 
 def _bucket_flops(plan: BuildPlan) -> dict[int, int]:
-    from accelaes_export.graph.focus_step import FocusStep, count_flops
+    from accelaes_export.graph.focus_step import count_flops
 
-    step = FocusStep(
-        empty_transformer(plan.adapter, plan.config, plan.recipe.dtype), plan.adapter, plan.affinity_layers
-    )
-    return {n: count_flops(step, plan.contract, n) for n in plan.contract.buckets}
+    step = _focus_step(plan, empty_transformer(plan.adapter, plan.config, plan.recipe.dtype))
+    return {n: count_flops(step, n) for n in plan.contract.buckets}
+
+
+def _focus_step(plan: BuildPlan, model: torch.nn.Module) -> FocusStep:
+    from accelaes_export.graph.focus_step import FocusStep
+
+    step = FocusStep(model, plan.adapter, plan.contract, plan.latents, plan.affinity_layers)
+    return step.eval()
 
 
 def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildProgress) -> Manifest:

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelaes_export import recipes
 from accelaes_export.backbones import backbone
+from accelaes_export.backbones.checkpoints import complete_config
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Model:
         buckets: fractions n/N below 1; dense is always there.
         forms: of the focus step: "token" and, where a family has it, "component".
         spatial_cfg: whether region-wise guidance (Eq. 11) is on by default.
-        guidance: the pipeline's default scale; None where guidance is distilled into the model.
+        guidance: the pipeline's default scale, of classifier-free guidance or of a distilled model's own input.
         tested: with the published weights.
     """
 
@@ -35,7 +36,7 @@ class Model:
     buckets: tuple[float, ...]
     forms: tuple[str, ...]
     spatial_cfg: bool
-    guidance: float | None
+    guidance: float
     steps: int
     tested: bool
 
@@ -50,19 +51,22 @@ def models() -> tuple[Model, ...]:
 
 
 def _model(recipe: recipes.BuildRecipe) -> Model:
+    adapter = backbone(recipe.family)
+    config = complete_config(adapter, recipe.architecture())
+    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
     return Model(
         name=recipe.name,
         title=recipe.title,
         family=recipe.family,
         source=recipe.checkpoint if recipe.shipped_checkpoint is None else "ships with the package",
         resolution=recipe.resolution,
-        tokens=recipe.tokens(),
+        tokens=latents.tokens,
         text_tokens=recipe.text_tokens,
         dtype=recipe.dtype,
         buckets=recipe.buckets,
-        forms=("token",),
+        forms=adapter.forms,
         spatial_cfg=recipe.spatial_cfg,
-        guidance=recipe.guidance if backbone(recipe.family).guidance else None,
+        guidance=recipe.guidance,
         steps=recipe.steps,
         tested=recipe.tested,
     )

@@ -6,6 +6,10 @@ shape are written down once. Dimensions that vary are letters of the design page
 
     B  batch rows, guidance pairs included      n  focus tokens
     M  text tokens                              m  background tokens, N - n
+
+There are two forms. In the `token` form only focus tokens go through the network, and what is cached are keys and
+values. In the `component` form the residual stream keeps all N tokens, and what is cached are the outputs of
+attention and feed-forward parts, one head wide: [B, 1, m, D].
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ FOCUS_INDEX = "focus_index"
 TOKEN_WEIGHTS = "token_weights"
 HIDDEN_STATES = "hidden_states"
 TIMESTEP = "timestep"
+BACKGROUND_INDEX = "background_index"
 FOCUS_PREDICTION = "focus_prediction"
+BACKGROUND_PREDICTION = "background_prediction"
 AFFINITY = "affinity"
 
 
@@ -30,11 +36,20 @@ class _Frozen(BaseModel):
 
 
 class TensorSpec(_Frozen):
-    """One input or output: its engine tensor name, dtype and shape (an int, or a letter that varies)."""
+    """One input or output: its engine tensor name, dtype and shape (an int, or a letter that varies).
+
+    Attributes:
+        kind: what its values are: any numbers, a 0/1 mask whose ones come first, or labels below `limit`.
+        limit: values lie in [0, limit); None: numbers without bounds, about 1 in size.
+        optional: of a mask: whether pipelines may leave it out where it is all ones.
+    """
 
     name: str
     dtype: DTypeName
     shape: tuple[Dimension, ...]
+    kind: Literal["real", "mask", "label"] = "real"
+    limit: float | None = None
+    optional: bool = False
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The shape with every letter replaced by its size in `sizes`, e.g. ``{"B": 2, "n": 72, ...}``."""
@@ -44,9 +59,9 @@ class TensorSpec(_Frozen):
 class CacheEntry(_Frozen):
     """One cached tensor: ``<name>`` is the fresh one among the outputs, ``<name>_bg`` the background's input."""
 
-    name: str  # "cache.3.k"
-    heads: int  # Hkv
-    head_dim: int  # hd
+    name: str  # "cache.3.k"; component form "cache.3.ff"
+    heads: int  # Hkv; component form 1
+    head_dim: int  # hd; component form D
 
 
 class GraphContract(_Frozen):
@@ -54,7 +69,8 @@ class GraphContract(_Frozen):
 
     Attributes:
         dtype: activations' dtype (focus_index stays int64, affinity is fp32).
-        batch: images per call; B runs from 1 to 2 * batch, because guidance doubles an image's rows.
+        batch: images per call.
+        pairs: whether a guided call has two rows an image; pipelines that guide with a second call have one.
         tokens: N, image tokens.
         buckets: n of every bucket that was built, ascending; the last is N (dense).
         text_tokens: M, the text window the recipe asked for.
@@ -66,6 +82,7 @@ class GraphContract(_Frozen):
 
     dtype: DTypeName
     batch: int
+    pairs: bool = True
     tokens: int
     buckets: tuple[int, ...]
     text_tokens: int
@@ -75,14 +92,35 @@ class GraphContract(_Frozen):
     outputs: tuple[TensorSpec, ...]
     cache: tuple[CacheEntry, ...]
 
+    @property
+    def rows(self) -> int:
+        """The largest B: images per call, twice where guidance pairs them."""
+        return 2 * self.batch if self.pairs else self.batch
+
+    @property
+    def text_input(self) -> str | None:
+        """The first conditioning input with a text axis, [B, M, ...]; None for models without text."""
+        specs = {spec.name: spec for spec in self.inputs}
+        return next((name for name in self.conditioning if specs[name].shape[1:2] == ("M",)), None)
+
+    @property
+    def has(self) -> frozenset[str]:
+        """Names of all inputs and outputs, for those not every graph has."""
+        return frozenset(spec.name for spec in (*self.inputs, *self.outputs))
+
     def sizes(self, n: int, B: int | None = None, M: int | None = None) -> dict[str, int]:
-        """The letters' sizes for a step with `n` focus tokens; B defaults to 2 * batch and M to the window."""
+        """The letters' sizes for a step with `n` focus tokens; B defaults to `rows` and M to the window."""
         return {
-            "B": 2 * self.batch if B is None else B,
+            "B": self.rows if B is None else B,
             "n": n,
             "m": self.tokens - n,
             "M": self.text_tokens if M is None else M,
         }
+
+    def window(self, M: int) -> int:
+        """The text length a call with M text tokens runs at: a fixed window takes shorter texts with a mask."""
+        masked = any(spec.kind == "mask" for spec in self.inputs)
+        return max(M, self.text_tokens) if masked and not self.dynamic_text else M
 
     def input_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
         """Name to concrete shape of every input."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from accelaes_export.contract import GraphContract
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class _Record(BaseModel):
@@ -31,35 +31,111 @@ class Source(_Record):
 
 
 class Latents(_Record):
-    """Geometry between pixels, latents and tokens. N = (height / patch) * (width / patch), row-major."""
+    """Geometry between pixels, latents and tokens. Tokens are row-major, of videos frame by frame.
+
+    N = (frames / patch_frames) * (height / patch) * (width / patch).
+    """
 
     channels: int  # C
-    out_channels: int
+    out_channels: int  # of the prediction
     height: int  # Hl, in latent cells
     width: int  # Wl
     patch: int  # p
     vae_scale: int  # pixels per latent cell
+    frames: int | None = None  # latent frames; None: a picture
+    patch_frames: int = 1
+    frame_scale: int = 1  # video frames per latent frame
+    packed: bool = False  # the pipeline hands over and takes back tokens [B, N, p·p·C], as FLUX does
+    sigma_channels: int = 0  # learned variance behind the prediction, which the pipeline throws away
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Token rows and columns."""
+        """Token rows and columns of a picture or frame."""
         return self.height // self.patch, self.width // self.patch
 
     @property
     def tokens(self) -> int:
         """N."""
         rows, columns = self.grid
-        return rows * columns
+        return rows * columns * ((self.frames or 1) // self.patch_frames)
+
+    @property
+    def token_width(self) -> int:
+        """Numbers predicted for one token: p·p·C, of videos times the frames of a patch."""
+        return self.patch_frames * self.patch**2 * self.out_channels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One row of the transformer's `hidden_states`."""
+        if self.packed:
+            return self.tokens, self.patch**2 * self.channels
+        frames = () if self.frames is None else (self.frames,)
+        return (self.channels, *frames, self.height, self.width)
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is more than one frame."""
+        return self.frames is not None and self.frames > 1
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The pipeline's size arguments for this geometry, in pixels and video frames."""
+        pixels = {"height": self.height * self.vae_scale, "width": self.width * self.vae_scale}
+        return pixels if self.frames is None else {**pixels, "num_frames": (self.frames - 1) * self.frame_scale + 1}
+
+
+class Guidance(_Record):
+    """How the family's pipelines apply classifier-free guidance.
+
+    Attributes:
+        layout: the rows of a guided call are the unconditional images, then the conditional ones, or the other way
+            round; or there is a call for each, the conditional one first; or one pass only (distilled).
+        channels: how many of a prediction's leading channels are guided; the rest are the conditional row's. None: all.
+        argument: of the pipeline's call, with the scale; `true_cfg_scale` counts with a negative prompt alone.
+    """
+
+    layout: Literal["uncond_cond", "cond_uncond", "separate", "none"]
+    channels: int | None = None
+    argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether both halves come in one call."""
+        return self.layout in ("uncond_cond", "cond_uncond")
+
+
+class TransformerCall(_Record):
+    """How pipelines call the transformer that the bundle stands for.
+
+    Attributes:
+        pipelines: diffusers pipelines the drop-in serves.
+        signature: the call's leading parameters, in diffusers' order.
+        guidance: how the pipelines guide.
+        built_in: arguments that say what the engine has built in, such as position ids; they aren't read.
+        fixed: arguments the engine was built for one value of.
+        attributes: attributes that pipelines read from their transformer, beside its config.
+    """
+
+    pipelines: tuple[str, ...]
+    signature: tuple[str, ...]
+    guidance: Guidance
+    built_in: tuple[str, ...] = ()
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    attributes: dict[str, Any] = Field(default_factory=dict)
 
 
 class TextSegment(_Record):
     """A run of text positions and the pipeline's tokenizers that fill it (they share positions channel-wise).
 
     SD3: 77 positions of `tokenizer` and `tokenizer_2`, then up to 256 of `tokenizer_3`.
+
+    Qwen-Image wraps a prompt in a `template`, and leaves the first `drop` of the tokens out once they are embedded.
     """
 
     tokenizers: tuple[str, ...]  # attribute names on the diffusers pipeline
     length: int
+    template: str = Field(default="{}", pattern=r"^[^{}]*\{\}[^{}]*$")  # {}: the prompt
+    drop: int = Field(default=0, ge=0)
 
 
 class FileRecord(_Record):
@@ -98,7 +174,7 @@ class Defaults(_Record):
 
 
 class Manifest(_Record):
-    """manifest.json. `dense_flops` and `bucket_flops` count one call at B = 2 * batch (multiply-adds times two)."""
+    """manifest.json. `dense_flops` and `bucket_flops` count one call at the largest B (multiply-adds times two)."""
 
     schema_version: int = SCHEMA_VERSION
     created_by: str  # "accelaes-export 0.1.0"
@@ -114,8 +190,7 @@ class Manifest(_Record):
     bucket_fractions: tuple[float, ...]  # n/N asked for, ascending, 1.0 last
     contract: GraphContract
     transformer_config: dict[str, Any]  # the diffusers config, for drop-in and verify
-    pipelines: tuple[str, ...]  # diffusers pipelines the drop-in serves
-    signature: tuple[str, ...]  # the transformer call's leading parameters, in diffusers' order
+    call: TransformerCall
     spatial_cfg: bool  # whether the family supports region-wise guidance by default
     token_scorer: str  # "clip" or "lexical": how prompt words are scored
     anchors: tuple[str, ...]

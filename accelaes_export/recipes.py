@@ -34,11 +34,15 @@ class BuildRecipe(BaseModel):
     Attributes:
         checkpoint: a folder, a hub id, or ``shipped:NAME``.
         tested: whether this release was tested with the published weights.
+        form: of the focus step, "token" or "component".
         resolution: picture height and width in pixels.
+        weights: "engine", compiled into it, or "inputs", beside a TensorRT engine (for models larger than memory).
+        frames: of a video, in latent frames; None: pictures.
         batch: images per call; guidance doubles the rows.
         buckets: fractions n/N < 1, ascending; dense (1.0) is always built beside them.
         affinity_every: the affinity averages every k-th block's text attention; 1 is all of them.
-        text: runs of text positions in sequence order; their lengths add up to M.
+        affinity_blocks: the blocks by number instead, where it is known which of them look where the words point.
+        text: runs of text positions in sequence order; their lengths add up to M. Empty for models without text.
         token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
         anchors: anchor phrases, or None for the policy's own.
         vae_scale: pixels per latent cell.
@@ -52,12 +56,16 @@ class BuildRecipe(BaseModel):
     family: str
     checkpoint: str
     tested: bool
+    form: Literal["token", "component"] = "token"
+    weights: Literal["engine", "inputs"] = "engine"
+    frames: int | None = Field(default=None, ge=1)
     resolution: Annotated[tuple[int, int], BeforeValidator(parse_resolution)]
     batch: int = Field(ge=1)
     dtype: Literal["fp32", "fp16", "bf16"]
     buckets: Annotated[tuple[float, ...], BeforeValidator(parse_buckets)]
     affinity_every: int = Field(ge=1)
-    text: tuple[TextSegment, ...] = Field(min_length=1)
+    affinity_blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
+    text: tuple[TextSegment, ...]
     steps: int = Field(ge=2)
     guidance: float = Field(ge=0)
     policy: PolicyChoice
@@ -104,12 +112,6 @@ class BuildRecipe(BaseModel):
                 f"The shipped checkpoint {folder} has no readable transformer/config.json: {error}"
             ) from error
         return dict(config)
-
-    def tokens(self) -> int:
-        """N at the recipe's resolution, row by row of patches."""
-        cell = self.vae_scale * int(self.architecture()["patch_size"])
-        height, width = self.resolution
-        return (height // cell) * (width // cell)
 
     def override(self, **given: Any) -> BuildRecipe:
         """This recipe with the given fields replaced; None leaves a field as it is. Validated like a file.

@@ -9,10 +9,10 @@ from pathlib import Path
 from accelaes_export.errors import BuildError
 from accelaes_export.progress import BuildProgress
 
-# Measured on SD3-medium (4.06 GB of fp16 weights; docs/benchmarks.md): Python with torch and the exporters holds
-# 0.7 GB, exporting holds the weights about one and a half times, a TensorRT builder not quite twice.
+# Measured on full-size builds (docs/benchmarks.md): Python with torch and the exporters holds 0.7 GB, tracing and
+# exporting add the small weights and one large one at a time, a TensorRT builder not quite twice the weights.
 _PROCESS_BYTES = 700_000_000
-_EXPORT_FACTOR = 1.55
+_EXPORT_BYTES = 1_500_000_000
 _BUILDER_FACTOR = 1.95
 _ENGINE_MARGIN = 50_000_000  # graphs, profiles and kernels beside the weights
 
@@ -25,13 +25,18 @@ class Needs:
     memory: int
 
     @classmethod
-    def of_build(cls, weight_bytes: int, backend: str, *, exported: bool) -> Needs:
-        """For weights of `weight_bytes`; `exported` when the ONNX stage is there already."""
-        compiles = backend.startswith("tensorrt")
-        # The exported graph and the engine; the bundle links the engine.
+    def of_build(cls, weight_bytes: int, backend: str, weights: str, *, exported: bool) -> Needs:
+        """For weights of `weight_bytes`; `exported` when the ONNX stage is there already.
+
+        Args:
+            weights: "engine" or "inputs", where a TensorRT engine has them.
+        """
+        beside = weights == "inputs"
+        # The exported graph, and the engine or the weights beside it; the bundle links them.
         disk = (1 if exported else 2) * weight_bytes + _ENGINE_MARGIN
-        factor = max(0.0 if exported else _EXPORT_FACTOR, _BUILDER_FACTOR if compiles else 1.0)
-        return cls(disk, int(factor * weight_bytes) + _PROCESS_BYTES)
+        exporting = 0 if exported else _EXPORT_BYTES
+        compiling = int(_BUILDER_FACTOR * weight_bytes) if backend.startswith("tensorrt") and not beside else 0
+        return cls(disk, max(exporting, compiling) + _PROCESS_BYTES)
 
 
 def require(needs: Needs, folder: Path, progress: BuildProgress) -> None:

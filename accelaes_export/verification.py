@@ -99,7 +99,7 @@ def compare(
 
     adapter: Backbone = backbone(manifest.family)
     contract, reference = manifest.contract, model.float()
-    step = FocusStep(reference, adapter, manifest.affinity_layers).eval()
+    step = FocusStep(reference, adapter, contract, manifest.latents, manifest.affinity_layers).eval()
     results = []
     for k, n in enumerate(contract.buckets):
         inputs = example_inputs(contract, n, seed=n)
@@ -108,12 +108,12 @@ def compare(
             if n == contract.tokens:
                 step.restore()
                 call = {name: exact[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
-                sample = reference(**call, return_dict=False)[0]
+                sample = adapter.reference(reference, call, manifest.latents)
                 expected = {"focus_prediction": patchify(sample, manifest.latents)}
                 kind = "diffusers"
             else:
                 step.install()
-                expected, kind = step.run(contract, exact), "eager focus step"
+                expected, kind = step.run(exact), "eager focus step"
         results.append(_parity(session, inputs, expected, n, kind, TOLERANCES[contract.dtype]))
         if update is not None:
             update((k + 1) / len(contract.buckets), f"n = {n}")

@@ -15,67 +15,48 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import accelaes_export as ax
 from accelaes_export.backends.base import Session
 from accelaes_export.bundle import Bundle
 from accelaes_export.graph.focus_step import example_inputs
 from accelaes_export.policies import AccelAes, Dense, StepCache
-from accelaes_export.policies.base import Policy
 from accelaes_export.policies.words import Scope
 from accelaes_export.runtime.generate import load_pipeline
-from benchmarks.shapes_quality import RandomFocus, attribute_accuracy, heldout, mask_figures, psnr
+from benchmarks.shapes_quality import RandomFocus, heldout, mask_figures
+from benchmarks.shapes_runs import (
+    BATCH,
+    Case,
+    console,
+    denoise_times,
+    interleaved,
+    machine,
+    quality,
+    sample,
+    show,
+    spread,
+)
 
-BATCH = 8  # images a call in the quality runs
-console = Console()
 
-
-def policies() -> dict[str, tuple[Policy, int]]:
-    """Label to policy and number of steps; fewer dense steps are what any policy must beat at its cost."""
+def cases(bundle: Bundle) -> dict[str, Case]:
+    """The policies compared; fewer dense steps are what any policy must beat at its cost."""
     return {
-        "dense, 28 steps": (Dense(), 28),
-        "dense, 17 steps": (Dense(), 17),
-        "dense, 14 steps": (Dense(), 14),
-        "stepcache": (StepCache(), 28),
-        "accelaes p = .5": (AccelAes(), 28),
-        "accelaes p = .75": (AccelAes(skip_ratio=0.75), 28),
-        "accelaes p = .5, random mask": (RandomFocus(), 28),
-        "accelaes p = .5, never refreshed": (AccelAes(refresh_every=0), 28),
+        "dense, 28 steps": Case(bundle, Dense()),
+        "dense, 17 steps": Case(bundle, Dense(), 17),
+        "dense, 14 steps": Case(bundle, Dense(), 14),
+        "stepcache": Case(bundle, StepCache()),
+        "accelaes p = .5": Case(bundle, AccelAes()),
+        "accelaes p = .75": Case(bundle, AccelAes(skip_ratio=0.75)),
+        "accelaes p = .5, random mask": Case(bundle, RandomFocus()),
+        "accelaes p = .5, never refreshed": Case(bundle, AccelAes(refresh_every=0)),
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, and the 10th and 90th percentile."""
-    low, high = np.percentile(values, [10, 90])
-    return {"median": statistics.median(values), "p10": float(low), "p90": float(high)}
-
-
-def interleaved(work: dict[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
-    """Seconds of every piece of work, one after the other in each round; one round before them warms up."""
-    for piece in work.values():
-        piece()
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in track(range(rounds), title, console=console):
-        for name, piece in work.items():
-            started = time.perf_counter()
-            piece()
-            times[name].append(time.perf_counter() - started)
-    return times
 
 
 def step_times(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
@@ -129,86 +110,6 @@ def eager_model(bundle: Bundle) -> tuple[Any, Any]:
     return model, torch.compile(model)
 
 
-def denoise_times(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
-    """Whole denoising runs through the pipeline, text encoding and VAE left out."""
-    pipe = load_pipeline(bundle)
-    pipe.set_progress_bar_config(disable=True)
-    prompt = heldout(1)[0].caption
-    chosen = policies()
-    reports: dict[str, Any] = {}
-
-    def run(label: str) -> Callable[[], None]:
-        policy, steps = chosen[label]
-
-        def once() -> None:
-            ax.accelerate(pipe, bundle, policy)
-            sample(pipe, [prompt], steps, bundle)
-            reports[label] = pipe.transformer.report()
-
-        return once
-
-    seconds: dict[str, list[float]] = {label: [] for label in chosen}
-    for label in chosen:
-        run(label)()
-    for _ in track(range(rounds), "denoise", console=console):
-        for label in chosen:
-            run(label)()
-            seconds[label].append(reports[label].seconds)
-    dense = seconds["dense, 28 steps"]
-    flops = bundle.manifest.bucket_flops
-    full = flops[bundle.manifest.contract.tokens]
-    rows = []
-    for label, values in seconds.items():
-        report = reports[label]
-        counted = sum(flops[step.n] for step in report.steps if step.n) / full
-        rows.append(
-            {
-                "policy": label,
-                "plan": str(report.plan),
-                "token_steps": report.cost,
-                "flop_limit": 28 / counted,
-                "milliseconds": spread([1e3 * t for t in values]),
-                "dense_over_this": spread([d / t for d, t in zip(dense, values, strict=True)]),
-            }
-        )
-    return rows
-
-
-def sample(
-    pipe: Any,
-    prompts: list[str],
-    steps: int,
-    bundle: Bundle,
-    seed: int = 0,
-    output: str = "latent",
-    until: int | None = None,
-    keep: list[torch.Tensor] | None = None,
-) -> Any:
-    """Pictures or latents of a batch; every prompt has a seed of its own.
-
-    The run is cancelled after step `until`; the latents after every step are added to `keep`.
-    """
-
-    def after_step(pipeline: Any, i: int, _: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        pipeline._interrupt = i == until
-        if keep is not None:
-            keep.append(kwargs["latents"].clone())
-        return kwargs
-
-    latents = bundle.manifest.latents
-    return pipe(
-        prompts,
-        height=latents.height * latents.vae_scale,
-        width=latents.width * latents.vae_scale,
-        num_inference_steps=steps,
-        guidance_scale=bundle.manifest.defaults.guidance,
-        generator=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
-        max_sequence_length=bundle.manifest.text[-1].length,
-        output_type=output,
-        callback_on_step_end=after_step,
-    ).images
-
-
 def parity(bundle: Bundle) -> list[dict[str, Any]]:
     """Largest difference of the latents after each of 28 dense steps, over three prompts."""
     pipe = load_pipeline(bundle)
@@ -227,31 +128,6 @@ def parity(bundle: Bundle) -> list[dict[str, Any]]:
     return [
         {"steps": len(expected), "max_abs": difference.max().item(), "latents_max_abs": expected.abs().max().item()}
     ]
-
-
-def quality(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
-    """Every policy on the held-out prompts."""
-    pipe = load_pipeline(bundle)
-    pipe.set_progress_bar_config(disable=True)
-    scenes = heldout(prompts)
-    pictures: dict[str, np.ndarray] = {}
-    for label, (policy, steps) in policies().items():
-        ax.accelerate(pipe, bundle, policy)
-        parts = []
-        for first in track(range(0, len(scenes), BATCH), label, console=console):
-            batch = [scene.caption for scene in scenes[first : first + BATCH]]
-            parts.append(sample(pipe, batch, steps, bundle, seed=1000 + first, output="np"))
-        pictures[label] = np.concatenate(parts)
-    rows = []
-    for label, made in pictures.items():
-        rows.append(
-            {
-                "policy": label,
-                **attribute_accuracy(made, scenes),
-                "psnr_to_dense": psnr(made, pictures["dense, 28 steps"]),
-            }
-        )
-    return rows
 
 
 def masks(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
@@ -273,37 +149,6 @@ def masks(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def machine() -> dict[str, Any]:
-    """Where the figures come from."""
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "",
-    )
-    packages = ("torch", "diffusers", "onnxruntime", "onnx", "onnxscript")
-    return {
-        "date": date.today().isoformat(),
-        "cpu": model or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in packages},
-    }
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of plain values; spreads as median and range."""
-    table = Table(*rows[0], title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        text = f"{value['median']:.3g} ({value['p10']:.3g}-{value['p90']:.3g})"
-        return f"{value['of_mean_error']:.1f}; {text}" if "of_mean_error" in value else text
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write all figures as JSON")
@@ -319,14 +164,14 @@ def main() -> None:
             figures["steps"] = step_times(bundle, options.rounds)
             show("One focus step", figures["steps"])
         if "denoise" in wanted:
-            figures["denoise"] = denoise_times(bundle, options.rounds)
+            figures["denoise"] = denoise_times(cases(bundle), options.rounds)
             show("Whole denoise", figures["denoise"])
         if "parity" in wanted:
             figures["parity"] = parity(bundle)
             show("Dense policy against the untouched pipeline", figures["parity"])
         if "quality" in wanted:
             wide = ax.build(model="shapes", batch=BATCH, output=Path(folder) / "wide")
-            figures["quality"] = quality(wide, options.prompts)
+            figures["quality"] = quality(cases(wide), options.prompts)
             show("Quality on held-out prompts", figures["quality"])
             figures["mask"] = masks(wide, options.prompts)
             show("AesMask against the described object", figures["mask"])

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 import torch
 
-from accelaes_export.contract import GraphContract
 from accelaes_export.graph.focus_step import FocusStep
 
 
 class EagerSession:
     """Counts its calls: `calls` lists the focus count and rows of each."""
 
-    def __init__(self, step: FocusStep, contract: GraphContract) -> None:
-        self.contract = contract
+    def __init__(self, step: FocusStep) -> None:
+        self.contract = step.contract
         self.device = torch.device("cpu")
         self.calls: list[tuple[int, int]] = []
         self._step = step
@@ -23,14 +22,15 @@ class EagerSession:
         specs = {spec.name: spec for spec in self.contract.inputs}
         assert set(inputs) == set(specs)
         B, n = inputs["focus_index"].shape
-        sizes = self.contract.sizes(n, B, inputs["token_weights"].shape[1])
+        text = self.contract.text_input
+        sizes = self.contract.sizes(n, B, 0 if text is None else inputs[text].shape[1])
         for name, tensor in inputs.items():
             assert tuple(tensor.shape) == specs[name].sized(sizes), name
             assert tensor.is_contiguous(), name
         assert n in self.contract.buckets
-        assert B <= 2 * self.contract.batch
+        assert B <= self.contract.rows
         self.calls.append((n, B))
         with torch.no_grad():
-            computed = self._step.run(self.contract, dict(inputs))
+            computed = self._step.run(dict(inputs))
         for name, tensor in outputs.items():
             tensor.copy_(computed[name])

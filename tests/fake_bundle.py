@@ -10,11 +10,13 @@ from accelaes_export.contract import CacheEntry, GraphContract, TensorSpec
 from accelaes_export.manifest import (
     BackendRecord,
     Defaults,
+    Guidance,
     Latents,
     Manifest,
     Parity,
     Source,
     TextSegment,
+    TransformerCall,
 )
 
 ENGINE = bytes(range(256)) * 3
@@ -67,8 +69,11 @@ def fake_manifest(**changes: object) -> Manifest:
         bucket_fractions=(0.25, 0.5, 1.0),
         contract=fake_contract(),
         transformer_config={"patch_size": 2},
-        pipelines=("StableDiffusion3Pipeline",),
-        signature=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"),
+        call=TransformerCall(
+            pipelines=("StableDiffusion3Pipeline",),
+            signature=("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"),
+            guidance=Guidance(layout="uncond_cond"),
+        ),
         spatial_cfg=False,
         token_scorer="lexical",
         anchors=("intricate",),

@@ -61,7 +61,7 @@ class TestOpening:
             open_bundle(bundle.path)
 
     def test_a_newer_schema_asks_for_an_upgrade(self, bundle: Bundle) -> None:
-        edit(bundle, lambda data: data.update(schema_version=2, created_by="accelaes-export 9.0", novelty=1))
+        edit(bundle, lambda data: data.update(schema_version=99, created_by="accelaes-export 9.0", novelty=1))
         with pytest.raises(BundleError, match=r"accelaes-export 9\.0.*--upgrade"):
             open_bundle(bundle.path)
 

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from accelaes_export.backbones import backbone
-from accelaes_export.backbones.checkpoints import complete_config, random_transformer
+from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
 from accelaes_export.contract import GraphContract
+from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.tensors import graph_contract
 from accelaes_export.manifest import Latents
+from tests.families import FAMILIES
 
 SD3 = backbone("sd3")
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:
     """Three blocks, 4 heads of 16, 4 latent channels, a 16 x 16 position table."""
-    config = {
-        "sample_size": 16,
-        "patch_size": 2,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 3,
-        "attention_head_dim": 16,
-        "num_attention_heads": 4,
-        "joint_attention_dim": 32,
-        "caption_projection_dim": 64,
-        "pooled_projection_dim": 24,
-        "pos_embed_max_size": 16,
-        "qk_norm": None,
-        "dual_attention_layers": [],
-    }
-    return complete_config(SD3, config | changes)
+    return complete_config(SD3, dict(FAMILIES["sd3"].config) | changes)
 
 
 def tiny_transformer(config: dict[str, Any] | None = None, seed: int = 0) -> torch.nn.Module:
@@ -48,13 +36,15 @@ def tiny_contract(
     batch: int = 1,
     fractions: tuple[float, ...] = (0.25, 0.5, 0.75),
     text_tokens: int = 9,
+    form: str = "token",
 ) -> tuple[GraphContract, Latents]:
     """N = 48 tokens on an 8 x 6 grid by default."""
     latents = SD3.latents(config, resolution, 8)
     contract = graph_contract(
         SD3,
-        config,
+        empty_transformer(SD3, config),
         latents,
+        form=form,
         dtype=dtype,
         batch=batch,
         fractions=fractions,
@@ -62,6 +52,14 @@ def tiny_contract(
         dynamic_text=True,
     )
     return contract, latents
+
+
+def tiny_step(
+    config: dict[str, Any], affinity: Sequence[int] = (0, 1), model: torch.nn.Module | None = None, **options: Any
+) -> FocusStep:
+    """A focus step of `model` (a new one if None); further options are `tiny_contract`'s."""
+    contract, latents = tiny_contract(config, **options)
+    return FocusStep(tiny_transformer(config) if model is None else model, SD3, contract, latents, affinity)
 
 
 def save_tiny_checkpoint(folder: Path, config: dict[str, Any] | None = None, seed: int = 0) -> Path:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from accelaes_export.backbones.base import AttentionSite, Backbone
+from accelaes_export.backbones.base import Backbone
+from accelaes_export.backbones.dit import DiTBackbone
+from accelaes_export.backbones.flux import FluxBackbone
+from accelaes_export.backbones.lumina import LuminaBackbone
+from accelaes_export.backbones.pixart import PixArtBackbone
+from accelaes_export.backbones.qwen_image import QwenImageBackbone
 from accelaes_export.backbones.sd3 import SD3Backbone
+from accelaes_export.backbones.wan import WanBackbone
 from accelaes_export.errors import InputError
 
-_BACKBONES: tuple[Backbone, ...] = (SD3Backbone(),)
+_BACKBONES: tuple[Backbone, ...] = (
+    SD3Backbone(),
+    LuminaBackbone(),
+    FluxBackbone(),
+    WanBackbone(),
+    PixArtBackbone(),
+    DiTBackbone(),
+    QwenImageBackbone(),
+)
 
-__all__ = ["AttentionSite", "Backbone", "backbone", "backbones"]
+__all__ = ["Backbone", "backbone", "backbones"]
 
 
 def backbones() -> tuple[Backbone, ...]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Backbone
+from accelaes_export.backbones.weights import hollow_transformer, random_weights
 from accelaes_export.dtypes import dtype_argument, torch_dtype
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
 from accelaes_export.hashing import sha256_of
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 _WEIGHTS = "diffusion_pytorch_model"
+# Published before these had classes of their own, as a Transformer2DModel with such a norm.
+_SPLIT_BY_NORM = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
 _SHOWN = 3  # tensor names an error message lists
-_BLOCK = 1_048_573  # prime, so that no row of a random weight repeats another's values
 
 
 @dataclass(frozen=True)
@@ -97,32 +99,14 @@ def random_source(backbone: Backbone, config: Mapping[str, Any], seed: int) -> S
 
 
 def random_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str, seed: int) -> torch.nn.Module:
-    """The published architecture with random weights, the same for the same seed; in eval mode, on the CPU.
+    """The published architecture with random weights, the same for the same seed; in eval mode, on the CPU."""
+    read = random_weights(parameter_shapes(backbone, config), dtype, seed)
+    return _settled(hollow_transformer(backbone, config, read, dtype, large=2**62), dtype)
 
-    Matrices are normal with variance 1 / fan-in, so activations stay in range at any depth; norms are about 1.
-    A block of normal numbers is repeated through the weights: drawing billions of them would take minutes.
-    """
-    import torch
-    from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        model = _model_class(backbone).from_config(dict(config))
-    numbers = torch.randn(_BLOCK, generator=torch.Generator().manual_seed(seed))
-    scaled: dict[tuple[float, float], torch.Tensor] = {}  # half-precision arithmetic is slow on CPUs: once a scale
-    at = 0
-    for name, parameter in list(model.named_parameters()):
-        size = parameter.numel()
-        if parameter.ndim > 1:
-            mean, deviation = 0.0, parameter[0].numel() ** -0.5
-        else:
-            mean, deviation = float("norm" in name and name.endswith("weight")), 0.02
-        if (mean, deviation) not in scaled:
-            scaled[mean, deviation] = (mean + deviation * numbers).to(torch_dtype(dtype))
-        values = scaled[mean, deviation].repeat(-(-(at + size) // _BLOCK))[at : at + size].clone()
-        at = (at + size) % _BLOCK
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(values.view(parameter.shape), requires_grad=False))
-    return _settled(model, dtype)
+def parameter_shapes(backbone: Backbone, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape, in the model's order."""
+    return {name: tuple(p.shape) for name, p in empty_transformer(backbone, config).named_parameters()}
 
 
 def empty_transformer(backbone: Backbone, config: Mapping[str, Any], dtype: str = "fp32") -> torch.nn.Module:
@@ -191,6 +175,8 @@ def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
     except (ValueError, OSError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}.") from error
     given = written.get("_class_name") if isinstance(written, dict) else None
+    if given == "Transformer2DModel":
+        given = _SPLIT_BY_NORM.get(str(written.get("norm_type")), given)
     if given != backbone.class_name:
         raise InputError(
             f"{path} describes a {given or 'model without _class_name'}, and the family {backbone.family} is built "

@@ -5,65 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.base import AttentionSite, FocusGather
-from accelaes_export.contract import CacheEntry, TensorSpec
-from accelaes_export.errors import InputError
-from accelaes_export.manifest import Latents
+from accelaes_export.backbones.attention import normed, projected, split_heads
+from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
+from accelaes_export.backbones.geometry import check_sides, no_frames
+from accelaes_export.contract import TensorSpec
+from accelaes_export.manifest import Guidance, Latents
 
 if TYPE_CHECKING:
     import torch
 
 
-class SD3Backbone:
+class SD3Backbone(Backbone):
     """Adapter for diffusers' `SD3Transformer2DModel`."""
 
     family = "sd3"
     class_name = "SD3Transformer2DModel"
-    pipelines: tuple[str, ...] = (
-        "StableDiffusion3Pipeline",
-        "StableDiffusion3Img2ImgPipeline",
-        "StableDiffusion3InpaintPipeline",
-    )
-    signature: tuple[str, ...] = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
-    guidance = True
-    spatial_cfg = False
+    pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
+    signature = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
+    guidance = Guidance(layout="uncond_cond")
 
-    def latents(self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int) -> Latents:
-        p, table = config["patch_size"], config["pos_embed_max_size"]
-        for side, pixels in zip(("height", "width"), resolution, strict=True):
-            multiple = p * vae_scale
-            nearest = max(1, round(pixels / multiple)) * multiple
-            if pixels <= 0 or pixels % multiple:
-                raise InputError(
-                    f"The {side} {pixels} doesn't fit: it must be a positive multiple of {multiple} "
-                    f"(patch {p} x VAE scale {vae_scale}); the nearest is {nearest}."
-                )
-            if pixels // multiple > table:
-                raise InputError(
-                    f"The {side} {pixels} needs {pixels // multiple} positions, but this model's position table has "
-                    f"{table}; the largest {side} is {table * multiple}."
-                )
+    def latents(
+        self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None
+    ) -> Latents:
+        no_frames(self.family, frames)
+        check_sides(resolution, config["patch_size"], vae_scale, config["pos_embed_max_size"])
         return Latents(
             channels=config["in_channels"],
             out_channels=config["out_channels"] or config["in_channels"],
             height=resolution[0] // vae_scale,
             width=resolution[1] // vae_scale,
-            patch=p,
+            patch=config["patch_size"],
             vae_scale=vae_scale,
         )
-
-    def layers(self, config: Mapping[str, Any]) -> int:
-        return config["num_layers"]
-
-    def cache(self, config: Mapping[str, Any]) -> tuple[CacheEntry, ...]:
-        dual = set(config.get("dual_attention_layers") or ())
-        names = []
-        for layer in range(config["num_layers"]):
-            names += [f"cache.{layer}.k", f"cache.{layer}.v"]
-            if layer in dual:
-                names += [f"cache.{layer}.k2", f"cache.{layer}.v2"]
-        heads, head_dim = config["num_attention_heads"], config["attention_head_dim"]
-        return tuple(CacheEntry(name=name, heads=heads, head_dim=head_dim) for name in names)
 
     def conditioning(self, config: Mapping[str, Any], dtype: str) -> tuple[TensorSpec, ...]:
         text_width, pooled_width = config["joint_attention_dim"], config["pooled_projection_dim"]
@@ -72,33 +45,69 @@ class SD3Backbone:
             TensorSpec(name="pooled_projections", dtype=dtype, shape=("B", pooled_width)),
         )
 
-    def prediction_width(self, config: Mapping[str, Any]) -> int:
-        return config["patch_size"] ** 2 * (config["out_channels"] or config["in_channels"])
-
-    def attentions(self, model: Any) -> Sequence[AttentionSite]:
-        sites = []
+    def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
+        heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim
+        width = model.inner_dim
+        sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.transformer_blocks):
-            sites.append(AttentionSite(block.attn, layer, joint=True))
+            sites += [
+                AttentionSite(block.attn, layer, JointProcessor, heads, head_dim, reads_text=True),
+                PartSite(block.attn.to_out[0], layer, "attn", width),
+                PartSite(block.ff, layer, "ff", width, narrows=True),
+            ]
             if block.attn2 is not None:
-                sites.append(AttentionSite(block.attn2, layer, joint=False))
+                sites += [
+                    AttentionSite(block.attn2, layer, JointProcessor, heads, head_dim, suffix="2"),
+                    PartSite(block.attn2.to_out[0], layer, "attn2", width),
+                ]
         return sites
 
     def forward(
-        self,
-        model: Any,
-        hidden_states: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: tuple[torch.Tensor, ...],
-        focus: FocusGather,
+        self, model: Any, inputs: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor], focus: Focus
     ) -> torch.Tensor:
-        encoder_hidden_states, pooled_projections = conditioning
         # All N tokens are embedded before the gather: one small convolution, against index arithmetic on latents.
-        x = focus.gather(model.pos_embed(hidden_states))
-        temb = model.time_text_embed(timestep, pooled_projections)
-        text = model.context_embedder(encoder_hidden_states)
+        x = focus.gather(model.pos_embed(inputs["hidden_states"]))
+        temb = model.time_text_embed(inputs["timestep"], inputs["pooled_projections"])
+        text = model.context_embedder(inputs["encoder_hidden_states"])
         for block in model.transformer_blocks:
-            text, x = block(
-                hidden_states=x, encoder_hidden_states=text, temb=temb, joint_attention_kwargs={"focus": focus}
-            )
+            text, x = block(hidden_states=x, encoder_hidden_states=text, temb=temb)
         prediction: torch.Tensor = model.proj_out(model.norm_out(x, temb))
         return prediction
+
+
+class JointProcessor:
+    """MMDiT attention: image and text attend together; dual-attention blocks' image-only one too.
+
+    The text stream is optional: without `encoder_hidden_states` this is plain self-attention over image tokens.
+    """
+
+    def __init__(self, focus: Focus, slot: int, layer: int) -> None:
+        self.focus, self.slot, self.layer = focus, slot, layer
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,  # [B, s, D]
+        encoder_hidden_states: torch.Tensor | None = None,  # [B, M, D]
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        q = normed(attn.norm_q, split_heads(attn.to_q(self.focus.queries(hidden_states)), attn.heads))
+        k = normed(attn.norm_k, split_heads(attn.to_k(hidden_states), attn.heads))
+        v = split_heads(attn.to_v(hidden_states), attn.heads)
+        if encoder_hidden_states is None:
+            return projected(attn, self.focus.attend(self.slot, q, k, v))
+
+        text_q = normed(attn.norm_added_q, split_heads(attn.add_q_proj(encoder_hidden_states), attn.heads))
+        text_k = normed(attn.norm_added_k, split_heads(attn.add_k_proj(encoder_hidden_states), attn.heads))
+        text_v = split_heads(attn.add_v_proj(encoder_hidden_states), attn.heads)
+        self.focus.observe(self.layer, q, text_k)
+        n, M = q.shape[2], text_q.shape[2]
+        # The image comes before the text, as in diffusers, so that n = N is the same sum to the last bit.
+        q = torch.cat([q, text_q], dim=2)
+        k = torch.cat([k, text_k], dim=2)
+        v = torch.cat([v, text_v], dim=2)
+        out = self.focus.attend(self.slot, q, k, v, text=M)
+        image, text = out[:, :, :n], out[:, :, n:].transpose(1, 2).flatten(2)
+        return projected(attn, image), text if attn.context_pre_only else attn.to_add_out(text)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from accelaes_export.contract import GraphContract
 
 if TYPE_CHECKING:
     import torch
 
+Weights = Literal["engine", "inputs"]
 Progress = Callable[[str, float | None], None]
 """Called with a phase's name and its done fraction in [0, 1] (None while unknown)."""
 
@@ -38,6 +39,8 @@ class CompileRequest:
         destination: an existing, empty folder that receives the engine's files.
         timing_cache: a file kept between builds, or None; formats that time no kernels leave it alone.
         workspace_bytes: the builder's limit on device scratch memory, or None for the format's own.
+        weights: "engine": compiled into it; "inputs": in a file of their own, and bound when the engine is opened, so
+            that the builder needs no memory for them.
     """
 
     onnx: Path
@@ -46,6 +49,7 @@ class CompileRequest:
     destination: Path
     timing_cache: Path | None = None
     workspace_bytes: int | None = None
+    weights: Weights = "engine"
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,8 @@ class OnnxRuntimeSession:
         for name, tensor in inputs.items():
             binding.bind_input(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
         for name, tensor in outputs.items():
-            binding.bind_output(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
+            if tensor.numel():  # an empty one has no address, and nothing to fetch
+                binding.bind_output(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
         if kind == "cuda":
             self._wait_for_torch()
         try:

@@ -68,10 +68,12 @@ class TensorTable:
         B = self._read(inputs, self._batch_axis)
         n = self._read(inputs, (FOCUS_INDEX, 1))
         M = self._read(inputs, self._text_axis) if self._text_axis else contract.text_tokens
-        if not 1 <= B <= 2 * contract.batch:
+        if not 1 <= B <= contract.rows:
+            twice = "twice its" if contract.pairs else "its"
             raise InputError(
-                f"This engine takes 1 to {2 * contract.batch} batch rows, twice its {contract.batch} image(s) for "
-                f"guidance, and got {B}; build it with a larger batch or run fewer images a call."
+                f"This engine takes 1 to {contract.rows} batch rows, {twice} {contract.batch} image(s)"
+                f"{' for guidance' if contract.pairs else ''}, and got {B}; build it with a larger batch or run "
+                "fewer images a call."
             )
         if n not in contract.buckets:
             raise InputError(

@@ -51,6 +51,19 @@ import click
     help="The mask averages the text attention of every K-th block; 1: of all. [default: the recipe's]",
 )
 @click.option(
+    "--form",
+    metavar="token|component",
+    help="token: only focus tokens go through the network; component: attention and feed-forward outputs of the "
+    "background are reused (the paper's). [default: the recipe's]",
+)
+@click.option(
+    "--weights",
+    metavar="engine|inputs",
+    help="inputs: weights lie beside a TensorRT engine and are bound when it is opened, so that models larger than "
+    "this machine's memory can be built. [default: the recipe's]",
+)
+@click.option("--frames", type=int, help="Latent frames of a video model. [default: the recipe's]")
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
 )
 @click.option("--force", is_flag=True, help="Replace another bundle in that folder.")
@@ -66,6 +79,9 @@ def command(
     dtype: str | None,
     buckets: str | None,
     affinity_layers: int | None,
+    form: str | None,
+    weights: str | None,
+    frames: int | None,
     output: Path | None,
     force: bool,
 ) -> None:
@@ -95,6 +111,9 @@ def command(
         batch=batch,
         dtype=dtype,
         affinity_layers=affinity_layers,
+        form=form,
+        weights=weights,
+        frames=frames,
         random_weights=random_weights,
         seed=seed,
         force=force,

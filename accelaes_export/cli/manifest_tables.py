@@ -10,14 +10,13 @@ from rich.text import Text
 from accelaes_export.bundle import Bundle
 from accelaes_export.cli.progress import readable_size
 from accelaes_export.contract import GraphContract, TensorSpec
-from accelaes_export.manifest import Manifest, Parity
+from accelaes_export.manifest import Latents, Manifest, Parity
 
 
 def overview(bundle: Bundle) -> Table:
     """Model, source, geometry, backend, versions and files."""
     manifest = bundle.manifest
     contract, latents, source = manifest.contract, manifest.latents, manifest.source
-    rows, columns = latents.grid
     window = ", or any other up to the model's limit" if contract.dynamic_text else ""
     segments = " + ".join(f"{s.length} ({', '.join(s.tokenizers)})" for s in manifest.text)
     weights = f"random, seed {source.seed}" if source.kind == "random" else f"{source.location}"
@@ -29,11 +28,16 @@ def overview(bundle: Bundle) -> Table:
         ("model", f"{manifest.model} ({manifest.family}, {manifest.form} form, {manifest.layers} blocks)"),
         ("weights", f"{weights}{f' at {source.revision}' if source.revision else ''}"),
         ("weights' SHA-256", source.weights_sha256),
-        ("resolution", f"{latents.height * latents.vae_scale}x{latents.width * latents.vae_scale} (height x width)"),
-        ("image tokens", f"N = {contract.tokens} ({rows} x {columns} patches of {latents.patch} x {latents.patch})"),
+        ("resolution", _resolution(latents)),
+        ("image tokens", f"N = {contract.tokens} ({_patches(latents)})"),
         ("text tokens", f"M = {contract.text_tokens} = {segments}{window}"),
-        ("batch, dtype", f"{contract.batch} ({2 * contract.batch} rows with guidance), {contract.dtype}"),
-        ("affinity", f"blocks {', '.join(map(str, manifest.affinity_layers))}"),
+        ("batch, dtype", f"{contract.batch} ({contract.rows} rows a call), {contract.dtype}"),
+        (
+            "affinity",
+            f"blocks {', '.join(map(str, manifest.affinity_layers))}"
+            if manifest.affinity_layers
+            else "no text, no mask",
+        ),
         ("word scorer", f"{manifest.token_scorer}, {len(manifest.anchors)} anchors"),
         ("spatial CFG", "on by default" if manifest.spatial_cfg else "off by default"),
         ("backend", f"{manifest.backend.name} for {', '.join(manifest.backend.targets)}"),
@@ -44,13 +48,28 @@ def overview(bundle: Bundle) -> Table:
             "defaults",
             f"{manifest.defaults.policy}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance:g}",
         ),
-        ("pipelines", ", ".join(manifest.pipelines)),
+        ("pipelines", ", ".join(manifest.call.pipelines)),
         ("made by", f"{manifest.created_by}, schema {manifest.schema_version}"),
     ):
         table.add_row(name, value)
     for note in manifest.backend.notes:
         table.add_row("note", note)
     return table
+
+
+def _resolution(latents: Latents) -> str:
+    sides = f"{latents.height * latents.vae_scale}x{latents.width * latents.vae_scale} (height x width)"
+    if latents.frames is None:
+        return sides
+    return f"{sides}, {latents.size['num_frames']} frames ({latents.frames} latent frames)"
+
+
+def _patches(latents: Latents) -> str:
+    """Such as "8 x 6 patches of 2 x 2"; of videos frames come first."""
+    counts, sides = [*latents.grid], [latents.patch, latents.patch]
+    if latents.frames is not None:
+        counts, sides = [latents.frames // latents.patch_frames, *counts], [latents.patch_frames, *sides]
+    return f"{' x '.join(map(str, counts))} patches of {' x '.join(map(str, sides))}"
 
 
 def buckets(manifest: Manifest) -> Table:

@@ -44,7 +44,7 @@ def command(as_json: bool) -> None:
         table.add_row("dtype", entry.dtype)
         table.add_row("buckets", f"{', '.join(f'{b:g}' for b in entry.buckets)}, 1 (dense): skip ratios {skips}")
         table.add_row("forms", ", ".join(entry.forms))
-        table.add_row("guidance", "distilled" if entry.guidance is None else f"classifier-free, {entry.guidance:g}")
+        table.add_row("guidance", f"{entry.guidance:g}")
         table.add_row("spatial CFG", "on by default" if entry.spatial_cfg else "off by default")
         table.add_row("steps", str(entry.steps))
         table.add_row("tested", "yes" if entry.tested else "architecture only (random weights)")

@@ -1,4 +1,4 @@
-"""`accelaes-export run`: one picture from a bundle."""
+"""`accelaes-export run`: one picture or video from a bundle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ import click
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path("out.png"),
     show_default=True,
-    help="The picture.",
+    help="The picture; a video becomes an animated one (.png, .webp or .gif).",
 )
 @click.option(
     "--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown."
@@ -82,10 +82,10 @@ def command(
     from accelaes_export.cli.timeline import timeline
 
     # Everything that can be wrong with the request is found before the models are loaded.
-    for path in (output, mask_out):
-        run_report.require_picture_path(path)
     opened = open_bundle(bundle)
     manifest = opened.manifest
+    for path in (output, mask_out):
+        run_report.require_picture_path(path, video=manifest.latents.moves)
     chosen = chosen_policy(
         manifest,
         policy,

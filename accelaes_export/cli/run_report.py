@@ -1,4 +1,4 @@
-"""What `run` writes and prints once a picture is made."""
+"""What `run` writes and prints once a picture or video is made."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from accelaes_export.runtime.report import RunReport
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_ANIMATIONS = (".png", ".webp", ".gif")
 
 
-def require_picture_path(path: Path | None) -> None:
-    """InputError where no picture could be saved at `path`."""
-    if path is not None and path.suffix.lower() not in _PICTURES:
-        raise InputError(f"{path} names no picture format; end it with one of {', '.join(_PICTURES)}.")
+def require_picture_path(path: Path | None, *, video: bool = False) -> None:
+    """InputError where no picture, or no video as an animated picture, could be saved at `path`."""
+    allowed, kind = (_ANIMATIONS, "animated") if video else (_PICTURES, "picture")
+    if path is not None and path.suffix.lower() not in allowed:
+        raise InputError(f"{path} names no {kind} format; end it with one of {', '.join(allowed)}.")
 
 
 def require_mask(policy: str, plan: Plan) -> None:
@@ -43,13 +45,21 @@ def save(
     for path in (output, mask_out, trace):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-    result.image.save(output)
     focus_index = result.report.focus_index
-    if mask_out is not None and focus_index is not None:
-        from accelaes_export.runtime.pictures import mask_overlay
+    if manifest.latents.moves:
+        from accelaes_export.runtime.pictures import mask_overlays, save_animation
 
-        mask_overlay(result.image, focus_index[0], manifest.latents.grid).save(mask_out)
-        written.append(mask_out)
+        save_animation(result.frames, output)
+        if mask_out is not None and focus_index is not None:
+            save_animation(mask_overlays(result.frames, focus_index[0], manifest.latents), mask_out)
+            written.append(mask_out)
+    else:
+        result.image.save(output)
+        if mask_out is not None and focus_index is not None:
+            from accelaes_export.runtime.pictures import mask_overlay
+
+            mask_overlay(result.image, focus_index[0], manifest.latents.grid).save(mask_out)
+            written.append(mask_out)
     if trace is not None:
         trace.write_text(json.dumps(result.report.as_dict(), indent=2) + "\n", encoding="utf-8")
         written.append(trace)

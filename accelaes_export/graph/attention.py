@@ -1,6 +1,6 @@
 """Sparse-query / global-KV attention as one torch operator, `accelaes::sparse_query_attention`.
 
-It is softmax(scale · q · [k; k_bg]ᵀ) · [v; v_bg]: every query attends to the fresh keys of this step and to the
+It is softmax(scale · q · [k; k_bg]ᵀ + bias) · [v; v_bg]: every query attends to the fresh keys of this step and to the
 background's cached ones. The order of keys doesn't matter to softmax, so nothing is ever scattered back in place.
 Exporters see one opaque node (graph/function.py gives it an ONNX body); eager runs concatenation and SDPA.
 """
@@ -16,7 +16,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 @torch.library.custom_op("accelaes::sparse_query_attention", mutates_args=())
 def sparse_query_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, k_bg: torch.Tensor, v_bg: torch.Tensor, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_bg: torch.Tensor,
+    v_bg: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention of q over the two key segments [k; k_bg].
 
@@ -25,6 +31,7 @@ def sparse_query_attention(
         k, v: [B, Hkv, nk, hd] keys and values computed in this step; H is a multiple of Hkv.
         k_bg, v_bg: [B, Hkv, m, hd] the background's cached keys and values; m may be 0.
         scale: factor on the scores, hd ** -0.5 in the models as published.
+        bias: [B, 1, nq, nk + m] added to the scores, or None.
 
     Returns:
         [B, H, nq, hd]
@@ -32,14 +39,20 @@ def sparse_query_attention(
     if k_bg.shape[2]:
         k, v = torch.cat([k, k_bg], dim=2), torch.cat([v, v_bg], dim=2)
     grouped = q.shape[1] != k.shape[1]
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
     # SDPA may return a transposed view; exporters and the fake kernel count on a plain layout.
     return out.contiguous()
 
 
 @sparse_query_attention.register_fake
 def _(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, k_bg: torch.Tensor, v_bg: torch.Tensor, scale: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_bg: torch.Tensor,
+    v_bg: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 

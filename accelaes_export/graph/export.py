@@ -5,30 +5,32 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import BuildError
+from accelaes_export.graph import streaming
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_inputs
 from accelaes_export.graph.function import OPSET, finish_model, translate
 
 ONNX_NAME = "focus_step.onnx"
-_PROTOBUF_LIMIT = 2**31  # bytes one protobuf message may have; above it weights go beside the file
+EXTERNAL_FROM = int(0.9 * 2**31)  # bytes of weights; a protobuf message may have 2**31, so they go beside the file
 TEXT_LIMIT = 4096  # longest text an exported graph takes; tables of the supported families end far below
 
 
-def trace(step: FocusStep, contract: GraphContract) -> torch.export.ExportedProgram:
+def trace(step: FocusStep) -> torch.export.ExportedProgram:
     """torch.export of the focus step with B, n, m and M dynamic.
 
     Raises:
         BuildError: tracing failed, or an input was merged or lost on the way.
     """
-    Dim = torch.export.Dim
+    contract, Dim = step.contract, torch.export.Dim
+    rows = max(2, contract.rows)  # an engine of one row has the graph of two
     letters = {
-        "B": Dim("B", min=1, max=2 * contract.batch),
+        "B": Dim("B", min=1, max=rows),
         "n": Dim("n", min=1, max=contract.tokens),
         "m": Dim("m", min=0, max=contract.tokens),
         "M": Dim("M", min=1, max=TEXT_LIMIT),
@@ -38,11 +40,15 @@ def trace(step: FocusStep, contract: GraphContract) -> torch.export.ExportedProg
         for spec in contract.inputs
     }
     # A traced size of 0 or 1 would be taken for a constant: every dynamic size of the example lies above.
-    example = example_inputs(contract, n=max(2, contract.tokens // 2))
+    # The background, whose cache is the largest input, is as small as that allows.
+    example = example_inputs(contract, n=max(2, contract.tokens - 2), B=rows)
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(
-                step, as_arguments(contract, example), dynamic_shapes=as_arguments(contract, shapes), strict=False
+                step,
+                (as_arguments(contract, example),),
+                dynamic_shapes=(as_arguments(contract, shapes),),
+                strict=False,
             )
     except Exception as error:
         raise BuildError(f"torch.export could not trace the focus step: {_first_line(error)}") from error
@@ -56,8 +62,20 @@ def trace(step: FocusStep, contract: GraphContract) -> torch.export.ExportedProg
     return program
 
 
-def save_onnx(program: torch.export.ExportedProgram, contract: GraphContract, folder: Path) -> Path:
+def save_onnx(
+    program: torch.export.ExportedProgram,
+    contract: GraphContract,
+    folder: Path,
+    read: Callable[[str], torch.Tensor | None] | None = None,
+    *,
+    external: bool = False,
+) -> Path:
     """Write `focus_step.onnx` (and, over 2 GB, its external data) into an existing folder; returns its path.
+
+    Args:
+        read: the weights that a hollow model was traced without, by their names in the program; each is read when
+            it is written, so no more than one is in memory.
+        external: keep weights beside the file at any size.
 
     Raises:
         BuildError: the exporter failed.
@@ -72,17 +90,25 @@ def save_onnx(program: torch.export.ExportedProgram, contract: GraphContract, fo
                 input_names=[spec.name for spec in contract.inputs],
                 output_names=[spec.name for spec in contract.outputs],
                 custom_translation_table={torch.ops.accelaes.sparse_query_attention.default: translate},
+                optimize=False,
                 verbose=False,
             )
+            assert exported is not None
+            streaming.optimize(exported.model)
     except Exception as error:
         raise BuildError(f"The ONNX exporter failed: {_first_line(error)}") from error
-    weights = sum(t.numel() * t.element_size() for t in program.state_dict.values())
-    assert exported is not None
-    exported.save(str(path), external_data=weights > 0.9 * _PROTOBUF_LIMIT)
+    if read is not None:
+        streaming.fill(exported.model, read)
+    exported.save(str(path), external_data=external or weight_bytes(program) > EXTERNAL_FROM)
     for value in exported.model.graph.initializers.values():
         value.const_value = None  # the exporter's caches keep the graph, and would keep its gigabytes with it
     finish_model(path, contract)
     return path
+
+
+def weight_bytes(program: torch.export.ExportedProgram) -> int:
+    """Bytes of all weights, those that aren't there included."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
 
 
 @contextlib.contextmanager

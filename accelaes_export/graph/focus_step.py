@@ -1,23 +1,28 @@
 """The focus step: a diffusers transformer turned into a function of focus tokens and a cached background.
 
-    focus_step(latents, t, text, focus_index[B,n], background K/V[m]) -> prediction[B,n], affinity[B,n], fresh K/V[n]
+    focus_step(latents, t, text, focus_index[B,n], background[m]) -> prediction[B,n], affinity[B,n], fresh[n]
 
 n = N with m = 0 is the dense model. The blocks, norms, embeddings and weights are diffusers' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from accelaes_export.backbones.base import Backbone
-from accelaes_export.contract import GraphContract
+from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
+from accelaes_export.contract import (
+    AFFINITY,
+    BACKGROUND_INDEX,
+    FOCUS_INDEX,
+    GraphContract,
+)
 from accelaes_export.dtypes import torch_dtype
-from accelaes_export.graph.processors import JointFocusProcessor
-from accelaes_export.graph.state import FocusState
+from accelaes_export.graph.focus import ComponentFocus, TokenFocus
+from accelaes_export.manifest import Latents
 
 
 class FocusStep(torch.nn.Module):
@@ -26,64 +31,95 @@ class FocusStep(torch.nn.Module):
     Args:
         model: the diffusers transformer, in eval mode.
         backbone: its family's adapter.
-        affinity_layers: block indices whose text attention makes the affinity (Eq. 6).
+        contract: the graph's tensor table; it says which form this is.
+        latents: the geometry.
+        affinity_layers: block indices whose attention to the text makes the affinity (Eq. 6).
     """
 
-    def __init__(self, model: Any, backbone: Backbone, affinity_layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        backbone: Backbone,
+        contract: GraphContract,
+        latents: Latents,
+        affinity_layers: Sequence[int],
+    ) -> None:
         super().__init__()
         self.model = model
         self.backbone = backbone
-        attentions = backbone.attentions(model)
-        self._slots = len(attentions)
-        self._affinity_slots = frozenset(
-            slot for slot, site in enumerate(attentions) if site.layer in affinity_layers and site.joint
-        )
-        self._sites = [
-            (site.module, site.module.processor, JointFocusProcessor(s)) for s, site in enumerate(attentions)
-        ]
+        self.contract = contract
+        self.latents = latents
+        device = next(model.parameters()).device
+        tables = backbone.tables(model, latents)
+        self._tables = {name: f"table_{name}" for name in tables}
+        for name, table in tables.items():
+            self.register_buffer(self._tables[name], table.to(device), persistent=False)
+        cache = [entry.name for entry in contract.cache]
+        self._component = BACKGROUND_INDEX in contract.has
+        self._focus = (ComponentFocus if self._component else TokenFocus)(cache, affinity_layers)
+        self._sites = backbone.sites(model)
+        self._own = [site.module.processor for site in self._attentions]
+        self._hooks: list[Any] = []
         self.install()
 
+    @property
+    def _attentions(self) -> list[AttentionSite]:
+        return [site for site in self._sites if isinstance(site, AttentionSite)]
+
     def install(self) -> None:
-        """Put the focus processors in; done by the constructor."""
-        for module, _, focus in self._sites:
-            module.set_processor(focus)
+        """Put the focus processors and hooks in; done by the constructor."""
+        self.restore()
+        slot = 0
+        for site in self._attentions:
+            site.module.set_processor(site.processor(self._focus, slot if site.cached else -1, site.layer))
+            slot += site.cached
+        if isinstance(self._focus, ComponentFocus):
+            slot = 0
+            for part in (site for site in self._sites if isinstance(site, PartSite)):
+                self._hooks += _hooked(part, self._focus, slot)
+                slot += bool(part.name)
 
     def restore(self) -> None:
-        """Put the model's own attention processors back."""
-        for module, original, _ in self._sites:
-            module.set_processor(original)
+        """Put the model's own attention processors back and take the hooks out."""
+        for site, own in zip(self._attentions, self._own, strict=True):
+            site.module.set_processor(own)
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # [B, C, Hl, Wl]
-        timestep: torch.Tensor,  # [B]
-        conditioning: tuple[torch.Tensor, ...],
-        focus_index: torch.Tensor,  # [B, n]
-        token_weights: torch.Tensor,  # [B, M]
-        background: tuple[torch.Tensor, ...],  # k_bg, v_bg of every slot, [B, Hkv, m, hd]
-    ) -> tuple[torch.Tensor, ...]:
-        """Returns focus_prediction [B, n, p·p·C], affinity [B, n] and the fresh k, v of every slot."""
-        pairs = [(background[2 * slot], background[2 * slot + 1]) for slot in range(self._slots)]
-        state = FocusState(focus_index, token_weights, pairs, self._affinity_slots)
-        prediction = self.backbone.forward(self.model, hidden_states, timestep, conditioning, state)
-        return prediction, state.affinity, *state.fresh
+    def forward(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """From the contract's inputs, in its order, to its outputs, in theirs."""
+        named = {spec.name: tensor for spec, tensor in zip(self.contract.inputs, inputs, strict=True)}
+        self._focus.begin(named)
+        tables = {name: getattr(self, buffer) for name, buffer in self._tables.items()}
+        prediction = self.backbone.forward(self.model, named, tables, self._focus)
+        n = named[FOCUS_INDEX].shape[1]
+        predictions = (prediction[:, :n], prediction[:, n:]) if self._component else (prediction,)
+        affinity = (self._focus.affinity,) if AFFINITY in self.contract.has else ()
+        return *predictions, *affinity, *self._focus.fresh
 
-    def run(self, contract: GraphContract, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same call by tensor names, as a session sees it."""
-        outputs = self(*as_arguments(contract, inputs))
-        return {spec.name: tensor for spec, tensor in zip(contract.outputs, outputs, strict=True)}
+        outputs = self(as_arguments(self.contract, inputs))
+        return {spec.name: tensor for spec, tensor in zip(self.contract.outputs, outputs, strict=True)}
 
 
-def as_arguments(contract: GraphContract, inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Named values in the order and nesting of `FocusStep.forward`."""
-    return (
-        inputs["hidden_states"],
-        inputs["timestep"],
-        tuple(inputs[name] for name in contract.conditioning),
-        inputs["focus_index"],
-        inputs["token_weights"],
-        tuple(inputs[f"{entry.name}_bg"] for entry in contract.cache),
-    )
+def _hooked(part: PartSite, focus: ComponentFocus, slot: int) -> list[Any]:
+    """Hooks that give a module focus tokens alone, and its output the background's cached rows."""
+
+    def narrow(_: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return focus.queries(arguments[0], text_first=part.text_first), *arguments[1:]
+
+    def complete(_: Any, __: Any, computed: torch.Tensor) -> torch.Tensor:
+        return focus.complete(slot, computed, text_first=part.text_first)
+
+    hooks: list[Any] = [part.module.register_forward_pre_hook(narrow)] if part.narrows else []
+    return [*hooks, part.module.register_forward_hook(complete)] if part.name else hooks
+
+
+def as_arguments(contract: GraphContract, named: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Values by input name, in the contract's order."""
+    return tuple(named[spec.name] for spec in contract.inputs)
 
 
 def example_inputs(
@@ -97,33 +133,52 @@ def example_inputs(
 ) -> dict[str, torch.Tensor]:
     """Random inputs of a step with `n` focus tokens, each a tensor of its own (an exporter merges shared ones).
 
-    Every row has its own ascending focus set; latents and K/V are standard normal, timesteps lie in [1, 1000].
+    Every row has its own ascending focus set; the rest is as its spec says: bounded numbers are uniform, masks have
+    at least one 1, everything else is standard normal.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = contract.sizes(n, B, M)
+    order = torch.stack([torch.randperm(contract.tokens, generator=generator) for _ in range(sizes["B"])])
+    draw: dict[str, Callable[[tuple[int, ...], float], torch.Tensor]] = {
+        "real": lambda shape, limit: limit * torch.rand(shape, generator=generator),
+        "label": lambda shape, limit: torch.randint(int(limit), shape, generator=generator),
+        "mask": lambda shape, _: _prefixes(shape, generator),
+    }
     inputs = {}
     for spec in contract.inputs:
         shape = spec.sized(sizes)
-        if spec.name == "focus_index":
-            rows = [torch.randperm(contract.tokens, generator=generator)[:n].sort().values for _ in range(shape[0])]
-            tensor = torch.stack(rows)
-        elif spec.name == "timestep":
-            tensor = 1 + 999 * torch.rand(shape, generator=generator)
-        elif spec.name == "token_weights":
-            tensor = torch.rand(shape, generator=generator)
-        else:
+        if spec.name == FOCUS_INDEX:
+            tensor = order[:, :n].sort(dim=1).values
+        elif spec.name == BACKGROUND_INDEX:
+            tensor = order[:, n:].sort(dim=1).values
+        elif spec.kind == "real" and spec.limit is None:
             tensor = torch.randn(shape, generator=generator)
+        else:
+            tensor = draw[spec.kind](shape, spec.limit or 1.0)
         inputs[spec.name] = tensor.to(device=device, dtype=torch_dtype(spec.dtype))
     return inputs
 
 
-def count_flops(step: FocusStep, contract: GraphContract, n: int) -> int:
-    """FLOPs of one call with n focus tokens at B = 2 · batch, counted by torch's counter over the traced operators.
+def _prefixes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """[B, M] of rows of ones, each with an end of its own, then zeros."""
+    ends = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator)
+    return (torch.arange(shape[1]) < ends).long()
+
+
+def count_flops(step: FocusStep, n: int) -> int:
+    """FLOPs of one call with n focus tokens at the largest B, counted by torch's counter over the traced operators.
 
     Runs on the model's device; use a model on the meta device to count without computing.
     """
     device = next(step.parameters()).device
-    inputs = {name: tensor.to(device) for name, tensor in example_inputs(contract, n).items()}
+    if device.type == "meta":  # a video's cache is gigabytes that nobody would read
+        sizes = step.contract.sizes(n)
+        inputs = {
+            spec.name: torch.empty(spec.sized(sizes), dtype=torch_dtype(spec.dtype), device=device)
+            for spec in step.contract.inputs
+        }
+    else:
+        inputs = example_inputs(step.contract, n, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        step.run(contract, inputs)
+        step.run(inputs)
     return counter.get_total_flops()

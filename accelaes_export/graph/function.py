@@ -21,12 +21,18 @@ NAME = "SparseQueryAttention"
 VERSION = 1
 OPSET = 23  # the first with Attention, and the first in which functions reach TensorRT-RTX's parser
 
+_INPUTS = ("q", "k", "v", "k_bg", "v_bg")
+_BIAS = "bias"  # a sixth input, of models that mask their text
+
 _accelaes = onnxscript.values.Opset(DOMAIN, VERSION)
 _schema = onnx.defs.OpSchema(
     NAME,
     DOMAIN,
     VERSION,
-    inputs=[onnx.defs.OpSchema.FormalParameter(name, "T") for name in ("q", "k", "v", "k_bg", "v_bg")],
+    inputs=[
+        *(onnx.defs.OpSchema.FormalParameter(name, "T") for name in _INPUTS),
+        onnx.defs.OpSchema.FormalParameter(_BIAS, "T", param_option=onnx.defs.OpSchema.FormalParameterOption.Optional),
+    ],
     outputs=[onnx.defs.OpSchema.FormalParameter("out", "T")],
     type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
     attributes=[onnx.defs.OpSchema.Attribute("scale", onnx.defs.OpSchema.AttrType.FLOAT, "", required=True)],
@@ -34,19 +40,21 @@ _schema = onnx.defs.OpSchema(
 _sparse_query_attention = onnxscript.values.Op(_accelaes, NAME, op_schema=_schema)
 
 
-def translate(q: Any, k: Any, v: Any, k_bg: Any, v_bg: Any, scale: float) -> Any:
+def translate(q: Any, k: Any, v: Any, k_bg: Any, v_bg: Any, scale: float, bias: Any = None) -> Any:
     """torch.onnx's translation of the operator: the opaque node."""
-    return _sparse_query_attention(q, k, v, k_bg, v_bg, scale=scale)
+    given = () if bias is None else (bias,)
+    return _sparse_query_attention(q, k, v, k_bg, v_bg, *given, scale=scale)
 
 
-def function_proto() -> onnx.FunctionProto:
-    """The function: keys and values concatenated, then Attention-23 with the node's own scale."""
-    attention = helper.make_node("Attention", ["q", "keys", "values"], ["out"])
+def function_proto(*, biased: bool = False) -> onnx.FunctionProto:
+    """The function: keys and values concatenated, then Attention-23 with the node's own scale (and bias)."""
+    bias = [_BIAS] if biased else []
+    attention = helper.make_node("Attention", ["q", "keys", "values", *bias], ["out"])
     attention.attribute.append(onnx.AttributeProto(name="scale", type=onnx.AttributeProto.FLOAT, ref_attr_name="scale"))
     return helper.make_function(
         DOMAIN,
         NAME,
-        inputs=["q", "k", "v", "k_bg", "v_bg"],
+        inputs=[*_INPUTS, *bias],
         outputs=["out"],
         nodes=[
             helper.make_node("Concat", ["k", "k_bg"], ["keys"], axis=2),
@@ -61,7 +69,9 @@ def function_proto() -> onnx.FunctionProto:
 def finish_model(path: Path, contract: GraphContract) -> None:
     """Give the saved model at `path` the function's definition and the contract's letters; weights aren't touched."""
     model = onnx.load(path, load_external_data=False)
-    model.functions.append(function_proto())
+    # All of a model's attentions mask the text, or none does: no parser has to read a function with inputs left out.
+    biased = any(node.op_type == NAME and len(node.input) > len(_INPUTS) for node in model.graph.node)
+    model.functions.append(function_proto(biased=biased))
     if not any(entry.domain == DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     # The exporter names every symbol by a number of its own, also where two are the same letter.

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from accelaes_export.backbones.base import Backbone
-from accelaes_export.contract import GraphContract, TensorSpec
+from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
+from accelaes_export.contract import (
+    AFFINITY,
+    BACKGROUND_INDEX,
+    BACKGROUND_PREDICTION,
+    FOCUS_INDEX,
+    FOCUS_PREDICTION,
+    HIDDEN_STATES,
+    TIMESTEP,
+    TOKEN_WEIGHTS,
+    CacheEntry,
+    GraphContract,
+    TensorSpec,
+)
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Latents
 
@@ -24,24 +36,29 @@ def focus_tokens(fraction: float, tokens: int) -> int:
 
 def graph_contract(
     backbone: Backbone,
-    config: Mapping[str, Any],
+    model: Any,
     latents: Latents,
     *,
+    form: str = "token",
     dtype: str,
     batch: int,
     fractions: Sequence[float],
     text_tokens: int,
     dynamic_text: bool,
 ) -> GraphContract:
-    """The contract of the `token` form for a model's config and geometry.
+    """The contract of one form of a model's focus step.
 
     Args:
+        model: the transformer; on the meta device will do.
+        form: "token" or "component".
         fractions: buckets n/N below 1, ascending; the dense bucket is added.
-        text_tokens: M.
+        text_tokens: M; 0 for a model without text.
 
     Raises:
-        InputError: two fractions give the same number of tokens at this resolution.
+        InputError: two fractions give the same number of tokens at this resolution, or the family has no such form.
     """
+    if form not in backbone.forms:
+        raise InputError(f"The family {backbone.family} has no {form} form; allowed are {', '.join(backbone.forms)}.")
     N = latents.tokens
     buckets = tuple(focus_tokens(fraction, N) for fraction in fractions)
     if len({*buckets, N}) != len(buckets) + 1:
@@ -49,29 +66,35 @@ def graph_contract(
             f"Buckets {', '.join(f'{f:g}' for f in fractions)} of N = {N} tokens give {', '.join(map(str, buckets))} "
             "focus tokens; each bucket must have its own number below N: leave some out, or build a higher resolution."
         )
-    cache = backbone.cache(config)
-    conditioning = backbone.conditioning(config, dtype)
-    pixels = ("B", latents.channels, latents.height, latents.width)
+    component = form == "component"
+    sites = backbone.sites(model)
+    cache = _parts(sites) if component else _keys_and_values(sites)
+    affinity = any(isinstance(site, AttentionSite) and site.reads_text for site in sites)
+    conditioning = (*backbone.conditioning(model.config, dtype), *backbone.rotations(model.config, latents))
     inputs = [
-        TensorSpec(name="hidden_states", dtype=dtype, shape=pixels),
+        TensorSpec(name=HIDDEN_STATES, dtype=dtype, shape=("B", *latents.shape)),
         # fp32 whatever the dtype: sigma * 1000 loses its fraction in half precision.
-        TensorSpec(name="timestep", dtype="fp32", shape=("B",)),
+        TensorSpec(name=TIMESTEP, dtype="fp32", shape=("B",), limit=backbone.timestep_limit),
         *conditioning,
-        TensorSpec(name="focus_index", dtype="int64", shape=("B", "n")),
-        TensorSpec(name="token_weights", dtype="fp32", shape=("B", "M")),
+        TensorSpec(name=FOCUS_INDEX, dtype="int64", shape=("B", "n")),
+        *([TensorSpec(name=BACKGROUND_INDEX, dtype="int64", shape=("B", "m"))] if component else []),
+        *([TensorSpec(name=TOKEN_WEIGHTS, dtype="fp32", shape=("B", "M"), limit=1.0)] if affinity else []),
         *(
             TensorSpec(name=f"{entry.name}_bg", dtype=dtype, shape=("B", entry.heads, "m", entry.head_dim))
             for entry in cache
         ),
     ]
+    width = latents.token_width
     outputs = [
-        TensorSpec(name="focus_prediction", dtype=dtype, shape=("B", "n", backbone.prediction_width(config))),
-        TensorSpec(name="affinity", dtype="fp32", shape=("B", "n")),
+        TensorSpec(name=FOCUS_PREDICTION, dtype=dtype, shape=("B", "n", width)),
+        *([TensorSpec(name=BACKGROUND_PREDICTION, dtype=dtype, shape=("B", "m", width))] if component else []),
+        *([TensorSpec(name=AFFINITY, dtype="fp32", shape=("B", "n"))] if affinity else []),
         *(TensorSpec(name=entry.name, dtype=dtype, shape=("B", entry.heads, "n", entry.head_dim)) for entry in cache),
     ]
     return GraphContract(
         dtype=dtype,
         batch=batch,
+        pairs=backbone.guidance.pairs,
         tokens=N,
         buckets=(*buckets, N),
         text_tokens=text_tokens,
@@ -80,4 +103,44 @@ def graph_contract(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         cache=cache,
+    )
+
+
+def affinity_layers(backbone: Backbone, model: Any, every: int, chosen: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Every k-th of the layers whose attention reads the text, or the `chosen` ones.
+
+    Raises:
+        InputError: a chosen layer doesn't read the text.
+    """
+    reading = [site.layer for site in backbone.sites(model) if isinstance(site, AttentionSite) and site.reads_text]
+    if chosen is None:
+        return tuple(reading[::every])
+    deaf = [layer for layer in chosen if layer not in reading]
+    if deaf:
+        raise InputError(
+            f"The affinity is to come from block {deaf[0]}, which doesn't attend to the text; "
+            f"{f'those that do are {reading[0]} to {reading[-1]}' if reading else 'none of this model does'}."
+        )
+    return tuple(sorted(set(chosen)))
+
+
+def layers(backbone: Backbone, model: Any) -> int:
+    """L, transformer blocks."""
+    return 1 + max(site.layer for site in backbone.sites(model))
+
+
+def _keys_and_values(sites: Sequence[AttentionSite | PartSite]) -> tuple[CacheEntry, ...]:
+    return tuple(
+        CacheEntry(name=f"cache.{site.layer}.{letter}{site.suffix}", heads=site.heads, head_dim=site.head_dim)
+        for site in sites
+        if isinstance(site, AttentionSite) and site.cached
+        for letter in "kv"
+    )
+
+
+def _parts(sites: Sequence[AttentionSite | PartSite]) -> tuple[CacheEntry, ...]:
+    return tuple(
+        CacheEntry(name=f"cache.{site.layer}.{site.name}", heads=1, head_dim=site.width)
+        for site in sites
+        if isinstance(site, PartSite) and site.name
     )

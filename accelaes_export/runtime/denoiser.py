@@ -1,21 +1,27 @@
 """The denoiser: one loop for every policy, from a plan's steps to engine calls.
 
 A pipeline's batch may be larger than the engine's. It is worked in trajectories of as many images as one call
-takes, each with a state of its own, so nothing leaks from one image to another.
+takes, each with a state of its own, so nothing leaks from one image to another. Pipelines that guide with a second
+call a step have a branch for each, with caches of their own and one selector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Latents
+from accelaes_export.manifest import Guidance, Latents
+from accelaes_export.policies.base import Selector
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.runtime.report import RunReport, StepTimer
 from accelaes_export.runtime.trajectory import Conditions, Run, Trajectory
+
+CONDITIONAL = "cond"
+"""The branch whose text is the prompt, as diffusers' `cache_context` calls it."""
+UNCONDITIONAL = "uncond"
 
 
 class Denoiser:
@@ -25,41 +31,51 @@ class Denoiser:
         session: an opened engine.
         latents: its geometry.
         fractions: the bundle's bucket fractions n/N, 1.0 included, in the order of the contract's buckets.
+        guidance: how the family's pipelines guide.
     """
 
-    def __init__(self, session: Session, latents: Latents, fractions: Sequence[float]) -> None:
+    def __init__(self, session: Session, latents: Latents, fractions: Sequence[float], guidance: Guidance) -> None:
         self.session = session
         self.latents = latents
+        self.guidance = guidance
         self._tokens_of = {0.0: 0, **dict(zip(fractions, session.contract.buckets, strict=True))}
         self._run: Run | None = None
 
     def start(self, run: Run) -> None:
-        """Begin a run; whatever an earlier one left, finished or cancelled, is dropped."""
+        """Begin a run; whatever an earlier one left, finished or cancelled, is dropped.
+
+        Raises:
+            InputError: a policy that needs what this engine or pipeline doesn't have.
+        """
+        if run.policy.affinity_steps(run.plan) and "affinity" not in self.session.contract.has:
+            raise InputError(
+                f"Policy {run.policy.name} needs a mask from the text, and this model has no text; "
+                "take --policy stepcache or dense."
+            )
+        if run.policy.spatial_guidance is not None and not self.guidance.pairs:
+            raise InputError(
+                "Guidance by region needs both halves of a guidance pair in one call, and this family's pipelines "
+                f"{'guide with a second call' if self.guidance.layout == 'separate' else 'have none'}; "
+                "leave spatial_cfg out."
+            )
         self._run = run
-        self._trajectories: list[Trajectory] = []
+        self._branches: dict[str, list[Trajectory]] = {}
+        self._selectors: list[Selector | None] = []
         self._timer = StepTimer(self.session.device)
 
-    def step(
-        self,
-        i: int,
-        hidden_states: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: Mapping[str, torch.Tensor],
-        guidance: float | None,
-    ) -> torch.Tensor:
+    def step(self, i: int, now: Conditions, *, branch: str = CONDITIONAL, renewed: bool = False) -> torch.Tensor:
         """What the transformer would return for step i.
 
         Args:
             i: step index in sampling order, 0 … T-1.
-            hidden_states: [B, C, Hl, Wl]; with guidance b unconditional rows, then the b conditional ones.
-            timestep: [B].
-            conditioning: the remaining inputs by name, first axis B.
-            guidance: the scale s the pipeline is about to apply, or None where there are no pairs.
+            now: the call's tensors, rows of all images.
+            branch: which of a step's calls this is.
+            renewed: whether what is cached doesn't hold any more.
 
         Returns:
-            [B, C, Hl, Wl] such that the pipeline's own u + s(c - u) gives the policy's prediction: a dense step
-            without region-wise guidance returns the pair as the model made it; any other step has the guided
-            prediction (Eq. 11-13) in both halves, which the formula leaves as it is, whatever s.
+            [B, ...] such that the pipeline's own u + s(c - u) gives the policy's prediction: each row is predicted
+            by itself, except under region-wise guidance, where both halves hold the guided prediction (Eq. 11),
+            which the formula leaves as it is, whatever s.
 
         Raises:
             InputError: a shape this bundle wasn't built for, or a step outside the plan.
@@ -70,25 +86,27 @@ class Denoiser:
             raise InputError(
                 f"Step {i} is outside this run's plan of {len(self._run.plan)} steps, 0 to {len(self._run.plan) - 1}."
             )
-        self._check(hidden_states, guidance)
-        images = hidden_states.shape[0] // (1 if guidance is None else 2)
+        self._check(now)
+        images = now.hidden_states.shape[0] // (2 if now.paired else 1)
         n = self._tokens_of[self._run.plan[i].fraction]
-        now = Conditions(hidden_states, timestep, conditioning, guidance)
         self._timer.start()
-        trajectories = self._trajectories_for(images)
+        trajectories = self._trajectories_for(images, branch, now.paired)
+        for trajectory in trajectories if renewed else ():
+            trajectory.renew()
         if len(trajectories) == 1:
             kind, result = trajectories[0].step(i, n, now)
         else:
             kind, result = self._in_turn(trajectories, i, n, now)
         self._timer.stop(i, kind, self.latents.tokens if kind is StepKind.DENSE else n)
-        return result.to(hidden_states)
+        return result.to(now.hidden_states)
 
     def _in_turn(
         self, trajectories: list[Trajectory], i: int, n: int, now: Conditions
     ) -> tuple[StepKind, torch.Tensor]:
         """One step of every trajectory, each with its own rows of the batch, which lie in both halves of the pairs."""
         images = sum(trajectory.images for trajectory in trajectories)
-        halves = 1 if now.guidance is None else 2
+        halves = 2 if now.paired else 1
+        shared = {spec.name for spec in self.session.contract.inputs if spec.shape[0] != "B"}
         results: list[torch.Tensor] = []
         kind, first = StepKind.SKIP, 0
         for trajectory in trajectories:
@@ -97,8 +115,8 @@ class Denoiser:
             def own(tensor: torch.Tensor, first: int = first, last: int = last) -> torch.Tensor:
                 return tensor.unflatten(0, (halves, images))[:, first:last].flatten(0, 1)
 
-            conditioning = {name: own(tensor) for name, tensor in now.conditioning.items()}
-            part = Conditions(own(now.hidden_states), own(now.timestep), conditioning, now.guidance)
+            conditioning = {name: t if name in shared else own(t) for name, t in now.conditioning.items()}
+            part = Conditions(own(now.hidden_states), own(now.timestep), conditioning, now.paired)
             kind, prediction = trajectory.step(i, n, part)
             results.append(prediction.unflatten(0, (halves, trajectory.images)))
             first = last
@@ -108,8 +126,9 @@ class Denoiser:
         """The current run so far. Waits for the device."""
         if self._run is None:
             raise InputError("No run was started yet, so there is nothing to report.")
-        focus = [t.focus_index for t in self._trajectories if t.focus_index is not None]
-        affinity = [t.affinity for t in self._trajectories if t.affinity is not None]
+        conditional = self._branches.get(CONDITIONAL, [])
+        focus = [t.focus_index for t in conditional if t.focus_index is not None]
+        affinity = [t.affinity for t in conditional if t.affinity is not None]
         return RunReport(
             plan=self._run.plan,
             tokens=self.latents.tokens,
@@ -118,27 +137,41 @@ class Denoiser:
             affinity=torch.cat(affinity) if affinity else None,
         )
 
-    def _check(self, hidden_states: torch.Tensor, guidance: float | None) -> None:
-        given, built = tuple(hidden_states.shape[1:]), self.latents
-        if given != (built.channels, built.height, built.width):
-            height, width = built.height * built.vae_scale, built.width * built.vae_scale
+    def _check(self, now: Conditions) -> None:
+        given = tuple(now.hidden_states.shape[1:])
+        if given != self.latents.shape:
+            size = ", ".join(f"{name}={value}" for name, value in self.latents.size.items())
             raise InputError(
-                f"Latents of shape {given} were given, but this bundle was built for "
-                f"{(built.channels, built.height, built.width)}; call the pipeline with height={height}, width={width}"
-                ", or build a bundle for that resolution."
+                f"Latents of shape {given} were given, but this bundle was built for {self.latents.shape}; "
+                f"call the pipeline with {size} (and use_resolution_binning=False where it bins sizes), or build a "
+                "bundle for that size."
             )
-        if guidance is not None and hidden_states.shape[0] % 2:
-            raise InputError(f"Guidance needs pairs of rows, but {hidden_states.shape[0]} rows were given.")
+        if now.paired and now.hidden_states.shape[0] % 2:
+            raise InputError(f"Guidance needs pairs of rows, but {now.hidden_states.shape[0]} rows were given.")
 
-    def _trajectories_for(self, images: int) -> list[Trajectory]:
-        """The run's trajectories, made at its first step. A call takes the contract's batch of pairs."""
+    def _trajectories_for(self, images: int, branch: str, paired: bool) -> list[Trajectory]:
+        """The run's trajectories, made at its first step. A call takes as many images as the contract has rows for."""
         run = self._run
         assert run is not None
-        if sum(trajectory.images for trajectory in self._trajectories) != images:
-            size = self.session.contract.batch
-            self._trajectories = []
-            for first in range(0, images, size):
-                own = slice(first, min(first + size, images))
-                weights = None if run.token_weights is None else run.token_weights[own]
-                self._trajectories.append(Trajectory(self.session, self.latents, run, own.stop - own.start, weights))
-        return self._trajectories
+        if any(sum(trajectory.images for trajectory in made) != images for made in self._branches.values()):
+            self._branches, self._selectors = {}, []
+        if branch not in self._branches:
+            size = self.session.contract.batch if paired else self.session.contract.rows
+            spans = [slice(first, min(first + size, images)) for first in range(0, images, size)]
+            self._selectors = self._selectors or [run.policy.selector() for _ in spans]
+            conditional = branch == CONDITIONAL
+            weights = run.token_weights if conditional else None
+            self._branches[branch] = [
+                Trajectory(
+                    self.session,
+                    self.latents,
+                    self.guidance,
+                    run,
+                    own.stop - own.start,
+                    selector,
+                    None if weights is None else weights[own],
+                    conditional=conditional,
+                )
+                for own, selector in zip(spans, self._selectors, strict=True)
+            ]
+        return self._branches[branch]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.policies.base import Policy
 from accelaes_export.recipes import SHIPPED, shipped_folder
 from accelaes_export.runtime.pipeline import accelerate
+from accelaes_export.runtime.prompts import as_tokenised
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.text import cut_words
 
@@ -23,11 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A picture and how it came about. `cut` is the part of the prompt the text encoders had no room for, or ''."""
+    """A picture, or a video's frames, and how it came about.
 
-    image: Image
+    `cut` is the part of the prompt the text encoders had no room for, or ''.
+    """
+
+    frames: tuple[Image, ...]
     report: RunReport
     cut: str
+
+    @property
+    def image(self) -> Image:
+        """The picture, or a video's first frame."""
+        return self.frames[0]
 
 
 def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
@@ -120,30 +131,50 @@ def generate(
             on_step(i, steps)
         return kwargs
 
-    image = pipe(
-        prompt,
-        negative_prompt=negative_prompt or None,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        height=manifest.latents.height * manifest.latents.vae_scale,
-        width=manifest.latents.width * manifest.latents.vae_scale,
-        generator=torch.Generator("cpu").manual_seed(seed),
-        callback_on_step_end=after_step,
-        **_text_window(bundle),
-    ).images[0]
-    return GenerationResult(image, pipe.transformer.report(), _cut(bundle, pipe, prompt))
+    options = {
+        "prompt": prompt,
+        "class_labels": _label(pipe, prompt),
+        # Without a negative prompt some pipelines don't guide at all.
+        "negative_prompt": negative_prompt or (" " if manifest.call.guidance.argument == "true_cfg_scale" else None),
+        "num_inference_steps": steps,
+        manifest.call.guidance.argument: guidance,
+        **manifest.latents.size,
+        "use_resolution_binning": False,
+        "generator": torch.Generator("cpu").manual_seed(seed),
+        "callback_on_step_end": after_step,
+        "callback": lambda i, *_: after_step(None, i, None, {}),
+        "max_sequence_length": manifest.text[-1].length if len(manifest.text) else None,
+        "output_type": "pil",
+    }
+    # Pipelines differ in what they take; None means what the pipeline does by itself.
+    taken = inspect.signature(type(pipe).__call__).parameters
+    output = pipe(**{name: value for name, value in options.items() if name in taken and value is not None})
+    frames = tuple(output.frames[0]) if hasattr(output, "frames") else (output.images[0],)
+    return GenerationResult(frames, pipe.transformer.report(), _cut(bundle, pipe, prompt))
 
 
-def _text_window(bundle: Bundle) -> dict[str, int]:
-    """The length of the text beyond CLIP's, as the recipe has it: diffusers' `max_sequence_length`."""
-    segments = bundle.manifest.text
-    return {"max_sequence_length": segments[-1].length} if len(segments) > 1 else {}
+def _label(pipe: Any, prompt: str) -> list[int] | None:
+    """The class a class-conditional pipeline is asked for, by its number or its name; None for other pipelines."""
+    if "class_labels" not in inspect.signature(type(pipe).__call__).parameters:
+        return None
+    labels: dict[str, int] = getattr(pipe, "labels", None) or {}
+    wanted = prompt.strip()
+    if wanted.isdigit() and (not labels or int(wanted) in labels.values()):
+        return [int(wanted)]
+    if wanted in labels:
+        return [labels[wanted]]
+    close = difflib.get_close_matches(wanted, labels, n=3)
+    raise InputError(
+        f"This model draws classes, and {wanted!r} is none of its {len(labels) or 'numbered'} ones; give a class's "
+        f"number or name{', such as ' + ', '.join(close) if close else ''}."
+    )
 
 
 def _cut(bundle: Bundle, pipe: Any, prompt: str) -> str:
     """What every text encoder had to leave out: the shortest remainder."""
+    (prompt,) = as_tokenised(pipe, [prompt], clean_caption=True)  # as calls are by default that can clean captions
     rests = [
-        cut_words(prompt, tokenizer, segment.length)
+        cut_words(prompt, tokenizer, segment)
         for segment in bundle.manifest.text
         for name in segment.tokenizers
         if (tokenizer := getattr(pipe, name, None)) is not None

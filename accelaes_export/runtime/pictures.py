@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import torch
     from PIL.Image import Image
 
+    from accelaes_export.manifest import Latents
+
 _TINT = (255, 72, 0)  # told apart from most pictures; focus keeps its colours, the background is dimmed
+_FRAMES_PER_SECOND = 16  # of the video models supported
 _SMALLEST_SIDE = 384  # pixels; smaller pictures are enlarged so that tokens can be seen
 
 
@@ -55,3 +61,24 @@ def mask_overlay(image: Image, focus_index: torch.Tensor, grid: tuple[int, int])
             if neighbour not in focus:
                 draw.line(edge, fill=_TINT, width=2)
     return picture
+
+
+def mask_overlays(frames: Sequence[Image], focus_index: torch.Tensor, latents: Latents) -> list[Image]:
+    """`mask_overlay` of every frame of a video, each with the focus tokens it was decoded from.
+
+    Args:
+        focus_index: [n] int64, counted frame by frame.
+    """
+    rows, columns = latents.grid
+    frame, cell = focus_index // (rows * columns), focus_index % (rows * columns)
+    # The first latent frame is one video frame; every other is `frame_scale` of them.
+    of_video = [-(-k // latents.frame_scale) // latents.patch_frames for k in range(len(frames))]
+    return [
+        mask_overlay(picture, cell[frame == own], latents.grid) for picture, own in zip(frames, of_video, strict=True)
+    ]
+
+
+def save_animation(frames: Sequence[Image], path: Path) -> None:
+    """A video as one animated picture that repeats, 16 frames a second; `path` ends with .png, .webp or .gif."""
+    milliseconds = round(1000 / _FRAMES_PER_SECOND)
+    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=milliseconds, loop=0)

@@ -1,30 +1,34 @@
 """The drop-in: a diffusers pipeline whose transformer is a bundle. `accelerate` swaps it in, `restore` takes it out.
 
 The pipeline is used as before. Two of its parts are watched: `encode_prompt`, which every call makes first, begins
-a new run and brings the prompt's words; the scheduler says which step of how many this is. Both are host-side
-integers and strings, so the device is never waited for.
+a new run and brings the prompt's words (pipelines without text begin one by setting new timesteps); the scheduler
+says which step of how many this is. Both are host-side integers and strings, so the device is never waited for.
 """
 
 from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from accelaes_export.bundle import Bundle
+from accelaes_export.contract import TensorSpec
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 from accelaes_export.policies import named
 from accelaes_export.policies.base import Policy
-from accelaes_export.runtime.denoiser import Denoiser
+from accelaes_export.runtime.arguments import Arguments
+from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
 from accelaes_export.runtime.prompts import PromptWeights, Texts
 from accelaes_export.runtime.report import RunReport
-from accelaes_export.runtime.trajectory import Run
+from accelaes_export.runtime.trajectory import Conditions, Run
 
 _FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
+_REMEMBERED = 4  # prompts and negative prompts of a run or two
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
 
 
@@ -42,22 +46,31 @@ def accelerate(pipe: Any, bundle: Bundle, policy: Policy | None = None) -> Any:
         BundleError, MissingComponentError: the bundle's engine can't run on this machine.
     """
     manifest = bundle.manifest
-    if type(pipe).__name__ not in manifest.pipelines:
+    if type(pipe).__name__ not in manifest.call.pipelines:
         raise InputError(
-            f"A {type(pipe).__name__} was given, but this bundle serves {', '.join(manifest.pipelines)}; "
+            f"A {type(pipe).__name__} was given, but this bundle serves {', '.join(manifest.call.pipelines)}; "
             "load one of these, or build a bundle of the pipeline's own family."
+        )
+    if getattr(pipe, "transformer_2", None) is not None:
+        raise InputError(
+            "This pipeline denoises with two transformers by turns (Wan 2.2), and a bundle stands for one; load a "
+            "pipeline with one transformer, such as Wan 2.1."
         )
     if isinstance(getattr(pipe, "transformer", None), AcceleratedTransformer):
         restore(pipe)
     _check_architecture(pipe.transformer, bundle)
     policy = policy or named(manifest.defaults.policy, **manifest.defaults.policy_options)
-    original, encode = pipe.transformer, pipe.encode_prompt
+    original, encode = pipe.transformer, getattr(pipe, "encode_prompt", None)
     accelerated = AcceleratedTransformer(pipe, bundle, policy, original)
     pipe.transformer = accelerated
-    pipe.encode_prompt = accelerated.watching(encode)
+    if encode is not None:
+        pipe.encode_prompt = accelerated.watching(encode)
     if original is None:
         # The pipeline read these from its transformer when it was made.
-        pipe.default_sample_size = manifest.transformer_config["sample_size"]
+        if "sample_size" in manifest.transformer_config:
+            pipe.default_sample_size = manifest.transformer_config["sample_size"]
+            if hasattr(pipe, "default_image_size"):
+                pipe.default_image_size = pipe.default_sample_size * pipe.vae_scale_factor
         pipe.patch_size = manifest.latents.patch
     return pipe
 
@@ -67,13 +80,18 @@ def restore(pipe: Any) -> Any:
     accelerated = pipe.transformer
     if isinstance(accelerated, AcceleratedTransformer):
         pipe.transformer = accelerated.original
-        del pipe.encode_prompt  # uncovers the class's own
+        vars(pipe).pop("encode_prompt", None)  # uncovers the class's own
     return pipe
 
 
 def _check_architecture(transformer: Any, bundle: Bundle) -> None:
     if transformer is None:
         return
+    if getattr(transformer, "peft_config", None):
+        raise InputError(
+            "The pipeline's transformer has LoRA weights loaded, which an engine has no place for; call "
+            "pipe.unload_lora_weights(), or fuse them, save the pipeline and build a bundle from that."
+        )
     for name, built in bundle.manifest.transformer_config.items():
         if name.startswith("_") or name in _NOT_ARCHITECTURE:
             continue
@@ -87,6 +105,17 @@ def _check_architecture(transformer: Any, bundle: Bundle) -> None:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _check_labels(labels: torch.Tensor, spec: TensorSpec) -> None:
+    """InputError for a label outside the model's table, beyond which a GPU would just read on; waits, once a run."""
+    assert spec.limit is not None
+    unknown = [label for label in labels.tolist() if not 0 <= label < spec.limit]
+    if unknown:
+        raise InputError(
+            f"{spec.name} has {', '.join(map(str, unknown))}, but this model knows 0 to {spec.limit - 1:.0f} alone; "
+            "choose among these."
+        )
 
 
 class AcceleratedTransformer(torch.nn.Module):
@@ -106,17 +135,32 @@ class AcceleratedTransformer(torch.nn.Module):
         object.__setattr__(self, "original", original)
         self.config = FrozenDict(manifest.transformer_config)
         self.dtype = torch_dtype(manifest.contract.dtype)
+        for name, value in manifest.call.attributes.items():
+            setattr(self, name, value)
         self._session = bundle.session()
-        self._signature = manifest.signature
+        self._arguments = Arguments(manifest)
         self._policy = policy
         self._fractions = manifest.bucket_fractions
+        self._has_text = bool(manifest.text)
         self._pipe = weakref.ref(pipe)
-        self._denoiser = Denoiser(self._session, manifest.latents, manifest.bucket_fractions)
+        self._denoiser = Denoiser(self._session, manifest.latents, manifest.bucket_fractions, manifest.call.guidance)
         self._prompts = PromptWeights(manifest)
-        self._next_step: int | None = None  # while no run is under way
-        self._pending: Texts | None = None
-        self._texts: Texts | None = None
+        self._branch = CONDITIONAL
+        self._seen: dict[str, int] | None = None  # branch to its last step, while a run is under way
+        self._timesteps: Any = None  # the scheduler's, of the current run
+        self._encoded: list[Texts] = []  # since the last run began
+        self._known: list[Texts] = []  # the latest few, for embeddings that are handed back
         self._words: tuple[Any, ...] = ()
+        self._images: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what pipelines look for when adapters are loaded or used
+            raise AttributeError(
+                f"A bundle stands for this pipeline's transformer and has no {name}: LoRA weights and IP-adapters "
+                "can't be added to an engine; ax.restore(pipe) for them."
+            ) from None
 
     @property
     def device(self) -> torch.device:
@@ -133,66 +177,87 @@ class AcceleratedTransformer(torch.nn.Module):
         signature = inspect.signature(encode)
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            self._pending = None
             embedded = encode(*args, **kwargs)
             given = signature.bind(*args, **kwargs).arguments
-            texts = Texts.of_call(given, embedded[0])
-            if texts is None and self._texts is not None and self._texts.made(given.get("prompt_embeds")):
-                texts = self._texts  # embeddings this pipeline made before, handed back to it
-            self._texts = self._pending = texts or Texts.unknown(embedded[0])
+            texts = Texts.of_call(given, embedded[0], self._pipe())
+            if texts is None:  # embeddings this pipeline may have made before, handed back to it
+                handed = given.get("prompt_embeds")
+                texts = next((known for known in self._known if known.made(handed)), None)
+            texts = texts or Texts.unknown(embedded[0])
+            self._encoded = [*self._encoded, texts][-_REMEMBERED:]
+            self._known = [*self._known, texts][-_REMEMBERED:]
             return embedded
 
         return encode_prompt
+
+    @contextmanager
+    def cache_context(self, name: str, **_: Any) -> Iterator[None]:
+        """What pipelines wrap the calls of a step in when there are several: "cond", "uncond"."""
+        self._branch = name
+        try:
+            yield
+        finally:
+            self._branch = CONDITIONAL
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """One step, with the arguments of the transformer this replaces.
 
         Raises:
-            InputError: an argument the engine has no input for (control residuals, skipped layers, LoRA scale),
-                or a call from outside the accelerated pipeline.
+            InputError: arguments the engine can't serve, or a call from outside the accelerated pipeline.
         """
-        given = dict(zip(self._signature[1:], args, strict=False)) | kwargs
-        contract = self._session.contract
-        conditioning = {name: given.pop(name, None) for name in contract.conditioning}
-        timestep = given.pop("timestep", None)
-        missing = [name for name, tensor in {**conditioning, "timestep": timestep}.items() if tensor is None]
-        if missing:
-            raise InputError(f"The transformer call lacks {', '.join(missing)}, which this bundle's engine needs.")
-        extra = [name for name, value in given.items() if value is not None and value != {}]
-        if extra:
-            raise InputError(
-                f"The engine has no input for {', '.join(extra)}; leave it out, or ax.restore(pipe) for this call."
-            )
+        call = self._arguments.read(hidden_states, args, kwargs)
         pipe = self._pipe()
         if pipe is None or pipe.transformer is not self:
             raise InputError(_FOREIGN)
-        begin = getattr(pipe.scheduler, "begin_index", None) or 0
-        if self._pending is not None:
-            self._start(pipe, begin, conditioning[contract.conditioning[0]])
-        at = pipe.scheduler.step_index
-        i = 0 if at is None else at - begin
-        if self._next_step is None or i < self._next_step:  # a run that began without this pipeline's encode_prompt
-            raise InputError(_FOREIGN)
-        self._next_step = i + 1
-        guidance = float(pipe.guidance_scale) if pipe.do_classifier_free_guidance else None
-        output = self._denoiser.step(i, hidden_states, timestep, conditioning, guidance)
+        if self._encoded if self._has_text else pipe.scheduler.timesteps is not self._timesteps:
+            self._start(pipe, call.conditioning)
+        i = self._step_index(pipe.scheduler)
+        branch = self._branch
+        if self._denoiser.guidance.layout == "separate" and (self._seen or {}).get(branch) == i:
+            branch = UNCONDITIONAL  # img2img pipelines don't say which call is which: it is the step's second
+        if self._seen is None or i <= self._seen.get(branch, -1):
+            raise InputError(_FOREIGN)  # a run that began without this pipeline's encode_prompt
+        self._seen[branch] = i
+        paired = self._denoiser.guidance.pairs and hidden_states.shape[0] == 2 * (self._images or 0)
+        now = Conditions(call.hidden_states, call.timestep, call.conditioning, paired)
+        output = self._denoiser.step(i, now, branch=branch, renewed=call.renewed)
         if not return_dict:
             return (output,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=output)
 
-    def _start(self, pipe: Any, begin: int, text: torch.Tensor) -> None:
+    def _step_index(self, scheduler: Any) -> int:
+        """Which step this is: the scheduler's own count, or this branch's calls where it keeps none (DDIM)."""
+        assert self._seen is not None or self._has_text
+        if not hasattr(scheduler, "step_index"):
+            return (self._seen or {}).get(self._branch, -1) + 1
+        at = scheduler.step_index
+        return 0 if at is None else at - (getattr(scheduler, "begin_index", None) or 0)
+
+    def _start(self, pipe: Any, conditioning: Mapping[str, torch.Tensor]) -> None:
         """Begin a run: T from the scheduler, the plan from the policy, token weights from the prompt."""
-        assert self._pending is not None
-        texts, self._pending, self._next_step = self._pending, None, None
-        steps = len(pipe.scheduler.timesteps) - begin
+        encoded, self._encoded, self._seen = self._encoded, [], None
+        contract, scheduler = self._session.contract, pipe.scheduler
+        self._timesteps = scheduler.timesteps
+        for spec in contract.inputs:
+            if spec.kind == "label":
+                _check_labels(conditioning[spec.name], spec)
+        begin = getattr(scheduler, "begin_index", None) or 0
+        steps = len(scheduler.timesteps) - begin
         plan = self._policy.plan(steps, [fraction for fraction in self._fractions if fraction < 1])
-        weights, self._words = None, ()
-        if self._policy.affinity_steps(plan):
-            weights, self._words = self._prompts.weigh(pipe, texts, text.shape[1], self._policy.word_scoring)
+        weights, self._words, self._images = None, (), None
+        if encoded and contract.text_input is not None:
+            text = conditioning[contract.text_input]
+            # Pipelines that guide with a second call encode its text as well: the first call says which is which.
+            texts = next((one for one in encoded if one.made(text)), encoded[-1])
+            self._images = texts.images
+            if self._policy.affinity_steps(plan):
+                weights, self._words = self._prompts.weigh(pipe, texts, text.shape[1], self._policy.word_scoring)
         clock: list[float] = [float(i) for i in range(steps)]
         if self._policy.extrapolation.clock == "sigma":
-            clock = pipe.scheduler.sigmas[begin : begin + steps].tolist()
+            if not hasattr(scheduler, "sigmas"):
+                raise InputError(f'{type(scheduler).__name__} has no sigmas; take clock="step".')
+            clock = scheduler.sigmas[begin : begin + steps].tolist()
         self._denoiser.start(Run(self._policy, plan, clock, weights))
-        self._next_step = 0
+        self._seen = {}

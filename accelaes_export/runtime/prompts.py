@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,13 +33,15 @@ class Texts:
     _embeds: weakref.ref[torch.Tensor]
 
     @classmethod
-    def of_call(cls, given: Mapping[str, Any], embeds: torch.Tensor) -> Texts | None:
+    def of_call(cls, given: Mapping[str, Any], embeds: torch.Tensor, pipe: Any) -> Texts | None:
         """From the arguments of `encode_prompt` and the embeddings [b, M, D] it returned; None without a prompt."""
         if given.get("prompt") is None or given.get("prompt_embeds") is not None:
             return None
         first = _listed(given["prompt"])
         prompts = {name: _listed(given.get(source) or first) for name, source in _PROMPT_OF.items()}
-        copies = given.get("num_images_per_prompt") or 1
+        tidy = bool(given.get("clean_caption", False))
+        prompts = {name: as_tokenised(pipe, texts, clean_caption=tidy) for name, texts in prompts.items()}
+        copies = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
         rows = [{name: texts[k] for name, texts in prompts.items()} for k in range(len(first)) for _ in range(copies)]
         return cls(tuple(rows), len(rows), weakref.ref(embeds))
 
@@ -91,6 +94,17 @@ class PromptWeights:
             else:
                 self._scorer = LexicalScorer()  # the result says which one was used
         return self._scorer
+
+
+def as_tokenised(pipe: Any, prompts: list[str], *, clean_caption: bool) -> list[str]:
+    """The prompts as the pipeline hands them to its tokenizers."""
+    clean = getattr(pipe, "_text_preprocessing", None)
+    if clean is not None:  # in small letters, or with captions' debris taken out
+        prompts = clean(prompts, clean_caption=clean_caption)
+    untangle = getattr(sys.modules[type(pipe).__module__], "prompt_clean", None)
+    if untangle is not None:  # video pipelines decode HTML's escapes and join runs of spaces
+        prompts = [untangle(prompt) for prompt in prompts]
+    return prompts
 
 
 def _listed(prompt: str | list[str]) -> list[str]:

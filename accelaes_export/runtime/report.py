@@ -105,13 +105,16 @@ class StepTimer:
         self._marks.append((index, kind, n, self._start, self._mark()))
 
     def steps(self) -> list[StepRecord]:
-        """All recorded steps; waits for the device once."""
+        """All recorded steps, a step's several calls as one; waits for the device once."""
         if self._cuda:
             import torch
 
             torch.cuda.synchronize()
-            return [StepRecord(i, kind, n, 1e-3 * start.elapsed_time(end)) for i, kind, n, start, end in self._marks]
-        return [StepRecord(i, kind, n, end - start) for i, kind, n, start, end in self._marks]
+        steps: dict[int, StepRecord] = {}
+        for i, kind, n, start, end in self._marks:
+            seconds = 1e-3 * start.elapsed_time(end) if self._cuda else end - start
+            steps[i] = StepRecord(i, kind, n, seconds + (steps[i].seconds if i in steps else 0.0))
+        return list(steps.values())
 
     def _mark(self) -> Any:
         if not self._cuda:

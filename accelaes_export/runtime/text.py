@@ -51,14 +51,14 @@ def token_weights(
             if tokenizers[name] is None:
                 continue
             words = word_weights if isinstance(word_weights, WordWeights) else word_weights[name]
-            for position, weight in enumerate(_weights_of(words, tokenizers[name], name, length)):
+            for position, weight in enumerate(_weights_of(words, tokenizers[name], name, segment, length)):
                 weights[start + position] = max(weights[start + position], weight)
         start += length
     return torch.tensor(weights, dtype=torch.float32)
 
 
-def cut_words(prompt: str, tokenizer: Any, length: int) -> str:
-    """The part of `prompt` that `length` positions have no room for, or '' where all of it fits.
+def cut_words(prompt: str, tokenizer: Any, segment: TextSegment) -> str:
+    """The part of `prompt` that a segment has no room for, or '' where all of it fits.
 
     A word cut in the middle is given from where the cut is.
 
@@ -66,8 +66,10 @@ def cut_words(prompt: str, tokenizer: Any, length: int) -> str:
         MissingComponentError: for a tokenizer without character offsets that can't be converted to one that has them.
     """
     name = getattr(tokenizer, "name_or_path", "") or "of this pipeline"
-    whole = _content_offsets(_tokenized(prompt, tokenizer, name, verbose=False))
-    kept = _content_offsets(_tokenized(prompt, tokenizer, name, max_length=length, truncation=True))
+    text, first = segment.template.format(prompt), segment.template.index("{")
+    room = {"max_length": segment.drop + segment.length, "truncation": True}
+    whole = _content_offsets(_tokenized(text, tokenizer, name, verbose=False), first, len(prompt))
+    kept = _content_offsets(_tokenized(text, tokenizer, name, **room), first, len(prompt))
     if len(kept) >= len(whole):
         return ""
     if getattr(tokenizer, "truncation_side", "right") == "left":
@@ -88,14 +90,19 @@ def _lengths(segments: Sequence[TextSegment], text_tokens: int | None) -> list[i
     return [*lengths[:-1], text_tokens - fixed]
 
 
-def _weights_of(words: WordWeights, tokenizer: Any, name: str, length: int) -> list[float]:
+def _weights_of(words: WordWeights, tokenizer: Any, name: str, segment: TextSegment, length: int) -> list[float]:
     """α of the `length` positions one tokenizer fills."""
-    of_character = [0.0] * len(words.prompt)
+    text, first = segment.template.format(words.prompt), segment.template.index("{")
+    of_character = [0.0] * len(text)
     for (start, end), weight in zip(words.spans, words.weights, strict=True):
-        of_character[start:end] = [weight] * (end - start)
-    encoding = _tokenized(words.prompt, tokenizer, name, padding="max_length", max_length=length, truncation=True)
+        of_character[first + start : first + end] = [weight] * (end - start)
+    # Where a pipeline drops the beginning, it takes the padding out first and puts its own behind the text.
+    padding = False if segment.drop else "max_length"
+    room = {"max_length": segment.drop + length, "truncation": True}
+    offsets = _tokenized(text, tokenizer, name, padding=padding, **room)["offset_mapping"][segment.drop :]
     # Begin, end and padding come from no characters.
-    return [max(of_character[start:end], default=0.0) for start, end in encoding["offset_mapping"]]
+    weights = [max(of_character[start:end], default=0.0) for start, end in offsets]
+    return weights + [0.0] * (length - len(weights))
 
 
 def _tokenized(prompt: str, tokenizer: Any, name: str, **options: Any) -> Any:
@@ -133,6 +140,11 @@ def _fast_form(tokenizer: Any, name: str) -> Any:
         raise MissingComponentError(_SLOW.format(name=name, kind=type(tokenizer).__name__)) from error
 
 
-def _content_offsets(encoding: Any) -> list[tuple[int, int]]:
-    """The characters of every token that has any, which begin, end and padding don't."""
-    return [(start, end) for start, end in encoding["offset_mapping"] if start < end]
+def _content_offsets(encoding: Any, first: int, length: int) -> list[tuple[int, int]]:
+    """The prompt's characters of every token that has any, which begin, end, padding and template don't.
+
+    Args:
+        first, length: where in the text the prompt begins, and how many characters it has.
+    """
+    spans = [(max(start - first, 0), min(end - first, length)) for start, end in encoding["offset_mapping"]]
+    return [(start, end) for start, end in spans if start < end]

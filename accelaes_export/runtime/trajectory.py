@@ -1,7 +1,10 @@
 """The state of a few images on their way through a run, and what each step kind does to it.
 
-Per token its last computed guided predictions, per layer the background's keys and values, and the selector; all
-on the session's device. Nothing here waits for the device or knows a policy's name.
+Per row and token its last computed predictions, per layer the background's cached tensors; all on the session's
+device. Nothing here waits for the device or knows a policy's name.
+
+Both halves of a guidance pair keep predictions of their own. Extrapolation is linear in them, so guiding afterwards
+is the same as extrapolating guided predictions (Eq. 12-13), whatever the scale, which only the pipeline knows.
 """
 
 from __future__ import annotations
@@ -12,12 +15,21 @@ from dataclasses import dataclass
 import torch
 
 from accelaes_export.backends.base import Session
-from accelaes_export.contract import AFFINITY, FOCUS_INDEX, FOCUS_PREDICTION, HIDDEN_STATES, TIMESTEP, TOKEN_WEIGHTS
+from accelaes_export.contract import (
+    AFFINITY,
+    BACKGROUND_INDEX,
+    BACKGROUND_PREDICTION,
+    FOCUS_INDEX,
+    FOCUS_PREDICTION,
+    HIDDEN_STATES,
+    TIMESTEP,
+    TOKEN_WEIGHTS,
+)
 from accelaes_export.dtypes import torch_dtype
-from accelaes_export.manifest import Latents
+from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.patches import unpatchify
-from accelaes_export.policies.base import Policy
-from accelaes_export.policies.guidance import guided, softened_mask, spatial
+from accelaes_export.policies.base import Policy, Selector
+from accelaes_export.policies.guidance import softened_mask, spatial
 from accelaes_export.policies.history import History
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.selection import background_of
@@ -44,12 +56,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Conditions:
-    """A step's inputs beside its index: rows are the unconditional images, then the conditional ones, when paired."""
+    """A step's inputs beside its index.
 
-    hidden_states: torch.Tensor  # [B, C, Hl, Wl]
-    timestep: torch.Tensor  # [B]
-    conditioning: Mapping[str, torch.Tensor]  # by name, [B, ...]
-    guidance: float | None  # the pipeline's scale, None without pairs
+    Attributes:
+        hidden_states: [B, ...] latents as the pipeline hands them over.
+        timestep: [B].
+        conditioning: the remaining inputs by name, [B, ...], or without a batch axis where the contract has none.
+        paired: whether the rows are both halves of guidance pairs, in the order the family's pipelines have.
+    """
+
+    hidden_states: torch.Tensor
+    timestep: torch.Tensor
+    conditioning: Mapping[str, torch.Tensor]
+    paired: bool
 
 
 @dataclass(frozen=True)
@@ -67,22 +86,37 @@ class Trajectory:
     Args:
         session: the opened engine.
         latents: its geometry.
+        guidance: how the pipeline guides.
         run: plan and policy.
-        images: b; one engine call has b rows, or 2b with guidance.
-        token_weights: [b, M] or None, this trajectory's own rows of the run's.
+        images: b; one engine call has b rows, or 2b with pairs.
+        selector: which tokens a sparse step computes; images guided by a second call share it with that call.
+        token_weights: [b, M], the run's for these images; None: no row is conditional, or there is no text.
     """
 
     def __init__(
-        self, session: Session, latents: Latents, run: Run, images: int, token_weights: torch.Tensor | None
+        self,
+        session: Session,
+        latents: Latents,
+        guidance: Guidance,
+        run: Run,
+        images: int,
+        selector: Selector | None,
+        token_weights: torch.Tensor | None,
+        *,
+        conditional: bool = True,
     ) -> None:
         self.images = images
         self._session = session
         self._latents = latents
+        self._guidance = guidance
         self._run = run
         self._token_weights = token_weights
+        self._names, self._text = session.contract.has, session.contract.text_input
+        self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in session.contract.inputs}
+        self._text_axes = {spec.name: spec.shape.index("M") for spec in session.contract.inputs if "M" in spec.shape}
         self._dtype = torch_dtype(session.contract.dtype)
-        self._selector = run.policy.selector()
-        self._affinity_steps = run.policy.affinity_steps(run.plan)
+        self._selector = selector
+        self._observed = run.policy.affinity_steps(run.plan) if conditional else frozenset[int]()
         self._paired: bool | None = None
         self._buffers = StepBuffers(session.device)
         self._forget()
@@ -92,6 +126,11 @@ class Trajectory:
         self._cache: BackgroundCache | None = None
         self._sets: _TokenSets | None = None
         self._alpha: torch.Tensor | None = None
+        self._filled = False
+
+    def renew(self) -> None:
+        """What is cached doesn't hold any more (keys were rotated by another table): the next step is DENSE."""
+        self._filled = False
 
     @property
     def focus_index(self) -> torch.Tensor | None:
@@ -104,57 +143,60 @@ class Trajectory:
         return None if self._selector is None else self._selector.mask()
 
     def step(self, i: int, n: int, now: Conditions) -> tuple[StepKind, torch.Tensor]:
-        """Carry out step i with n focus tokens; returns its kind and the rows [B, C, Hl, Wl] for the pipeline.
+        """Carry out step i with n focus tokens; returns its kind and the rows [B, ...] for the pipeline.
 
         The kind is the plan's, but DENSE while nothing is cached (the first step, or after guidance was
         switched on or off in the middle of a run, when keys and predictions belong to another batch layout).
         """
-        paired = now.guidance is not None
-        if self._paired is not None and paired != self._paired:
+        if self._paired is not None and now.paired != self._paired:
             self._forget()
-        self._paired = paired
-        kind = self._run.plan[i].kind if self._cache is not None else StepKind.DENSE
+        self._paired = now.paired
+        kind = self._run.plan[i].kind if self._filled else StepKind.DENSE
+        region = self._region()
         if kind is StepKind.DENSE:
-            unchanged = self._dense(i, now)
-            if unchanged is not None:
-                return kind, unchanged
+            tokens = self._dense(i, now)
+            if region is None:
+                # A copy: the next step writes over the engine's output, and a callback may keep this one.
+                return kind, unpatchify(tokens, self._latents).clone()
         elif kind is StepKind.SPARSE:
             self._sparse(i, n, now)
-        prediction = self._history.at(self._run.clock[i], self._run.policy.extrapolation)  # [b, N, p·p·C]
-        image = unpatchify(prediction, self._latents)
-        return kind, torch.cat([image, image]) if paired else image
+        prediction = self._history.at(self._run.clock[i], self._run.policy.extrapolation)  # [B, N, w]
+        return kind, unpatchify(self._guided(prediction, region), self._latents)
 
-    def _dense(self, i: int, now: Conditions) -> torch.Tensor | None:
-        """Compute every token; the model's own output where nothing about it changes, else None (see the history)."""
+    def _dense(self, i: int, now: Conditions) -> torch.Tensor:
+        """Compute every token: the model's own output [B, N, w]."""
         B, N, device = now.hidden_states.shape[0], self._latents.tokens, self._session.device
         if self._cache is None:
             self._cache = BackgroundCache(self._session.contract, B, device, self._dtype)
             self._everything = torch.arange(N, device=device).expand(B, N).contiguous()
             self._nothing = self._everything[:, :0].contiguous()
-        region = self._region()
-        tokens = self._engine(i, self._everything, self._nothing, now, self._cache.full)
+        tokens = self._engine(i, self._everything, self._nothing, now, self._cache.full)[FOCUS_PREDICTION]
         self._cache.invalidate()
-        self._history.update(None, self._guided(tokens, now.guidance, region), self._run.clock[i])
-        # A copy: the next step writes over the engine's output, and a callback may keep this one.
-        return unpatchify(tokens, self._latents).clone() if region is None else None
+        self._filled = True
+        self._history.update(None, tokens.float(), self._run.clock[i])
+        return tokens
 
     def _sparse(self, i: int, n: int, now: Conditions) -> None:
-        """Compute the focus tokens; the background's keys and values are read from the cache."""
+        """Compute the focus tokens; what the graph needs of the background is read from the cache."""
         assert self._selector is not None and self._cache is not None, "plans with sparse steps have a selector"
-        region = self._region()
         focus = self._selector.select(i, n)  # [b, n]
         if self._sets is None or focus is not self._sets.focus:
             rows = torch.cat([focus, focus]) if self._paired else focus
-            self._sets = _TokenSets(focus, rows.contiguous(), background_of(rows, self._latents.tokens))
-        rows = self._sets.focus_rows
+            background = background_of(rows, self._latents.tokens).contiguous()
+            self._sets = _TokenSets(focus, rows.contiguous(), background)
+        sets, clock = self._sets, self._run.clock[i]
         # A one-shot mask always computes the same tokens, so nobody would read what they write back.
         fresh = self._cache.fresh(n) if self._selector.moving else {}
-        tokens = self._engine(i, rows, self._sets.background_rows, now, fresh)
+        outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
-            self._cache.write(rows, fresh)
-        if region is not None:
-            region = torch.gather(region, 1, focus)
-        self._history.update(focus, self._guided(tokens, now.guidance, region), self._run.clock[i])
+            self._cache.write(sets.focus_rows, fresh)
+        computed = outputs[FOCUS_PREDICTION].float()
+        if BACKGROUND_PREDICTION in outputs:  # component form: the network predicts the background as well
+            everything = torch.cat([computed, outputs[BACKGROUND_PREDICTION].float()], dim=1)
+            order = torch.cat([sets.focus_rows, sets.background_rows], dim=1)[..., None].expand_as(everything)
+            self._history.update(None, torch.empty_like(everything).scatter_(1, order, everything), clock)
+        else:
+            self._history.update(sets.focus_rows, computed, clock)
 
     def _engine(
         self,
@@ -163,55 +205,80 @@ class Trajectory:
         background_rows: torch.Tensor,
         now: Conditions,
         fresh: Mapping[str, torch.Tensor],
-    ) -> torch.Tensor:
-        """One session call: [B, n, p·p·C]. `fresh` are the buffers for keys and values (none: they aren't fetched)."""
+    ) -> Mapping[str, torch.Tensor]:
+        """One session call: its outputs by name. `fresh` are buffers for what is cached (none: it isn't fetched)."""
         assert self._cache is not None
-        contract, buffers, dtype = self._session.contract, self._buffers, self._dtype
+        contract, buffers = self._session.contract, self._buffers
         B, n = focus_rows.shape
-        M = now.conditioning[contract.conditioning[0]].shape[1]
+        M = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
+        given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
+        if contract.window(M) != M:
+            M = contract.window(M)
+            given = {name: _padded(tensor, self._text_axes.get(name), M) for name, tensor in given.items()}
         inputs = {
-            HIDDEN_STATES: buffers.holding(HIDDEN_STATES, now.hidden_states, dtype),
-            TIMESTEP: buffers.holding(TIMESTEP, now.timestep, torch.float32),
-            **{name: buffers.holding(name, tensor, dtype) for name, tensor in now.conditioning.items()},
+            **{name: buffers.holding(name, tensor, self._dtypes[name]) for name, tensor in given.items()},
             FOCUS_INDEX: focus_rows,
-            TOKEN_WEIGHTS: self._weights(B, M),
             **self._cache.background(background_rows),
         }
+        if TOKEN_WEIGHTS in self._names:
+            inputs[TOKEN_WEIGHTS] = self._weights(B, M)
+        if BACKGROUND_INDEX in self._names:
+            inputs[BACKGROUND_INDEX] = background_rows
         shapes = contract.output_shapes(contract.sizes(n, B, M))
-        tokens = buffers.empty(FOCUS_PREDICTION, shapes[FOCUS_PREDICTION], dtype)
-        outputs = {FOCUS_PREDICTION: tokens, **fresh}
-        observed = self._selector is not None and i in self._affinity_steps
+        wanted = [FOCUS_PREDICTION, *([BACKGROUND_PREDICTION] if BACKGROUND_PREDICTION in shapes else [])]
+        outputs = {name: buffers.empty(name, shapes[name], self._dtype) for name in wanted} | dict(fresh)
+        observed = self._selector is not None and i in self._observed
         if observed:
             outputs[AFFINITY] = buffers.empty(AFFINITY, shapes[AFFINITY], torch.float32)
         self._session.run(inputs, outputs)
         if observed:
             assert self._selector is not None
-            self._selector.observe(i, outputs[AFFINITY][-self.images :])  # only the conditional half counts
-        return tokens
+            self._selector.observe(i, outputs[AFFINITY][self._conditional])
+        return outputs
+
+    @property
+    def _conditional(self) -> slice:
+        """The rows of the conditional images."""
+        first = self._paired and self._guidance.layout == "uncond_cond"
+        return slice(self.images, None) if first else slice(0, self.images)
 
     def _weights(self, B: int, M: int) -> torch.Tensor:
         """[B, M] fp32: α of the conditional rows, zeros for the unconditional half."""
         if self._alpha is None or self._alpha.shape != (B, M):
             alpha = torch.zeros(B, M)
             if self._token_weights is not None:
-                alpha[-self.images :] = self._token_weights
+                alpha[self._conditional, : self._token_weights.shape[1]] = self._token_weights
             self._alpha = alpha.to(self._session.device)  # once a run: it would be a copy from the host at every step
         return self._alpha
 
     def _region(self) -> torch.Tensor | None:
-        """M [b, N] of Eq. 7 as it was before this step, where the policy guides by region and there are pairs."""
+        """M [b, N] of Eq. 7 as it is before this step, where the policy guides by region and there are pairs."""
         by_region = self._run.policy.spatial_guidance
         if self._selector is None or by_region is None or not self._paired:
             return None
         region = self._selector.region()
         return None if region is None else softened_mask(region, self._latents.grid, by_region.softness)
 
-    def _guided(self, tokens: torch.Tensor, guidance: float | None, region: torch.Tensor | None) -> torch.Tensor:
-        """Rows [B, n, d] to guided predictions [b, n, d] in fp32; `region` [b, n] guides by Eq. 11."""
-        if guidance is None:
-            return tokens.float()
-        uncond, cond = tokens.float().chunk(2)
+    def _guided(self, rows: torch.Tensor, region: torch.Tensor | None) -> torch.Tensor:
+        """Rows [B, N, w] as they are, or with a region [b, N] the guided prediction (Eq. 11) in both halves.
+
+        The pipeline's own u + s(c - u) leaves equal halves as they are, whatever s.
+        """
         by_region = self._run.policy.spatial_guidance
         if region is None or by_region is None:
-            return guided(uncond, cond, guidance)
-        return spatial(uncond, cond, region, by_region)
+            return rows
+        first, second = rows.chunk(2)
+        uncond, cond = (first, second) if self._guidance.layout == "uncond_cond" else (second, first)
+        E = spatial(uncond, cond, region, by_region)
+        if self._guidance.channels is not None:  # the channels behind are never guided
+            C = self._latents.out_channels
+            free = torch.arange(E.shape[-1], device=E.device) % C >= self._guidance.channels
+            E = torch.where(free, cond, E)
+        return torch.cat([E, E])
+
+
+def _padded(tensor: torch.Tensor, axis: int | None, size: int) -> torch.Tensor:
+    """`tensor` with zeros behind its text, up to `size` of them along `axis`; as it is where it has no text."""
+    if axis is None:
+        return tensor
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 1 - axis) + (0, size - tensor.shape[axis]))

@@ -42,7 +42,7 @@ class Scale:
     save_every: int = 250
 
 
-FULL = Scale(20_000, 2_000, 60_000, 5_800, 1_500)
+FULL = Scale(20_000, 2_000, 60_000, 7_000, 1_500)
 SMOKE = Scale(256, 6, 256, 16, 3, save_every=8)
 
 

@@ -14,7 +14,7 @@ from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.contract import GraphContract
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep, example_inputs
-from tests.tiny_sd3 import SD3, tiny_config, tiny_contract, tiny_transformer
+from tests.tiny_sd3 import tiny_config, tiny_step
 
 Exported = tuple[FocusStep, GraphContract, Path]
 
@@ -27,9 +27,9 @@ def silent(phase: str, done: float | None) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Heads of 32, because TensorRT-RTX fuses attention from there on; fp32; any text length."""
     config = tiny_config(qk_norm="rms_norm", dual_attention_layers=[0], attention_head_dim=32, num_attention_heads=2)
-    table, _ = tiny_contract(config)
-    step = FocusStep(tiny_transformer(config), SD3, [0, 2]).eval()
-    return step, table, save_onnx(trace(step, table), table, tmp_path_factory.mktemp("exported"))
+    step = tiny_step(config, [0, 2]).eval()
+    table = step.contract
+    return step, table, save_onnx(trace(step), table, tmp_path_factory.mktemp("exported"))
 
 
 def test_onnxruntime_sessions_equal_the_eager_focus_step_in_every_bucket(exported: Exported, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_onnxruntime_sessions_equal_the_eager_focus_step_in_every_bucket(exporte
         for B in (1, 2):
             inputs = example_inputs(table, n, B=B, M=9 + B)
             with torch.no_grad():
-                wanted = step.run(table, inputs)
+                wanted = step.run(inputs)
             outputs = {name: torch.full(tensor.shape, torch.nan) for name, tensor in wanted.items()}
             session.run(inputs, outputs)
             for name, tensor in wanted.items():

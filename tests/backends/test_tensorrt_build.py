@@ -155,7 +155,8 @@ def test_only_fp32_attention_for_rtx_is_marked_decomposable(tmp_path: Path) -> N
     path = tiny.save(tmp_path, tiny.contract("fp32", dynamic_text=False))
 
     def marked(dtype: str, flavour: Any) -> list[str]:
-        graph, notes = prepare(path, dtype, flavour)
+        prepared = prepare(path, dtype, flavour)
+        graph, notes = prepared.graph, prepared.notes
         assert bool(notes) == (graph is not None)
         model = onnx.ModelProto.FromString(graph or path.read_bytes())
         return [a.name for f in model.functions for node in f.node for a in node.attribute if a.name[:3] == "TRT"]

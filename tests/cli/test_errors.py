@@ -65,7 +65,7 @@ def test_an_unexpected_error_hints_at_the_traceback_and_debug_shows_it(
     [
         (["frobnicate"], "No such command 'frobnicate'; see accelaes-export --help"),
         (["build"], "Missing option '--model'; see accelaes-export build --help"),
-        (["build", "--model", "sd4"], "Model 'sd4' is unknown; there are sd3, shapes"),
+        (["build", "--model", "sd4"], "Model 'sd4' is unknown; there are dit-xl-2, "),
         (["build", "--model", "shapes", "--nope"], "No such option"),
         (["build", "--model", "shapes", "--batch", "two"], "'two' is not a valid integer"),
         (["build", "--model", "shapes", "--buckets", "0,0.5"], "Bucket 0 is not above 0"),

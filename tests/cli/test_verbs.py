@@ -29,7 +29,8 @@ class TestModels:
     def test_json_is_alone_on_stdout(self, command: Command) -> None:
         models = {model["name"]: model for model in json.loads(command("models", "--json").stdout)}
         assert models["sd3"]["tokens"] == 4096
-        assert models["shapes"]["forms"] == ["token"]
+        assert models["shapes"]["forms"] == ["token", "component"]
+        assert models["shapes"]["tokens"] == 144
 
 
 class TestBuild:
@@ -48,7 +49,8 @@ class TestBuild:
 
         monkeypatch.setattr(builder, "build", build)
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
-        more = "--dtype bf16 --buckets 0.25,0.5 --affinity-layers 2 -o here --force --random-weights"
+        more = "--dtype bf16 --buckets 0.25,0.5 --affinity-layers 2 --form component --frames 3 --weights inputs "
+        more += "-o here --force --random-weights"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
         assert result.exit_code == 0, result.stderr
         assert asked == {
@@ -62,6 +64,9 @@ class TestBuild:
             "dtype": "bf16",
             "buckets": "0.25,0.5",
             "affinity_layers": 2,
+            "form": "component",
+            "weights": "inputs",
+            "frames": 3,
             "random_weights": True,
             "seed": 7,
             "force": True,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from accelaes_export.errors import BuildError
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep, example_inputs
-from tests.tiny_sd3 import SD3, tiny_config, tiny_contract, tiny_transformer
+from tests.tiny_sd3 import SD3, tiny_config, tiny_contract, tiny_step, tiny_transformer
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -22,9 +22,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 )
 def exported(request, tmp_path_factory):
     config = tiny_config(**request.param)
-    contract, _ = tiny_contract(config)
-    step = FocusStep(tiny_transformer(config), SD3, [0, 2]).eval()
-    path = save_onnx(trace(step, contract), contract, tmp_path_factory.mktemp("onnx"))
+    step = tiny_step(config, [0, 2]).eval()
+    contract = step.contract
+    path = save_onnx(trace(step), contract, tmp_path_factory.mktemp("onnx"))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return contract, step, path, session
 
@@ -35,7 +35,7 @@ def test_onnx_runtime_agrees_with_eager_for_every_focus_count_batch_and_text(exp
     contract, step, _, session = exported
     inputs = example_inputs(contract, n, B=B, M=M, seed=seed)
     with torch.no_grad():
-        expected = step.run(contract, inputs)
+        expected = step.run(inputs)
     found = session.run(list(expected), {name: tensor.numpy() for name, tensor in inputs.items()})
     for (name, wanted), array in zip(expected.items(), found, strict=True):
         scale = max(1.0, wanted.abs().max().item())
@@ -66,14 +66,13 @@ def test_every_attention_is_one_function_call_with_a_standard_body(exported):
 
 def test_an_input_the_graph_does_not_read_is_an_error():
     config = tiny_config()
-    contract, _ = tiny_contract(config)
+    contract, latents = tiny_contract(config)
 
     class Deaf(FocusStep):
-        def forward(self, hidden_states, timestep, conditioning, focus_index, token_weights, background):
-            constant = torch.ones(hidden_states.shape[0], conditioning[1].shape[1])
-            return super().forward(
-                hidden_states, timestep, (conditioning[0], constant), focus_index, token_weights, background
-            )
+        def forward(self, inputs):
+            at = [spec.name for spec in self.contract.inputs].index("pooled_projections")
+            constant = torch.ones(inputs[0].shape[0], inputs[at].shape[1])
+            return super().forward((*inputs[:at], constant, *inputs[at + 1 :]))
 
     with pytest.raises(BuildError, match="the graph doesn't read"):
-        trace(Deaf(tiny_transformer(config), SD3, [0]), contract)
+        trace(Deaf(tiny_transformer(config), SD3, contract, latents, [0]))

@@ -1,4 +1,4 @@
-"""Small real tokenizers of the two kinds diffusion pipelines carry: CLIP's byte-level BPE and T5's Unigram."""
+"""Small real tokenizers of the kinds diffusion pipelines carry: CLIP's and Qwen's byte-level BPE, T5's Unigram."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ def clip_tokenizer(words: tuple[str, ...] = (), length: int = 77) -> Any:
     """transformers' CLIPTokenizer whose vocabulary merges `words` whole and leaves all others in bytes."""
     from transformers import CLIPTokenizer
 
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = [*map(chr, printable), *(chr(256 + k) for k in range(len(others)))]
+    letters = _bytes()
     merges: dict[tuple[str, str], None] = {}
     for word in words:
         left = word[0]
@@ -24,6 +22,27 @@ def clip_tokenizer(words: tuple[str, ...] = (), length: int = 77) -> Any:
     symbols = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), BEGIN, END]
     vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
     return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=length)
+
+
+def qwen_tokenizer(words: tuple[str, ...] = ()) -> Any:
+    """transformers' Qwen2Tokenizer with chat tokens that merges `words`, each with the space before it, if any."""
+    from transformers import Qwen2Tokenizer
+
+    merges: dict[tuple[str, str], None] = {}
+    for word in words:
+        symbol = word.replace(" ", "\u0120")
+        merges.update({(symbol[:i], symbol[i]): None for i in range(1, len(symbol))})
+    vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys([*_bytes(), *map("".join, merges)]))}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=list(merges))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    return tokenizer
+
+
+def _bytes() -> list[str]:
+    """The 256 bytes as GPT-2 writes them."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [*map(chr, printable), *(chr(256 + k) for k in range(len(others)))]
 
 
 def t5_tokenizer(pieces: tuple[str, ...] = (), padding_side: str = "right") -> Any:

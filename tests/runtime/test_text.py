@@ -163,10 +163,14 @@ def test_positions_are_those_of_diffusers_own_tokenisation():
         assert "".join(pieces).replace("</w>", "").replace("\u2581", "") == "intricateredstar"
 
 
+def room_for(length):
+    return TextSegment(tokenizers=("any",), length=length)
+
+
 @given(prompts, st.sampled_from([CLIP, T5]), st.integers(3, 40))
 @settings(deadline=None, max_examples=100)
 def test_the_cut_part_is_all_that_the_kept_tokens_do_not_hold(prompt, tokenizer, length):
-    cut = cut_words(prompt, tokenizer, length)
+    cut = cut_words(prompt, tokenizer, room_for(length))
     fits = len(tokenizer(prompt)["input_ids"]) <= length
     assert (cut == "") or not fits
     assert prompt.rstrip().endswith(cut)
@@ -177,15 +181,38 @@ def test_the_cut_part_is_all_that_the_kept_tokens_do_not_hold(prompt, tokenizer,
 
 
 def test_cut_words_are_named_and_a_prompt_that_fits_has_none():
-    assert cut_words("red star on intricate star", CLIP, 5) == "intricate star"
-    assert cut_words("red star on intricate star", CLIP, 7) == ""
-    assert cut_words("", CLIP, 7) == ""
+    assert cut_words("red star on intricate star", CLIP, room_for(5)) == "intricate star"
+    assert cut_words("red star on intricate star", CLIP, room_for(7)) == ""
+    assert cut_words("", CLIP, room_for(7)) == ""
 
 
 def test_a_tokenizer_that_cuts_the_beginning_off_is_told_apart():
     tokenizer = clip_tokenizer(("red", "star", "on"), length=20)
     tokenizer.truncation_side = "left"
-    assert cut_words("red star on red", tokenizer, 4) == "red star"
+    assert cut_words("red star on red", tokenizer, room_for(4)) == "red star"
+
+
+def test_a_template_shifts_the_prompts_words_and_weighs_nothing_itself():
+    prompt = "an intricate red star"
+    words = weigh_words(prompt, LexicalScorer())
+
+    def segment(length):  # drops on, the, red and the colon
+        return TextSegment(tokenizers=("any",), length=length, template="on the red: {} on the red", drop=4)
+
+    for tokenizer in (T5, T5_LEFT):  # pipelines that drop the beginning have no padding before it
+        pieces = tokenizer.tokenize(segment(40).template.format(prompt))[4:]
+        weights = token_weights(words, {"any": tokenizer}, [segment(40)])
+        heavy = [piece for piece, weight in zip(pieces, weights.tolist(), strict=False) if weight]
+        assert "".join(heavy).replace("\u2581", "") == "intricateredstar"
+        assert torch.equal(token_weights(words, {"any": tokenizer}, [segment(40)], text_tokens=8), weights[:8])
+    assert cut_words(prompt, T5, segment(7)) == "star"
+    assert cut_words(prompt, T5, segment(8)) == "", "what follows the prompt is cut, and nobody wrote it"
+
+
+def test_a_template_has_one_place_for_the_prompt():
+    for template in ("no place", "{} and {}", "{0}"):
+        with pytest.raises(ValueError, match="template"):
+            TextSegment(tokenizers=("any",), length=40, template=template)
 
 
 def test_text_too_short_for_the_segments_is_refused():
@@ -207,4 +234,4 @@ def test_a_slow_tokenizer_is_refused_with_what_to_do():
     with pytest.raises(MissingComponentError, match=r"tokenizer_3 \(SlowTokenizer\).*use_fast=True"):
         token_weights(weigh_words("red", LexicalScorer()), {"tokenizer_3": SlowTokenizer()}, SD3[1:])
     with pytest.raises(MissingComponentError, match="SlowTokenizer.*AutoTokenizer"):
-        cut_words("red", SlowTokenizer(), 20)
+        cut_words("red", SlowTokenizer(), room_for(20))

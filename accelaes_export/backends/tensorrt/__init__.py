@@ -94,12 +94,14 @@ class TensorRTBackend:
 
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
         from accelaes_export.backends.tensorrt.building import ENGINE_FILE, EngineBuild
+        from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE
 
         self.check(request.contract.dtype, request.targets)
         trt = self.flavour.load()
         targets = self._resolve(request.targets)
         notes = EngineBuild(trt, self.flavour, self._log(trt), self._messages, request, targets).run(progress)
-        return CompiledEngine((ENGINE_FILE,), {self.flavour.module: trt.__version__}, targets, notes)
+        files = (ENGINE_FILE, WEIGHTS_FILE) if request.weights == "inputs" else (ENGINE_FILE,)
+        return CompiledEngine(files, {self.flavour.module: trt.__version__}, targets, notes)
 
     def open(
         self,

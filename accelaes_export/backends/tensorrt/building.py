@@ -11,6 +11,7 @@ from accelaes_export.backends.base import CompileRequest, Progress
 from accelaes_export.backends.onnx_files import external_files, read_graph
 from accelaes_export.backends.tensorrt.flavour import Flavour
 from accelaes_export.backends.tensorrt.messages import Messages, one_line
+from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE, write_weights
 from accelaes_export.backends.tensorrt.preparation import prepare
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import BuildProgress, tensorrt_monitor
@@ -50,6 +51,7 @@ class EngineBuild:
         self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self._network, logger)
         self._config = self._builder.create_builder_config()
+        self._weights: frozenset[str] = frozenset()  # those that are inputs of the network
 
     def run(self, progress: Progress) -> tuple[str, ...]:
         """Write the engine into the request's destination and return notes for the manifest.
@@ -62,6 +64,10 @@ class EngineBuild:
         progress("read ONNX", None)
         notes = self._parse()
         self._configure()
+        if self._weights:
+            progress("write weights", None)
+            write_weights(self._request.onnx, self._weights, self._request.destination / WEIGHTS_FILE)
+            notes = (*notes, f"{len(self._weights)} weights are inputs of the engine, bound from {WEIGHTS_FILE}")
         progress("build engine", 0.0)
         onnx = self._request.onnx
         weights = [onnx.parent / name for name in external_files(read_graph(onnx))]
@@ -77,12 +83,15 @@ class EngineBuild:
 
     def _parse(self) -> tuple[str, ...]:
         request = self._request
-        graph, notes = prepare(request.onnx, request.contract.dtype, self._flavour)
+        prepared = prepare(
+            request.onnx, request.contract.dtype, self._flavour, weights_as_inputs=request.weights == "inputs"
+        )
+        graph, notes, self._weights = prepared.graph, prepared.notes, prepared.weights
         path = str(request.onnx)
         if not (self._parser.parse_from_file(path) if graph is None else self._parser.parse(graph, path)):
             raise BuildError(f"{self._flavour.name} can't read {request.onnx.name}: {self._parser_errors()}.")
         found = {self._network.get_input(i).name for i in range(self._network.num_inputs)}
-        wanted = {spec.name for spec in request.contract.inputs}
+        wanted = {spec.name for spec in request.contract.inputs} | self._weights
         if found != wanted:
             raise BuildError(
                 f"The inputs of {request.onnx.name} differ from its contract in {', '.join(sorted(found ^ wanted))}; "

@@ -10,6 +10,7 @@ from typing import Any
 from accelaes_export.backends.tensorrt.cuda import Cuda
 from accelaes_export.backends.tensorrt.flavour import Flavour, fits
 from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE, load_weights
 from accelaes_export.backends.tensorrt.session import TensorRTSession
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import BundleError, MissingComponentError
@@ -58,8 +59,13 @@ def open_session(
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
                 raise _refusal(trt, flavour, runtime, plan, messages, source, own)
-    _check_engine(engine, source.contract, path)
-    return TensorRTSession(trt, flavour, engine, source.contract, cuda, messages, cuda_graphs=cuda_graphs)
+    weights = {}
+    if WEIGHTS_FILE in source.files:
+        weights = load_weights(source.folder / WEIGHTS_FILE, cuda.device)
+    _check_engine(engine, source.contract, path, frozenset(weights))
+    return TensorRTSession(
+        trt, flavour, engine, source.contract, cuda, messages, cuda_graphs=cuda_graphs, weights=weights
+    )
 
 
 def _refusal(
@@ -95,9 +101,9 @@ def _diagnostics(trt: Any, runtime: Any, plan: Any) -> tuple[str, ...]:
     return tuple(name for name, kind in kinds.items() if int(flags) & int(kind))
 
 
-def _check_engine(engine: Any, contract: GraphContract, path: Path) -> None:
+def _check_engine(engine: Any, contract: GraphContract, path: Path, weights: frozenset[str]) -> None:
     found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
-    wanted = {spec.name for spec in (*contract.inputs, *contract.outputs)}
+    wanted = {spec.name for spec in (*contract.inputs, *contract.outputs)} | weights
     if found != wanted:
         different = ", ".join(sorted(found ^ wanted)[:6])
         raise BundleError(

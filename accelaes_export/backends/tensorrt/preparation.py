@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,21 @@ ATTENTION_FUNCTION = "SparseQueryAttention"
 DECOMPOSABLE = "TRT_decomposable"
 
 
-def prepare(path: Path, dtype: str, flavour: Flavour) -> tuple[bytes | None, tuple[str, ...]]:
-    """The graph to parse in place of the file, serialised, and notes on what was changed; None for an unchanged one.
+@dataclass(frozen=True)
+class Prepared:
+    """The graph to parse in place of the file, serialised (None: the file as it is), notes on what was changed, and
+    the weights that became inputs."""
 
-    The parser takes the bytes together with `path`, beside which it finds the external weights: nothing is
-    written and nothing is duplicated.
+    graph: bytes | None
+    notes: tuple[str, ...] = ()
+    weights: frozenset[str] = frozenset()
+
+
+def prepare(path: Path, dtype: str, flavour: Flavour, *, weights_as_inputs: bool = False) -> Prepared:
+    """What the parser takes together with `path`, beside which it finds the external weights.
+
+    Nothing is written and nothing is duplicated. With `weights_as_inputs`, every matrix of a model with external
+    weights becomes an input of its fixed shape.
     """
     model = read_graph(path)
     for name in external_files(model):
@@ -29,10 +40,27 @@ def prepare(path: Path, dtype: str, flavour: Flavour) -> tuple[bytes | None, tup
             raise InputError(f"The ONNX model {path.name} needs {name} beside it, and {path.parent} has no such file.")
     if flavour.shared_keys_crash:
         refuse_shared_keys(model)
-    if not (flavour.decompose_fp32_attention and dtype == "fp32"):
-        return None, ()
-    marked = mark_decomposable(model)
-    return model.SerializeToString(), (f"fp32 attention is decomposed: {marked} node(s) marked {DECOMPOSABLE}",)
+    decomposed = flavour.decompose_fp32_attention and dtype == "fp32"
+    if not (decomposed or weights_as_inputs):
+        return Prepared(None)
+    notes: tuple[str, ...] = ()
+    if decomposed:
+        notes = (f"fp32 attention is decomposed: {mark_decomposable(model)} node(s) marked {DECOMPOSABLE}",)
+    weights = inputs_for_weights(model) if weights_as_inputs else frozenset()
+    return Prepared(model.SerializeToString(), notes, weights)
+
+
+def inputs_for_weights(model: onnx.ModelProto) -> frozenset[str]:
+    """Turn every matrix kept in external data into a graph input; returns their names."""
+    import onnx
+
+    moved = [tensor for tensor in model.graph.initializer if tensor.external_data and len(tensor.dims) == 2]
+    kept = [tensor for tensor in model.graph.initializer if tensor not in moved]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    for tensor in moved:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return frozenset(tensor.name for tensor in moved)
 
 
 def mark_decomposable(model: onnx.ModelProto) -> int:

@@ -38,6 +38,7 @@ class TensorRTSession:
         cuda: the GPU it runs on.
         messages: what TensorRT's logger collects, for errors.
         cuda_graphs: capture calls that come back with the same shapes and addresses, and replay them.
+        weights: those that are inputs of the engine, by name, on the GPU; all buckets share them.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class TensorRTSession:
         messages: Messages,
         *,
         cuda_graphs: bool,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.contract = contract
         self.device: torch.device = cuda.device
         self._trt, self._flavour, self._engine, self._cuda, self._messages = trt, flavour, engine, cuda, messages
         self._table = TensorTable(contract, cuda.device, ADDRESS_ALIGNMENT)
         self._graphs_wanted = cuda_graphs
+        self._weights = dict(weights or {})
         self._contexts: dict[int, _BucketContext] = {}
         self._lock = threading.Lock()
         # TensorRT wants an address even for a tensor of no elements, such as the background at n = N.
@@ -128,12 +131,12 @@ class TensorRTSession:
         An output nobody asked for is still written: it gets memory of its own, for TensorRT reads outputs back
         where a later layer uses them, so two must never share.
         """
-        addresses = {}
+        addresses = {name: tensor.data_ptr() for name, tensor in self._weights.items()}
         for spec in self.contract.inputs:
             addresses[spec.name] = inputs[spec.name].data_ptr() or self._nothing.data_ptr()
         for spec in self.contract.outputs:
             if spec.name in outputs:
-                addresses[spec.name] = outputs[spec.name].data_ptr()
+                addresses[spec.name] = outputs[spec.name].data_ptr() or self._nothing.data_ptr()
                 continue
             if spec.name not in bucket.unread:
                 largest = spec.sized(self.contract.sizes(sizes.n))

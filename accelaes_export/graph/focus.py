@@ -1,0 +1,150 @@
+"""What one focus step carries through the blocks, in either form.
+
+Processors and hooks are installed once and hold the focus; `begin` gives it a step's tensors. A focus belongs to
+one FocusStep and serves one call at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, TOKEN_WEIGHTS
+from accelaes_export.graph.attention import sparse_query_attention
+
+
+class TokenFocus:
+    """Only focus tokens go through the network; attention reads the background's cached keys and values.
+
+    Args:
+        cache: names of the cached tensors, keys and values by turns.
+        affinity_layers: layers whose attention to the text makes the affinity.
+    """
+
+    def __init__(self, cache: Sequence[str], affinity_layers: Sequence[int]) -> None:
+        self._names = tuple(cache)
+        self._layers = frozenset(affinity_layers)
+
+    def begin(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """Take a step's inputs by name; what the step before left is dropped."""
+        self._index = inputs[FOCUS_INDEX]  # [B, n]
+        self._weights = inputs.get(TOKEN_WEIGHTS)  # [B, M]
+        self._background = [inputs[f"{name}_bg"] for name in self._names]
+        self._fresh: list[torch.Tensor | None] = [None] * len(self._names)
+        self._affinities: list[torch.Tensor] = []
+
+    @property
+    def text_tokens(self) -> int:
+        """M."""
+        return 0 if self._weights is None else self._weights.shape[1]
+
+    @property
+    def order(self) -> torch.Tensor:
+        """[B, s]: the tokens that go through the network."""
+        return self._index
+
+    def gather(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, N, D] to [B, s, D]."""
+        return torch.gather(tokens, 1, self.order[..., None].expand(-1, -1, tokens.shape[-1]))
+
+    def rows(self, table: torch.Tensor) -> torch.Tensor:
+        """[N, d] to [B, s, d]."""
+        return table[self.order]
+
+    def queries(self, tokens: torch.Tensor, *, text_first: bool = False) -> torch.Tensor:
+        """All of them: every token that is here is computed."""
+        return tokens
+
+    def attend(
+        self,
+        slot: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        text: int = 0,
+        text_first: bool = False,
+        scale: float | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See backbones.base.Focus."""
+        image = slice(text, None) if text_first else slice(0, k.shape[2] - text)
+        self._fresh[2 * slot], self._fresh[2 * slot + 1] = k[:, :, image], v[:, :, image]
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        k_bg, v_bg = self._background[2 * slot], self._background[2 * slot + 1]
+        mask = None if bias is None else _over_keys(bias, q, k, k_bg, text_first)
+        return sparse_query_attention(q, k, v, k_bg, v_bg, scale, mask)
+
+    def observe(self, layer: int, q: torch.Tensor, text_k: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """Eq. 6 for one layer: mean over heads of Σ_j α_j A[i, j], A the softmax over the text alone (Eq. 2)."""
+        if layer not in self._layers:
+            return
+        assert self._weights is not None, "a layer that reads text is in a model with text"
+        B, H, n, hd = q.shape
+        q = q.unflatten(1, (text_k.shape[1], -1)).flatten(2, 3)  # query heads beside the key head they share
+        scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * hd**-0.5
+        if bias is not None:
+            scores = scores + bias[:, None, None, :].float()
+        weighted = (torch.softmax(scores, dim=-1) * self._weights[:, None, None, :]).sum(dim=-1)  # [B, Hkv, H/Hkv·n]
+        self._affinities.append(weighted.reshape(B, H, n).mean(dim=1))
+
+    @property
+    def affinity(self) -> torch.Tensor:
+        """[B, n] fp32, the mean over the chosen layers."""
+        return torch.stack(self._affinities).mean(dim=0)
+
+    @property
+    def fresh(self) -> list[torch.Tensor]:
+        """What is to be cached of this step's tokens, in the order of the names: [B, Hkv, n, hd]."""
+        return [tensor for tensor in self._fresh if tensor is not None]
+
+
+class ComponentFocus(TokenFocus):
+    """All tokens go through the network, focus first; the background's part outputs are the cached ones (Eq. 8-10).
+
+    Keys and values are made of all tokens; queries, attention, projections and feed-forward only of focus tokens.
+    """
+
+    def begin(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        super().begin(inputs)
+        self._all = torch.cat([self._index, inputs[BACKGROUND_INDEX]], dim=1)
+
+    @property
+    def order(self) -> torch.Tensor:
+        return self._all
+
+    def queries(self, tokens: torch.Tensor, *, text_first: bool = False) -> torch.Tensor:
+        text = self.text_tokens if text_first else 0
+        return tokens[:, : text + self._index.shape[1]]
+
+    def attend(
+        self,
+        slot: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        text: int = 0,
+        text_first: bool = False,
+        scale: float | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        k_bg, v_bg = k[:, :, :0], v[:, :, :0]
+        mask = None if bias is None else _over_keys(bias, q, k, k_bg, text_first)
+        return sparse_query_attention(q, k, v, k_bg, v_bg, scale, mask)
+
+    def complete(self, slot: int, computed: torch.Tensor, *, text_first: bool = False) -> torch.Tensor:
+        """A part's output [B, (M +) n, D] with the background's cached rows behind it: [B, (M +) N, D]."""
+        self._fresh[slot] = computed[:, self.text_tokens if text_first else 0 :].unsqueeze(1)
+        return torch.cat([computed, self._background[slot].squeeze(1)], dim=1)
+
+
+def _over_keys(
+    bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor, k_bg: torch.Tensor, text_first: bool
+) -> torch.Tensor:
+    """The text's bias [B, M] with zeros for the image, [B, 1, nq, nk + m]: ONNX Runtime wants a row a query."""
+    image, background = k.shape[2] - bias.shape[1], k_bg.shape[2]
+    around = (0, image + background) if text_first else (image, background)
+    return torch.nn.functional.pad(bias, around)[:, None, None].expand(-1, -1, q.shape[2], -1)

@@ -1,0 +1,146 @@
+"""From a pipeline's call of its transformer to the engine's inputs, as the manifest describes the call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from accelaes_export.contract import TIMESTEP
+from accelaes_export.errors import InputError
+from accelaes_export.manifest import Manifest
+
+ROPE = "image_rotary_emb"
+"""An argument some pipelines make at every step: complex rotations [rows, columns, hd/2] of a grid at least the
+picture's. The engine takes its cosines and sines, `rope_cos` and `rope_sin`, [N, hd/2]."""
+
+IDS = "img_ids"
+"""Positions [N, 3] of packed tokens, which say by themselves how many rows and columns a picture has."""
+
+SHAPES = "img_shapes"
+"""The same said in words: for every prompt its pictures' frames, rows and columns of tokens."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the transformer.
+
+    Attributes:
+        hidden_states, timestep: as given.
+        conditioning: the engine's other inputs by name.
+        renewed: whether keys made before were rotated by another table.
+    """
+
+    hidden_states: torch.Tensor
+    timestep: torch.Tensor
+    conditioning: Mapping[str, torch.Tensor]
+    renewed: bool
+
+
+class Arguments:
+    """Reads calls; remembers the last rotation table, to notice another one."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._call = manifest.call
+        self._names = manifest.contract.conditioning
+        self._text = manifest.contract.text_input
+        self._optional = tuple(spec.name for spec in manifest.contract.inputs if spec.optional)
+        self._grid = manifest.latents.grid
+        self._size = ", ".join(f"{name}={value}" for name, value in manifest.latents.size.items())
+        self._rotations: torch.Tensor | None = None
+        self._ids: torch.Tensor | None = None
+
+    def read(self, hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """The call's tensors by the engine's names.
+
+        Raises:
+            InputError: a tensor the engine needs is missing, an argument it has no input for is given (control
+                residuals, skipped layers, LoRA scale), or a value it wasn't built for.
+        """
+        given = _flat(dict(zip(self._call.signature[1:], args, strict=False)) | dict(kwargs))
+        renewed = self._rotate(given)
+        self._check_grid(given.get(IDS))
+        for pictures in given.get(SHAPES) or ():
+            self._check_shapes(pictures)
+        for name, built in self._call.fixed.items():
+            value = given.pop(name, None)
+            if value != built:
+                raise InputError(
+                    f"The transformer call has {name} = {value!r}, but this bundle was built for {built!r}; "
+                    "leave the pipeline's option as the bundle has it, or build again."
+                )
+        conditioning = {name: given.pop(name, None) for name in self._names}
+        text = None if self._text is None else conditioning[self._text]
+        for name in self._optional:
+            if conditioning[name] is None and text is not None:
+                conditioning[name] = text.new_ones(text.shape[:2])
+        timestep = given.pop(TIMESTEP, None)
+        missing = [name for name, tensor in {**conditioning, TIMESTEP: timestep}.items() if tensor is None]
+        if missing:
+            raise InputError(f"The transformer call lacks {', '.join(missing)}, which this bundle's engine needs.")
+        extra = [name for name, value in given.items() if value is not None and name not in self._call.built_in]
+        if extra:
+            raise InputError(
+                f"The engine has no input for {', '.join(extra)}; leave it out, or ax.restore(pipe) for this call."
+            )
+        assert timestep is not None
+        if timestep.ndim > 1:
+            raise InputError(
+                f"The transformer call has {timestep.shape[1]} timesteps a row, one for every token (expand_timesteps "
+                "of Wan 2.2), but the engine takes one; ax.restore(pipe) for this pipeline."
+            )
+        return Call(hidden_states, timestep, {name: t for name, t in conditioning.items() if t is not None}, renewed)
+
+    def _check_grid(self, ids: torch.Tensor | None) -> None:
+        """InputError for ids of another grid, which may have as many tokens: 48x64 pixels and 64x48.
+
+        Asked once of the ids that a run hands over at every step, as the answer is waited for.
+        """
+        if ids is None or ids is self._ids:
+            return
+        rows, columns = (int(last) + 1 for last in ids.flatten(0, -2)[-1, -2:].tolist())
+        if (rows, columns) != self._grid:
+            raise self._other_grid(IDS, f"{rows} x {columns}")
+        self._ids = ids
+
+    def _check_shapes(self, pictures: Any) -> None:
+        """The same for the shapes of one prompt's pictures, a list of them or one alone."""
+        shapes = [pictures] if isinstance(pictures, tuple) else pictures
+        if [tuple(shape[1:]) for shape in shapes] != [self._grid]:
+            raise self._other_grid(SHAPES, " and ".join(f"{rows} x {columns}" for _, rows, columns in shapes))
+
+    def _other_grid(self, name: str, given: str) -> InputError:
+        return InputError(
+            f"The call's {name} number {given} tokens, and this bundle's pictures have "
+            f"{self._grid[0]} x {self._grid[1]}; call the pipeline with {self._size}, or build a bundle for that size."
+        )
+
+    def _rotate(self, given: dict[str, Any]) -> bool:
+        """Put the picture's part of a rotation table in the engine's form; True if it differs from the last one."""
+        if "rope_cos" not in self._names:
+            return False
+        table = given.pop(ROPE, None)
+        if table is None:
+            return False
+        rows, columns = self._grid
+        if table.shape[0] < rows or table.shape[1] < columns:
+            raise InputError(
+                f"The rotation table covers {table.shape[0]} x {table.shape[1]} tokens, and this bundle's pictures "
+                f"have {rows} x {columns}."
+            )
+        own = table[:rows, :columns].flatten(0, 1)
+        # On the host, where pipelines make the table: the device isn't asked.
+        renewed = self._rotations is not None and not torch.equal(own, self._rotations)
+        self._rotations = own
+        given["rope_cos"], given["rope_sin"] = own.real.contiguous(), own.imag.contiguous()
+        return renewed
+
+
+def _flat(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that come in a dictionary, by their own names, and {} as nothing."""
+    flat: dict[str, Any] = {}
+    for name, value in given.items():
+        flat.update(value if isinstance(value, Mapping) else {name: value})
+    return flat

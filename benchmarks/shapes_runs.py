@@ -1,0 +1,206 @@
+"""Whole runs of the shipped checkpoint: their time, their pictures, and how both are shown."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import accelaes_export as ax
+from accelaes_export.bundle import Bundle
+from accelaes_export.policies.base import Policy
+from accelaes_export.runtime.generate import load_pipeline
+from benchmarks.shapes_quality import attribute_accuracy, heldout, psnr
+
+BATCH = 8  # images a call in the quality runs
+console = Console()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy on a bundle, for a number of steps."""
+
+    bundle: Bundle
+    policy: Policy
+    steps: int = 28
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the 10th and 90th percentile."""
+    low, high = np.percentile(values, [10, 90])
+    return {"median": statistics.median(values), "p10": float(low), "p90": float(high)}
+
+
+def interleaved(work: dict[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Seconds of every piece of work, one after the other in each round; one round before them warms up."""
+    for piece in work.values():
+        piece()
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in track(range(rounds), title, console=console):
+        for name, piece in work.items():
+            started = time.perf_counter()
+            piece()
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def sample(
+    pipe: Any,
+    prompts: list[str],
+    steps: int,
+    bundle: Bundle,
+    seed: int = 0,
+    output: str = "latent",
+    until: int | None = None,
+    keep: list[torch.Tensor] | None = None,
+) -> Any:
+    """Pictures or latents of a batch; every prompt has a seed of its own.
+
+    The run is cancelled after step `until`; the latents after every step are added to `keep`.
+    """
+
+    def after_step(pipeline: Any, i: int, _: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        pipeline._interrupt = i == until
+        if keep is not None:
+            keep.append(kwargs["latents"].clone())
+        return kwargs
+
+    latents = bundle.manifest.latents
+    return pipe(
+        prompts,
+        height=latents.height * latents.vae_scale,
+        width=latents.width * latents.vae_scale,
+        num_inference_steps=steps,
+        guidance_scale=bundle.manifest.defaults.guidance,
+        generator=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
+        max_sequence_length=bundle.manifest.text[-1].length,
+        output_type=output,
+        callback_on_step_end=after_step,
+    ).images
+
+
+def denoise_times(cases: Mapping[str, Case], rounds: int) -> list[dict[str, Any]]:
+    """Whole denoising runs through the pipeline, text encoding and VAE left out; the first case is what all others
+    are compared with, round by round."""
+    pipe = pipeline_of(cases)
+    prompt = heldout(1)[0].caption
+    reports: dict[str, Any] = {}
+
+    def run(label: str) -> None:
+        case = cases[label]
+        ax.accelerate(pipe, case.bundle, case.policy)
+        sample(pipe, [prompt], case.steps, case.bundle)
+        reports[label] = pipe.transformer.report()
+
+    seconds: dict[str, list[float]] = {label: [] for label in cases}
+    for label in cases:
+        run(label)
+    for _ in track(range(rounds), "denoise", console=console):
+        for label in cases:
+            run(label)
+            seconds[label].append(reports[label].seconds)
+    reference = next(iter(seconds.values()))
+    rows = []
+    for label, values in seconds.items():
+        report, case = reports[label], cases[label]
+        cost = flop_cost(report, case.bundle)
+        rows.append(
+            {
+                "policy": label,
+                "plan": str(report.plan),
+                "token_steps": report.cost,
+                "flop_cost": cost,
+                "flop_limit": case_cost(reports, cases) / cost,
+                "milliseconds": spread([1e3 * t for t in values]),
+                "dense_over_this": spread([d / t for d, t in zip(reference, values, strict=True)]),
+            }
+        )
+    return rows
+
+
+def case_cost(reports: Mapping[str, Any], cases: Mapping[str, Case]) -> float:
+    """The first case's cost, which the others are compared with."""
+    label = next(iter(cases))
+    return flop_cost(reports[label], cases[label].bundle)
+
+
+def flop_cost(report: Any, bundle: Bundle) -> float:
+    """A run's counted FLOPs in dense steps."""
+    flops = bundle.manifest.bucket_flops
+    return sum(flops[step.n] for step in report.steps if step.n) / flops[bundle.manifest.contract.tokens]
+
+
+def pipeline_of(cases: Mapping[str, Case]) -> Any:
+    """The pipeline all cases share."""
+    pipe = load_pipeline(next(iter(cases.values())).bundle)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def quality(cases: Mapping[str, Case], prompts: int) -> list[dict[str, Any]]:
+    """Every case on the held-out prompts; PSNR to the first case's pictures."""
+    pipe = pipeline_of(cases)
+    scenes = heldout(prompts)
+    pictures: dict[str, np.ndarray] = {}
+    costs: dict[str, float] = {}
+    for label, case in cases.items():
+        ax.accelerate(pipe, case.bundle, case.policy)
+        parts = []
+        for first in track(range(0, len(scenes), BATCH), label, console=console):
+            batch = [scene.caption for scene in scenes[first : first + BATCH]]
+            parts.append(sample(pipe, batch, case.steps, case.bundle, seed=1000 + first, output="np"))
+        pictures[label] = np.concatenate(parts)
+        costs[label] = flop_cost(pipe.transformer.report(), case.bundle)
+    reference = next(iter(pictures.values()))
+    return [
+        {
+            "policy": label,
+            "flop_cost": costs[label],
+            **attribute_accuracy(made, scenes),
+            "psnr_to_dense": psnr(made, reference),
+        }
+        for label, made in pictures.items()
+    ]
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
+    packages = ("torch", "diffusers", "onnxruntime", "onnx", "onnxscript")
+    return {
+        "date": date.today().isoformat(),
+        "cpu": model or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in packages},
+    }
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of plain values; spreads as median and range."""
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        text = f"{value['median']:.3g} ({value['p10']:.3g}-{value['p90']:.3g})"
+        return f"{value['of_mean_error']:.1f}; {text}" if "of_mean_error" in value else text
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
