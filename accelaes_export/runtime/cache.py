@@ -1,4 +1,4 @@
-"""The background cache: every layer's keys and values of all N tokens, kept on the device between steps."""
+"""The background cache: every layer's keys and values, or part outputs, of all N tokens, kept on the device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from accelaes_export.contract import GraphContract
+from accelaes_export.dtypes import torch_dtype
 from accelaes_export.runtime.buffers import StepBuffers
 
 
@@ -20,7 +21,7 @@ class _Segment:
 
 
 class BackgroundCache:
-    """Keys and values of one batch of images.
+    """What is cached of one batch of images: keys and values (token form) or part outputs (component form).
 
     Dense steps write straight into the full tensors (they are the engine's output buffers). A sparse step reads the
     background's rows, gathered once for as long as neither the rows nor the full tensors change, into buffers that
@@ -29,12 +30,12 @@ class BackgroundCache:
     Args:
         contract: the graph's tensor table.
         rows: B, guidance pairs included.
-        device, dtype: of keys and values.
+        device: where they are.
     """
 
-    def __init__(self, contract: GraphContract, rows: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, contract: GraphContract, rows: int, device: torch.device) -> None:
         self._entries = contract.cache
-        self._dtype = dtype
+        self._dtype = dtype = torch_dtype(contract.dtype)
         self._buffers = StepBuffers(device)
         self._segments: dict[int, _Segment] = {}  # by m
         self.full = {
@@ -48,14 +49,14 @@ class BackgroundCache:
             segment.stale = True
 
     def fresh(self, n: int) -> dict[str, torch.Tensor]:
-        """Buffers [B, Hkv, n, hd] for a sparse step's own keys and values."""
+        """Buffers [B, Hkv, n, hd] for what a sparse step makes anew."""
         return {
             name: self._buffers.empty(name, (full.shape[0], full.shape[1], n, full.shape[3]), self._dtype)
             for name, full in self.full.items()
         }
 
     def write(self, focus_index: torch.Tensor, fresh: Mapping[str, torch.Tensor]) -> None:
-        """Write a sparse step's keys and values [B, Hkv, n, hd] back at focus_index [B, n]."""
+        """Write a sparse step's cached tensors [B, Hkv, n, hd] back at focus_index [B, n]."""
         for entry in self._entries:
             index = focus_index[:, None, :, None].expand(-1, entry.heads, -1, entry.head_dim)
             self.full[entry.name].scatter_(2, index, fresh[entry.name])

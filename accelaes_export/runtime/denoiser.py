@@ -16,8 +16,9 @@ from accelaes_export.errors import InputError
 from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.policies.base import Selector
 from accelaes_export.policies.plan import StepKind
+from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.report import RunReport, StepTimer
-from accelaes_export.runtime.trajectory import Conditions, Run, Trajectory
+from accelaes_export.runtime.trajectory import Run, Trajectory
 
 CONDITIONAL = "cond"
 """The branch whose text is the prompt, as diffusers' `cache_context` calls it."""

@@ -23,9 +23,10 @@ from accelaes_export.policies import named
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.arguments import Arguments
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
+from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.prompts import PromptWeights, Texts
 from accelaes_export.runtime.report import RunReport
-from accelaes_export.runtime.trajectory import Conditions, Run
+from accelaes_export.runtime.trajectory import Run
 
 _FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
 _REMEMBERED = 4  # prompts and negative prompts of a run or two

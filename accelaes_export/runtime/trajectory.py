@@ -15,17 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from accelaes_export.backends.base import Session
-from accelaes_export.contract import (
-    AFFINITY,
-    BACKGROUND_INDEX,
-    BACKGROUND_PREDICTION,
-    FOCUS_INDEX,
-    FOCUS_PREDICTION,
-    HIDDEN_STATES,
-    TIMESTEP,
-    TOKEN_WEIGHTS,
-)
-from accelaes_export.dtypes import torch_dtype
+from accelaes_export.contract import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
 from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.patches import unpatchify
 from accelaes_export.policies.base import Policy, Selector
@@ -33,8 +23,8 @@ from accelaes_export.policies.guidance import softened_mask, spatial
 from accelaes_export.policies.history import History
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.selection import background_of
-from accelaes_export.runtime.buffers import StepBuffers
 from accelaes_export.runtime.cache import BackgroundCache
+from accelaes_export.runtime.engine_calls import Conditions, EngineCalls
 
 
 @dataclass(frozen=True)
@@ -52,23 +42,6 @@ class Run:
     plan: Plan
     clock: Sequence[float]
     token_weights: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """A step's inputs beside its index.
-
-    Attributes:
-        hidden_states: [B, ...] latents as the pipeline hands them over.
-        timestep: [B].
-        conditioning: the remaining inputs by name, [B, ...], or without a batch axis where the contract has none.
-        paired: whether the rows are both halves of guidance pairs, in the order the family's pipelines have.
-    """
-
-    hidden_states: torch.Tensor
-    timestep: torch.Tensor
-    conditioning: Mapping[str, torch.Tensor]
-    paired: bool
 
 
 @dataclass(frozen=True)
@@ -111,14 +84,10 @@ class Trajectory:
         self._guidance = guidance
         self._run = run
         self._token_weights = token_weights
-        self._names, self._text = session.contract.has, session.contract.text_input
-        self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in session.contract.inputs}
-        self._text_axes = {spec.name: spec.shape.index("M") for spec in session.contract.inputs if "M" in spec.shape}
-        self._dtype = torch_dtype(session.contract.dtype)
+        self._calls = EngineCalls(session)
         self._selector = selector
         self._observed = run.policy.affinity_steps(run.plan) if conditional else frozenset[int]()
         self._paired: bool | None = None
-        self._buffers = StepBuffers(session.device)
         self._forget()
 
     def _forget(self) -> None:
@@ -167,7 +136,7 @@ class Trajectory:
         """Compute every token: the model's own output [B, N, w]."""
         B, N, device = now.hidden_states.shape[0], self._latents.tokens, self._session.device
         if self._cache is None:
-            self._cache = BackgroundCache(self._session.contract, B, device, self._dtype)
+            self._cache = BackgroundCache(self._session.contract, B, device)
             self._everything = torch.arange(N, device=device).expand(B, N).contiguous()
             self._nothing = self._everything[:, :0].contiguous()
         tokens = self._engine(i, self._everything, self._nothing, now, self._cache.full)[FOCUS_PREDICTION]
@@ -208,29 +177,10 @@ class Trajectory:
     ) -> Mapping[str, torch.Tensor]:
         """One session call: its outputs by name. `fresh` are buffers for what is cached (none: it isn't fetched)."""
         assert self._cache is not None
-        contract, buffers = self._session.contract, self._buffers
-        B, n = focus_rows.shape
-        M = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
-        given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
-        if contract.window(M) != M:
-            M = contract.window(M)
-            given = {name: _padded(tensor, self._text_axes.get(name), M) for name, tensor in given.items()}
-        inputs = {
-            **{name: buffers.holding(name, tensor, self._dtypes[name]) for name, tensor in given.items()},
-            FOCUS_INDEX: focus_rows,
-            **self._cache.background(background_rows),
-        }
-        if TOKEN_WEIGHTS in self._names:
-            inputs[TOKEN_WEIGHTS] = self._weights(B, M)
-        if BACKGROUND_INDEX in self._names:
-            inputs[BACKGROUND_INDEX] = background_rows
-        shapes = contract.output_shapes(contract.sizes(n, B, M))
-        wanted = [FOCUS_PREDICTION, *([BACKGROUND_PREDICTION] if BACKGROUND_PREDICTION in shapes else [])]
-        outputs = {name: buffers.empty(name, shapes[name], self._dtype) for name in wanted} | dict(fresh)
+        weights = self._weights(focus_rows.shape[0], self._calls.text_tokens(now))
         observed = self._selector is not None and i in self._observed
-        if observed:
-            outputs[AFFINITY] = buffers.empty(AFFINITY, shapes[AFFINITY], torch.float32)
-        self._session.run(inputs, outputs)
+        cached = self._cache.background(background_rows)
+        outputs = self._calls.run(now, focus_rows, background_rows, weights, cached, fresh, affinity=observed)
         if observed:
             assert self._selector is not None
             self._selector.observe(i, outputs[AFFINITY][self._conditional])
@@ -275,10 +225,3 @@ class Trajectory:
             free = torch.arange(E.shape[-1], device=E.device) % C >= self._guidance.channels
             E = torch.where(free, cond, E)
         return torch.cat([E, E])
-
-
-def _padded(tensor: torch.Tensor, axis: int | None, size: int) -> torch.Tensor:
-    """`tensor` with zeros behind its text, up to `size` of them along `axis`; as it is where it has no text."""
-    if axis is None:
-        return tensor
-    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 1 - axis) + (0, size - tensor.shape[axis]))

@@ -15,7 +15,7 @@ N, HEADS, HD = 48, 4, 16
 
 
 def filled(rows=2, seed=0):
-    cache = BackgroundCache(CONTRACT, rows, torch.device("cpu"), torch.float32)
+    cache = BackgroundCache(CONTRACT, rows, torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     for tensor in cache.full.values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator))

@@ -15,7 +15,8 @@ from accelaes_export.policies import AccelAes, Dense, Plan, SpatialGuidance, Ste
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.selection import top_tokens
 from accelaes_export.runtime.denoiser import Denoiser
-from accelaes_export.runtime.trajectory import Conditions, Run
+from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.trajectory import Run
 from tests.eager_session import EagerSession
 from tests.tiny_sd3 import SD3, tiny_config, tiny_step, tiny_transformer
 

@@ -1,0 +1,100 @@
+"""From a step's tensors to one session call: the contract's names and dtypes, in buffers that keep their addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from accelaes_export.backends.base import Session
+from accelaes_export.contract import (
+    AFFINITY,
+    BACKGROUND_INDEX,
+    BACKGROUND_PREDICTION,
+    FOCUS_INDEX,
+    FOCUS_PREDICTION,
+    HIDDEN_STATES,
+    TIMESTEP,
+    TOKEN_WEIGHTS,
+)
+from accelaes_export.dtypes import torch_dtype
+from accelaes_export.runtime.buffers import StepBuffers
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """A step's inputs beside its index.
+
+    Attributes:
+        hidden_states: [B, ...] latents as the pipeline hands them over.
+        timestep: [B].
+        conditioning: the remaining inputs by name, [B, ...], or without a batch axis where the contract has none.
+        paired: whether the rows are both halves of guidance pairs, in the order the family's pipelines have.
+    """
+
+    hidden_states: torch.Tensor
+    timestep: torch.Tensor
+    conditioning: Mapping[str, torch.Tensor]
+    paired: bool
+
+
+class EngineCalls:
+    """The calls of one trajectory. What is the same at every step is looked up once."""
+
+    def __init__(self, session: Session) -> None:
+        contract = session.contract
+        self._session = session
+        self._buffers = StepBuffers(session.device)
+        self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
+        self._text = contract.text_input
+        self._text_axes = {spec.name: spec.shape.index("M") for spec in contract.inputs if "M" in spec.shape}
+        self._predictions = [name for name in (FOCUS_PREDICTION, BACKGROUND_PREDICTION) if name in self._dtypes]
+
+    def text_tokens(self, now: Conditions) -> int:
+        """M of the call; a fixed window that takes shorter texts runs at its own length."""
+        contract = self._session.contract
+        given = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
+        return contract.window(given)
+
+    def run(
+        self,
+        now: Conditions,
+        focus_rows: torch.Tensor,
+        background_rows: torch.Tensor,
+        weights: torch.Tensor,
+        cached: Mapping[str, torch.Tensor],
+        fresh: Mapping[str, torch.Tensor],
+        *,
+        affinity: bool,
+    ) -> Mapping[str, torch.Tensor]:
+        """One focus step; its outputs by name, in buffers that the next call of this kind writes over.
+
+        Args:
+            focus_rows, background_rows: [B, n] and [B, m].
+            weights: token weights [B, M].
+            cached: the background's inputs.
+            fresh: buffers for what is to be cached; what is left out isn't fetched.
+            affinity: whether the affinity is fetched.
+        """
+        contract, buffers = self._session.contract, self._buffers
+        (B, n), M = focus_rows.shape, self.text_tokens(now)
+        given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
+        inputs = {
+            name: buffers.holding(name, _padded(tensor, self._text_axes.get(name), M), self._dtypes[name])
+            for name, tensor in given.items()
+        }
+        ours = {FOCUS_INDEX: focus_rows, BACKGROUND_INDEX: background_rows, TOKEN_WEIGHTS: weights}
+        inputs |= {name: tensor for name, tensor in ours.items() if name in self._dtypes} | dict(cached)
+        shapes = contract.output_shapes(contract.sizes(n, B, M))
+        wanted = [*self._predictions, *([AFFINITY] if affinity else [])]
+        outputs = {name: buffers.empty(name, shapes[name], self._dtypes[name]) for name in wanted} | dict(fresh)
+        self._session.run(inputs, outputs)
+        return outputs
+
+
+def _padded(tensor: torch.Tensor, axis: int | None, size: int) -> torch.Tensor:
+    """`tensor` with zeros behind its text, up to `size` of them along `axis`; as it is where nothing is missing."""
+    if axis is None or tensor.shape[axis] == size:
+        return tensor
+    return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 1 - axis) + (0, size - tensor.shape[axis]))
