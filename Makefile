@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+WORKERS ?= 2
 PROMPT ?= an intricate red star on the left, plain blue background
 
 .PHONY: demo test lint venv clean
@@ -29,8 +30,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# One thread each: two workers keep two cores busy, and more would wait for each other.
 test: lint
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS)
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

@@ -86,8 +86,9 @@ def build(
     """
     progress = progress or Silent()
     recipe = recipes.load(model)
-    if affinity_layers is not None:
-        recipe = recipe.model_copy(update={"affinity_blocks": None})  # what is asked for now holds
+    if affinity_layers is not None or checkpoint is not None:
+        # Where blocks look is a property of trained weights: the recipe's choice is for its own checkpoint.
+        recipe = recipe.model_copy(update={"affinity_blocks": None})
     plan = plan_build(
         recipe.override(
             checkpoint=None if checkpoint is None else str(checkpoint),

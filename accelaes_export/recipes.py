@@ -41,7 +41,8 @@ class BuildRecipe(BaseModel):
         batch: images per call; guidance doubles the rows.
         buckets: fractions n/N < 1, ascending; dense (1.0) is always built beside them.
         affinity_every: the affinity averages every k-th block's text attention; 1 is all of them.
-        affinity_blocks: the blocks by number instead, where it is known which of them look where the words point.
+        affinity_blocks: the blocks by number instead, where it is known which of this checkpoint's look where the words
+            point; another checkpoint falls back to `affinity_every`.
         text: runs of text positions in sequence order; their lengths add up to M. Empty for models without text.
         token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
         anchors: anchor phrases, or None for the policy's own.

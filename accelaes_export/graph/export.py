@@ -17,7 +17,7 @@ from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_in
 from accelaes_export.graph.function import OPSET, finish_model, translate
 
 ONNX_NAME = "focus_step.onnx"
-EXTERNAL_FROM = int(0.9 * 2**31)  # bytes of weights; a protobuf message may have 2**31, so they go beside the file
+EXTERNAL_FROM = 2**28  # bytes of weights; a protobuf message may have 2**31, and is copied a few times on its way
 TEXT_LIMIT = 4096  # longest text an exported graph takes; tables of the supported families end far below
 
 
@@ -70,7 +70,7 @@ def save_onnx(
     *,
     external: bool = False,
 ) -> Path:
-    """Write `focus_step.onnx` (and, over 2 GB, its external data) into an existing folder; returns its path.
+    """Write `focus_step.onnx` (and, over 256 MB, its external data) into an existing folder; returns its path.
 
     Args:
         read: the weights that a hollow model was traced without, by their names in the program; each is read when
