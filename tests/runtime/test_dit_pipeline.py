@@ -16,6 +16,7 @@ from accelaes_export.backbones.checkpoints import complete_config, random_transf
 from accelaes_export.cli import main
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
+from tests.trajectories import follows
 
 DIT = backbone("dit")
 CLASSES = {2: "great white shark, white shark", 207: "golden retriever"}
@@ -86,12 +87,6 @@ def sample(pipe, classes=(207,), steps=8, stop_after=None, **options):
     finally:
         del pipe.scheduler.step
     return trajectory
-
-
-def follows(found, expected):
-    """Whether all steps' latents are the same to 1e-4 of their range."""
-    assert len(found) == len(expected) > 0
-    return all((x - y).abs().max() <= 1e-4 * y.abs().max() for x, y in zip(found, expected, strict=True))
 
 
 def test_dense_follows_the_untouched_pipeline_and_restore_brings_it_back(pipe, bundle):

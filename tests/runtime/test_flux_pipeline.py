@@ -15,6 +15,7 @@ from accelaes_export.backbones.checkpoints import complete_config
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import clip_tokenizer, t5_tokenizer
+from tests.trajectories import follows
 
 PROMPT = "an intricate red star on the left"
 OTHER = "a glossy green circle"
@@ -120,11 +121,6 @@ def sample(pipe, prompt=PROMPT, **options):
     }
     pipe(prompt, **defaults | SIZE | options)
     return trajectory
-
-
-def follows(found, expected):
-    """Whether all steps' latents are the same to 1e-4 of their range."""
-    return all((x - y).abs().max() <= 1e-4 * y.abs().max() for x, y in zip(found, expected, strict=True))
 
 
 def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):

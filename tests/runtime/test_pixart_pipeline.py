@@ -14,6 +14,7 @@ from accelaes_export.backbones.checkpoints import complete_config, random_transf
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import t5_tokenizer
+from tests.trajectories import follows
 
 PIXART = backbone("pixart")
 PROMPT = "An INTRICATE red Star on the left"  # T5 gets it in small letters
@@ -123,12 +124,6 @@ def sample(pipe, prompt=PROMPT, **options):
     }
     pipe(prompt, **defaults | SIZE | options)
     return trajectory
-
-
-def follows(found, expected):
-    """Whether all steps' latents are the same to 1e-4 of their range."""
-    assert len(found) == len(expected) > 0
-    return all((x - y).abs().max() <= 1e-4 * y.abs().max() for x, y in zip(found, expected, strict=True))
 
 
 def test_dense_follows_the_untouched_pipeline_and_restore_brings_it_back(pipe, alpha):

@@ -15,6 +15,7 @@ from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import qwen_tokenizer
+from tests.trajectories import follows
 
 PROMPT = "an intricate red star on the left"
 OTHER = "a glossy green circle"
@@ -127,11 +128,6 @@ def sample(pipe, prompt=PROMPT, **options):
     }
     pipe(prompt=prompt, **defaults | SIZE | GUIDED | options)
     return trajectory
-
-
-def follows(found, expected):
-    """Whether all steps' latents are the same to 1e-4 of their range."""
-    return all((x - y).abs().max() <= 1e-4 * y.abs().max() for x, y in zip(found, expected, strict=True))
 
 
 @pytest.fixture
