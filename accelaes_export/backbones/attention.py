@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.backbones.base import Focus
+
+
+_HIDDEN = -1e4
+
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[B, tokens, H·hd] to [B, H, tokens, hd]."""
@@ -24,6 +29,34 @@ def projected(attn: Any, heads: torch.Tensor) -> torch.Tensor:
     projected: torch.Tensor = attn.to_out[0](heads.transpose(1, 2).flatten(2))
     dropped: torch.Tensor = attn.to_out[1](projected)  # dropout, as diffusers has it
     return dropped
+
+
+def text_attention(
+    focus: Focus,
+    layer: int,
+    q: torch.Tensor,
+    text_k: torch.Tensor,
+    text_v: torch.Tensor,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of image tokens to the text, which the focus observes: [B, H, n, hd].
+
+    Args:
+        q: [B, H, n, hd]; text_k, text_v: [B, Hkv, M, hd].
+        mask: [B, M], added to the scores. Numbers, not booleans, which would bloat TensorRT-RTX's engines.
+    """
+    import torch
+
+    focus.observe(layer, q, text_k, mask)
+    # A row for every query: ONNX Runtime's Attention doesn't broadcast that axis.
+    bias = None if mask is None else mask[:, None, None, :].expand(-1, -1, q.shape[2], -1)
+    grouped = q.shape[1] != text_k.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(q, text_k, text_v, attn_mask=bias, enable_gqa=grouped)
+
+
+def text_bias(mask: torch.Tensor) -> torch.Tensor:
+    """What a mask of ones and zeros [B, M] adds to scores: exp() of the padding's is 0, and fp16 holds it."""
+    return _HIDDEN * (1 - mask)
 
 
 def rotated_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import normed, projected, split_heads
+from accelaes_export.backbones.attention import normed, projected, split_heads, text_attention
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
 from accelaes_export.manifest import Latents
@@ -116,12 +116,7 @@ class CrossProcessor:
         encoder_hidden_states: torch.Tensor,  # [B, M, D]
         attention_mask: torch.Tensor,  # [B, M], added to the scores
     ) -> torch.Tensor:
-        import torch
-
         q = normed(attn.norm_q, split_heads(attn.to_q(self.focus.queries(hidden_states)), attn.heads))
         k = normed(attn.norm_k, split_heads(attn.to_k(encoder_hidden_states), attn.heads))
         v = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
-        self.focus.observe(self.layer, q, k, attention_mask)
-        # A row for every query: ONNX Runtime's Attention doesn't broadcast that axis.
-        bias = attention_mask[:, None, None, :].expand(-1, -1, q.shape[2], -1)
-        return projected(attn, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+        return projected(attn, text_attention(self.focus, self.layer, q, k, v, attention_mask))

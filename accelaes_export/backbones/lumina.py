@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import normed, rotated_pairs
+from accelaes_export.backbones.attention import normed, rotated_pairs, text_attention, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
 from accelaes_export.contract import TensorSpec
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _POSITIONS = 384  # a side of the rotation table that the pipeline makes at every step
 _PIXELS = 8  # of a latent cell, a constant of the pipeline's, whatever the VAE
-_HIDDEN = -1e4  # added to the scores of padding: exp() of it is 0, and fp16 holds it
 
 
 class LuminaBackbone(Backbone):
@@ -98,7 +97,7 @@ class LuminaBackbone(Backbone):
         temb = model.time_caption_embed(inputs["timestep"], text, mask)
         # Of all N tokens, not of those that are computed now.
         proportion = math.sqrt(math.log(inputs["rope_cos"].shape[0], _base_length(model.config)))
-        bias = _HIDDEN * (1 - mask)
+        bias = text_bias(mask)
         scaled = {"proportion": proportion}
         for block in model.layers:
             x = block(x, None, rotation, text, bias, temb, cross_attention_kwargs=scaled)
@@ -169,17 +168,10 @@ class CrossProcessor:
         key_rotary_emb: None,
         proportion: float,
     ) -> torch.Tensor:
-        import torch
-
         q = _queries(attn, hidden_states, query_rotary_emb, self.focus).transpose(1, 2)
         k = _heads(attn, normed(attn.norm_k, attn.to_k(encoder_hidden_states))).transpose(1, 2)
         v = _heads(attn, attn.to_v(encoder_hidden_states)).transpose(1, 2)
-        self.focus.observe(self.layer, q, k, attention_mask)
-        # Added numbers, not booleans, which would bloat TensorRT-RTX's engines; ONNX Runtime wants a row a query.
-        bias = attention_mask[:, None, None, :].expand(-1, -1, q.shape[2], -1)
-        grouped = q.shape[1] != k.shape[1]
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
-        return out.transpose(1, 2)
+        return text_attention(self.focus, self.layer, q, k, v, attention_mask).transpose(1, 2)
 
 
 def _queries(attn: Any, tokens: torch.Tensor, rotation: Sequence[torch.Tensor], focus: Focus) -> torch.Tensor:

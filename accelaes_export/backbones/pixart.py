@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from accelaes_export.backbones.attention import text_bias
 from accelaes_export.backbones.base import Focus
 from accelaes_export.backbones.basic_blocks import BasicBlocksBackbone
 from accelaes_export.contract import TensorSpec
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import torch
 
 _SIZE = ("resolution", "aspect_ratio")  # what the call has in `added_cond_kwargs`
-_HIDDEN = -10000.0  # added to the scores of padding
 
 
 class PixArtBackbone(BasicBlocksBackbone):
@@ -67,7 +67,7 @@ class PixArtBackbone(BasicBlocksBackbone):
         text = inputs["encoder_hidden_states"]
         if model.caption_projection is not None:
             text = model.caption_projection(text)
-        bias = (1 - inputs["encoder_attention_mask"]) * _HIDDEN
+        bias = text_bias(inputs["encoder_attention_mask"])
         for block in model.transformer_blocks:
             x = block(x, encoder_hidden_states=text, encoder_attention_mask=bias, timestep=temb)
         shift, scale = (model.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)

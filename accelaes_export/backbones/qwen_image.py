@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import rotated_pairs
+from accelaes_export.backbones.attention import rotated_pairs, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
 from accelaes_export.contract import TensorSpec
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 _PATCH = 2  # latent cells a side that the pipelines pack into one token
 _POSITIONS = 4096  # of the model's rotation table, which reaches as far below 0
 _LONGEST_TEXT = 1024  # tokens; the pipelines take no more
-_HIDDEN = -1e4  # added to the scores of padding: exp() of it is 0, and fp16 holds it
 _OTHER_MODELS = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope", "guidance_embeds")
 
 
@@ -65,9 +64,8 @@ class QwenImageBackbone(Backbone):
                 f"{config['patch_size']}, but Qwen-Image predicts as many as it takes, in patches of {_PATCH}; "
                 "give a transformer for text to image."
             )
-        check_sides(
-            resolution, _PATCH, vae_scale, 2 * (_POSITIONS - _LONGEST_TEXT)
-        )  # the text's come after half a side
+        # The text's positions come after half a side.
+        check_sides(resolution, _PATCH, vae_scale, 2 * (_POSITIONS - _LONGEST_TEXT))
         return Latents(
             channels=channels,
             out_channels=channels,
@@ -115,7 +113,7 @@ class QwenImageBackbone(Backbone):
         x = model.img_in(focus.gather(inputs["hidden_states"]))
         temb = model.time_text_embed(inputs["timestep"].to(x.dtype), x)
         text = model.txt_in(model.txt_norm(inputs["encoder_hidden_states"]))
-        bias = _HIDDEN * (1 - inputs["encoder_hidden_states_mask"])  # [B, M]
+        bias = text_bias(inputs["encoder_hidden_states_mask"])  # [B, M]
         # Gathered, not cut: a slice would bind the graph's M to the table's length.
         positions = torch.arange(text.shape[1], device=text.device)
         rotations = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import projected, rotated_pairs
+from accelaes_export.backbones.attention import projected, rotated_pairs, text_attention
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_frames, check_sides
 from accelaes_export.contract import TensorSpec
@@ -144,10 +144,7 @@ class WanCrossAttention:
         attention_mask: None,
         rotary_emb: None,
     ) -> torch.Tensor:
-        import torch
-
         q = attn.norm_q(attn.to_q(self.focus.queries(hidden_states))).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        self.focus.observe(self.layer, q, k)
-        return projected(attn, torch.nn.functional.scaled_dot_product_attention(q, k, v))
+        return projected(attn, text_attention(self.focus, self.layer, q, k, v))

@@ -69,12 +69,17 @@ class TokenFocus:
         bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See backbones.base.Focus."""
-        image = slice(text, None) if text_first else slice(0, k.shape[2] - text)
-        self._fresh[2 * slot], self._fresh[2 * slot + 1] = k[:, :, image], v[:, :, image]
+        k_bg, v_bg = self._background_of(slot, k, v, slice(text, None) if text_first else slice(k.shape[2] - text))
         scale = q.shape[3] ** -0.5 if scale is None else scale
-        k_bg, v_bg = self._background[2 * slot], self._background[2 * slot + 1]
         mask = None if bias is None else _over_keys(bias, q, k, k_bg, text_first)
         return sparse_query_attention(q, k, v, k_bg, v_bg, scale, mask)
+
+    def _background_of(
+        self, slot: int, k: torch.Tensor, v: torch.Tensor, image: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the tokens that aren't here; `image` of the fresh ones is to be cached."""
+        self._fresh[2 * slot], self._fresh[2 * slot + 1] = k[:, :, image], v[:, :, image]
+        return self._background[2 * slot], self._background[2 * slot + 1]
 
     def observe(self, layer: int, q: torch.Tensor, text_k: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """Eq. 6 for one layer: mean over heads of Σ_j α_j A[i, j], A the softmax over the text alone (Eq. 2)."""
@@ -118,22 +123,10 @@ class ComponentFocus(TokenFocus):
         text = self.text_tokens if text_first else 0
         return tokens[:, : text + self._index.shape[1]]
 
-    def attend(
-        self,
-        slot: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        *,
-        text: int = 0,
-        text_first: bool = False,
-        scale: float | None = None,
-        bias: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        scale = q.shape[3] ** -0.5 if scale is None else scale
-        k_bg, v_bg = k[:, :, :0], v[:, :, :0]
-        mask = None if bias is None else _over_keys(bias, q, k, k_bg, text_first)
-        return sparse_query_attention(q, k, v, k_bg, v_bg, scale, mask)
+    def _background_of(
+        self, slot: int, k: torch.Tensor, v: torch.Tensor, image: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return k[:, :, :0], v[:, :, :0]  # keys and values are of all tokens already
 
     def complete(self, slot: int, computed: torch.Tensor, *, text_first: bool = False) -> torch.Tensor:
         """A part's output [B, (M +) n, D] with the background's cached rows behind it: [B, (M +) N, D]."""

@@ -15,7 +15,7 @@ from accelaes_export.backbones.checkpoints import complete_config
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import clip_tokenizer, t5_tokenizer
-from tests.trajectories import follows
+from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
 OTHER = "a glossy green circle"
@@ -104,23 +104,8 @@ def pipe(make):
 
 def sample(pipe, prompt=PROMPT, **options):
     """The latents after every step."""
-    trajectory = []
-
-    def keep(_, i, t, kwargs):
-        trajectory.append(kwargs["latents"].clone())
-        return kwargs
-
-    count = len(prompt) if isinstance(prompt, list) else 1
-    defaults = {
-        "num_inference_steps": 8,
-        "guidance_scale": 3.5,
-        "generator": [torch.Generator().manual_seed(k) for k in range(count)],
-        "max_sequence_length": 24,
-        "callback_on_step_end": keep,
-        "output_type": "latent",
-    }
-    pipe(prompt, **defaults | SIZE | options)
-    return trajectory
+    defaults = SIZE | {"num_inference_steps": 8, "guidance_scale": 3.5, "max_sequence_length": 24}
+    return sampled(pipe, prompt, **defaults | options)
 
 
 def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):

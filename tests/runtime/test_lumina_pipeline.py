@@ -13,6 +13,7 @@ from accelaes_export import recipes
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind, named
 from accelaes_export.runtime.generate import generate, load_pipeline
+from tests.trajectories import difference, sampled
 
 PROMPT = "an intricate red star on the left"
 OTHER = "a glossy green circle at the top, plain background"
@@ -88,28 +89,8 @@ def pipe(checkpoint):
 
 def sample(pipe, prompt=PROMPT, seed=0, **options):
     """The latents after every step."""
-    trajectory = []
-
-    def keep(_, i, t, kwargs):
-        trajectory.append(kwargs["latents"].clone())
-        return kwargs
-
-    count = len(prompt) if isinstance(prompt, list) else 1
-    generators = [torch.Generator().manual_seed(seed + k) for k in range(count)]
-    settings = {
-        "num_inference_steps": STEPS,
-        "guidance_scale": 4.0,
-        "generator": generators,
-        "callback_on_step_end": keep,
-        "scaling_watershed": WATERSHED,
-        "output_type": "latent",
-    }
-    pipe(prompt, **SIZE | settings | options)
-    return trajectory
-
-
-def largest_error(found, expected):
-    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(found, expected, strict=True))
+    defaults = SIZE | {"num_inference_steps": STEPS, "guidance_scale": 4.0, "scaling_watershed": WATERSHED}
+    return sampled(pipe, prompt, seed=seed, **defaults | options)
 
 
 def watershed_step(pipe):
@@ -133,7 +114,7 @@ def test_the_dense_policy_follows_the_untouched_pipeline_across_the_watershed(pi
     expected = sample(pipe, **options)
     assert 0 < watershed_step(pipe) < STEPS - 1
     ax.accelerate(pipe, bundle, policy=Dense())
-    assert largest_error(sample(pipe, **options), expected) <= 1e-4
+    assert difference(sample(pipe, **options), expected) <= 1e-4
 
 
 def test_restore_gives_exactly_the_old_pictures(pipe, bundle):
@@ -194,7 +175,7 @@ def test_a_batch_of_prompts_gives_each_picture_its_own_mask(pipe, bundle):
     assert report.focus_index.shape[0] == 2
     for k, prompt in enumerate([PROMPT, OTHER]):
         alone = sample(pipe, prompt, seed=k)[-1]
-        assert largest_error(together[k], alone[0]) <= 1e-3
+        assert difference(together[k], alone[0]) <= 1e-3
 
 
 def test_guidance_by_region_is_the_recipes_default_and_leaves_the_fourth_channel_alone(pipe, bundle):
@@ -207,7 +188,7 @@ def test_guidance_by_region_is_the_recipes_default_and_leaves_the_fourth_channel
     for name, cfg in {"plain": None, "equal": SpatialGuidance(4.0, 4.0), "region": policy.spatial_guidance}.items():
         ax.accelerate(pipe, bundle, policy=AccelAes(spatial_cfg=cfg, **options))
         latents[name] = sample(pipe)
-    assert largest_error(latents["equal"], latents["plain"]) <= 1e-4
+    assert difference(latents["equal"], latents["plain"]) <= 1e-4
     before, after = latents["plain"][3], latents["region"][3]  # the first step with a mask, from the same latents
     assert torch.allclose(before[:, 3], after[:, 3], atol=1e-5)
     assert not torch.allclose(before[:, :3], after[:, :3], atol=1e-3)
@@ -234,7 +215,7 @@ def test_an_engine_with_a_fixed_window_takes_shorter_texts_and_refuses_longer_on
     fixed = tiny_build(checkpoint, tmp_path / "bundle", buckets="0.5")
     expected = sample(pipe)
     ax.accelerate(pipe, fixed, policy=Dense())
-    assert largest_error(sample(pipe), expected) <= 1e-4
+    assert difference(sample(pipe), expected) <= 1e-4
     ax.accelerate(pipe, fixed, policy=AccelAes(mask_step=2, warmup=2))
     sample(pipe)
     with pytest.raises(ax.InputError, match="takes 48 text tokens and got 56"):

@@ -14,6 +14,7 @@ from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.pipeline import AcceleratedTransformer
 from tests.shapes_pipeline import load_shapes
 from tests.tiny_sd3 import save_tiny_checkpoint, tiny_config
+from tests.trajectories import sampled
 
 PROMPT = "an intricate red star on the left, plain blue background"
 OTHER = "a small glossy green circle at the top, graded gray background"
@@ -26,27 +27,8 @@ def pipe():
 
 def sample(pipe, prompt=PROMPT, steps=28, seed=0, **options):
     """The latents after every step."""
-    trajectory = []
-
-    def keep(_, i, t, kwargs):
-        trajectory.append(kwargs["latents"].clone())
-        return kwargs
-
-    count = len(prompt) if isinstance(prompt, list) else 1
-    generators = [torch.Generator().manual_seed(seed + k) for k in range(count)]
-    pipe(
-        prompt,
-        **{
-            "num_inference_steps": steps,
-            "guidance_scale": 4.5,
-            "generator": generators,
-            "callback_on_step_end": keep,
-            "max_sequence_length": 8,
-            "output_type": "latent",
-        }
-        | options,
-    )
-    return trajectory
+    defaults = {"guidance_scale": 4.5, "max_sequence_length": 8}
+    return sampled(pipe, prompt, seed=seed, num_inference_steps=steps, **defaults | options)
 
 
 def largest_difference(a, b):

@@ -15,7 +15,7 @@ from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import qwen_tokenizer
-from tests.trajectories import follows
+from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
 OTHER = "a glossy green circle"
@@ -113,21 +113,7 @@ def pipe(make):
 
 def sample(pipe, prompt=PROMPT, **options):
     """The latents after every step."""
-    trajectory = []
-
-    def keep(_, i, t, kwargs):
-        trajectory.append(kwargs["latents"].clone())
-        return kwargs
-
-    count = len(prompt) if isinstance(prompt, list) else 1
-    defaults = {
-        "num_inference_steps": 8,
-        "generator": [torch.Generator().manual_seed(k) for k in range(count)],
-        "callback_on_step_end": keep,
-        "output_type": "latent",
-    }
-    pipe(prompt=prompt, **defaults | SIZE | GUIDED | options)
-    return trajectory
+    return sampled(pipe, prompt, **SIZE | GUIDED | {"num_inference_steps": 8} | options)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.pictures import mask_overlays
 from tests.families.wan import FAMILY
 from tests.policies.small_tokenizers import t5_tokenizer
+from tests.trajectories import difference, sampled
 
 PROMPT = "an intricate red star, plain blue background"
 OTHER = "a small glossy green circle, graded gray background"
@@ -70,29 +71,8 @@ def pipe(checkpoint):
 
 def sample(pipe, prompt=PROMPT, steps=STEPS, seed=0, **options):
     """The latents after every step."""
-    trajectory = []
-
-    def keep(_, i, t, kwargs):
-        trajectory.append(kwargs["latents"].clone())
-        return kwargs
-
-    count = len(prompt) if isinstance(prompt, list) else 1
-    settings = {
-        **SIZE,
-        "num_inference_steps": steps,
-        "guidance_scale": 5.0,
-        "generator": [torch.Generator().manual_seed(seed + k) for k in range(count)],
-        "callback_on_step_end": keep,
-        "max_sequence_length": 24,
-        "output_type": "latent",
-    }
-    pipe(prompt, **settings | options)
-    return trajectory
-
-
-def difference(found, expected):
-    """The largest, relative to the largest value expected at that step."""
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
+    defaults = SIZE | {"guidance_scale": 5.0, "max_sequence_length": 24}
+    return sampled(pipe, prompt, seed=seed, num_inference_steps=steps, **defaults | options)
 
 
 class Calls:
