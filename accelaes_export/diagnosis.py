@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from accelaes_export import backends
 from accelaes_export.backends.base import Availability
+from accelaes_export.plugins.sparse_query_attention.cubins import default_pack, read_pack
+from accelaes_export.plugins.sparse_query_attention.errors import PluginError
+from accelaes_export.plugins.sparse_query_attention.registration import LIBRARY_VARIABLE
 
 _PACKAGES = (
     "torch",
@@ -71,7 +76,7 @@ def diagnose() -> Diagnosis:
         backends={name: _availability(name) for name in backends.names()},
         gpus=gpus,
         gpu_note=note,
-        plugin="not part of this release; engines use their own attention",
+        plugin=_plugin(),
         versions={"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES},
     )
 
@@ -81,6 +86,19 @@ def _availability(name: str) -> Availability:
         return backends.backend(name).availability()
     except Exception as error:  # a broken installation is a diagnosis too
         return Availability(False, False, reason=f"{type(error).__name__}: {error}", remedy="reinstall the backend")
+
+
+def _plugin() -> str:
+    """What there is of the attention plugin: the library named for it, compiled kernels, or how to get them."""
+    library = os.environ.get(LIBRARY_VARIABLE)
+    if library:
+        return f"{library}{'' if Path(library).is_file() else ', which is not there'}"
+    try:
+        compiled = read_pack(default_pack())
+    except PluginError:
+        return "no compiled kernels (accelaes-export plugin build); engines use TensorRT's own attention"
+    architectures = sorted({cubin.kernel.architecture for cubin in compiled}, key=lambda name: int(name[2:]))
+    return f"in Python, {len(compiled)} kernels for {', '.join(architectures)}"
 
 
 def _version(package: str) -> str:

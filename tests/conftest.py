@@ -12,6 +12,9 @@ from hypothesis import settings
 # Before anything imports torch: more threads than this only fight each other on a CI machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+# Before anything imports triton, which decides then: the attention kernel runs through its interpreter, on the CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # A job runner may start us with interrupts ignored; tests of Ctrl-C, and the processes they start, need them.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)

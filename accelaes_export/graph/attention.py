@@ -2,7 +2,8 @@
 
 It is softmax(scale · q · [k; k_bg]ᵀ + bias) · [v; v_bg]: every query attends to the fresh keys of this step and to the
 background's cached ones. The order of keys doesn't matter to softmax, so nothing is ever scattered back in place.
-Exporters see one opaque node (graph/function.py gives it an ONNX body); eager runs concatenation and SDPA.
+Exporters see one opaque node (graph/function.py gives it an ONNX body); eager runs concatenation and SDPA, and on GPUs
+the plugin's kernel where Triton is there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch.utils.flop_counter import register_flop_formula
+
+from accelaes_export.plugins.sparse_query_attention import torch_op
 
 
 @torch.library.custom_op("accelaes::sparse_query_attention", mutates_args=())
@@ -36,12 +39,41 @@ def sparse_query_attention(
     Returns:
         [B, H, nq, hd]
     """
-    if k_bg.shape[2]:
+    # SDPA may return a transposed view; exporters and the fake kernel count on a plain layout.
+    return concatenated_attention(q, k, v, k_bg, v_bg, scale, bias).contiguous()
+
+
+def concatenated_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_bg: torch.Tensor,
+    v_bg: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`sparse_query_attention` in operators that every compiler knows; may be a transposed view."""
+    m = k_bg.shape[2]  # a symbol while a program of any m is traced
+    if not isinstance(m, int) or m:
         k, v = torch.cat([k, k_bg], dim=2), torch.cat([v, v_bg], dim=2)
     grouped = q.shape[1] != k.shape[1]
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
-    # SDPA may return a transposed view; exporters and the fake kernel count on a plain layout.
-    return out.contiguous()
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
+
+
+@sparse_query_attention.register_kernel("cuda")
+def sparse_query_attention_on_cuda(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_bg: torch.Tensor,
+    v_bg: torch.Tensor,
+    scale: float,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The same through the plugin's kernel, which concatenates nothing; as on the CPU where it can't be used."""
+    if torch_op.why_not(q, k, v, k_bg, v_bg, bias):
+        return concatenated_attention(q, k, v, k_bg, v_bg, scale, bias).contiguous()
+    return torch_op.attention(q, k, v, k_bg, v_bg, scale, bias)
 
 
 @sparse_query_attention.register_fake

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ATTENTION_FUNCTION = "SparseQueryAttention"
 DECOMPOSABLE = "TRT_decomposable"
+_BIAS = 5  # its place among the attention's inputs
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class Prepared:
     weights: frozenset[str] = frozenset()
 
 
-def prepare(path: Path, dtype: str, flavour: Flavour, *, weights_as_inputs: bool = False) -> Prepared:
+def prepare(
+    path: Path, dtype: str, flavour: Flavour, *, weights_as_inputs: bool = False, for_plugin: bool = False
+) -> Prepared:
     """What the parser takes together with `path`, beside which it finds the external weights.
 
     Nothing is written and nothing is duplicated. With `weights_as_inputs`, every matrix of a model with external
-    weights becomes an input of its fixed shape.
+    weights becomes an input of its fixed shape. `for_plugin`: attention will be our plugin's layers.
     """
     model = read_graph(path)
     for name in external_files(model):
@@ -41,7 +44,8 @@ def prepare(path: Path, dtype: str, flavour: Flavour, *, weights_as_inputs: bool
     if flavour.shared_keys_crash:
         refuse_shared_keys(model)
     decomposed = flavour.decompose_fp32_attention and dtype == "fp32"
-    if not (decomposed or weights_as_inputs):
+    narrowed = narrow_biases(model) if for_plugin else 0
+    if not (decomposed or weights_as_inputs or narrowed):
         return Prepared(None)
     notes: tuple[str, ...] = ()
     if decomposed:
@@ -61,6 +65,22 @@ def inputs_for_weights(model: onnx.ModelProto) -> frozenset[str]:
     for tensor in moved:
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return frozenset(tensor.name for tensor in moved)
+
+
+def narrow_biases(model: onnx.ModelProto) -> int:
+    """Give every attention whose bias is the same for all queries that one row; returns how many.
+
+    The function's body wants a row a query, which for masked text is a matrix of nq copies; the plugin doesn't.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    narrowed = 0
+    for node in model.graph.node:
+        if node.op_type == ATTENTION_FUNCTION and len(node.input) > _BIAS:
+            producer = producers.get(_origin(node.input[_BIAS], producers))
+            if producer is not None and producer.op_type == "Expand":
+                node.input[_BIAS] = producer.input[0]
+                narrowed += 1
+    return narrowed
 
 
 def mark_decomposable(model: onnx.ModelProto) -> int:
