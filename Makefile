@@ -32,7 +32,7 @@ lint: venv
 
 # One thread each: two workers keep two cores busy, and more would wait for each other.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export import __version__
+from accelaes_export.attention_choice import Attention, choose_attention
 from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones.base import AttentionSite
 from accelaes_export.backbones.checkpoints import (
     Checkpoint,
     complete_config,
@@ -19,7 +21,7 @@ from accelaes_export.backbones.checkpoints import (
     resolve,
 )
 from accelaes_export.backbones.weights import Read, hollow_transformer, random_weights, stored_weights
-from accelaes_export.backends.base import Backend
+from accelaes_export.backends.base import Backend, CompileOptions
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.graph.tensors import affinity_layers, graph_contract, layers
@@ -29,6 +31,8 @@ from accelaes_export.stages import stage_key
 
 if TYPE_CHECKING:
     import torch
+
+    from accelaes_export.graph.focus_step import FocusStep
 
 _GRAPH_VERSION = 2  # raise whenever the exported graph changes for the same model
 
@@ -48,10 +52,21 @@ class BuildPlan:
     contract: GraphContract
     layers: int
     affinity_layers: tuple[int, ...]
+    attention: Attention
     weight_bytes: int
     export_key: str
     engine_key: str
     build_key: str
+
+    @property
+    def options(self) -> CompileOptions:
+        """How kernels are made."""
+        return CompileOptions(**self.recipe.compiling.model_dump())
+
+    @property
+    def weight_copies(self) -> float:
+        """How many times the compiler holds the weights."""
+        return self.engine.weight_copies(self.recipe.weights, self.options, self.targets)
 
     def weights(self) -> Read:
         """The weights, one tensor at a time."""
@@ -59,6 +74,12 @@ class BuildPlan:
             return stored_weights(self.checkpoint.files, self.recipe.dtype)
         assert self.source.seed is not None
         return random_weights(parameter_shapes(self.adapter, self.config), self.recipe.dtype, self.source.seed)
+
+    def focus_step(self, model: torch.nn.Module) -> FocusStep:
+        """The step of `model`, which may be hollow or on the meta device."""
+        from accelaes_export.graph.focus_step import FocusStep
+
+        return FocusStep(model, self.adapter, self.contract, self.latents, self.affinity_layers).eval()
 
     def load_hollow(self, read: Read) -> torch.nn.Module:
         """The transformer to be traced: its large matrices are left out."""
@@ -87,7 +108,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
     engine.check(recipe.dtype, targets)
     if recipe.weights == "inputs" and not engine.name.startswith("tensorrt"):
         raise InputError(
-            f"Weights as inputs are for TensorRT, whose builder copies them; {engine.name} reads them where they lie: "
+            f"Weights as inputs are for TensorRT, whose builder copies them; {engine.name} doesn't: "
             "leave --weights out."
         )
     adapter = backbone(recipe.family)
@@ -127,12 +148,16 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         external=recipe.weights == "inputs",
         versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
     )
+    head_dims = sorted({site.head_dim for site in adapter.sites(shapes) if isinstance(site, AttentionSite)})
+    attention = choose_attention(recipe.attention, engine.name, targets, contract, head_dims)
     engine_key = stage_key(
         export=export_key,
         backend=engine.name,
         versions=dict(engine.availability().versions),
         targets=targets,
         weights=recipe.weights,
+        attention=attention,
+        compiling=recipe.compiling.model_dump(),
         contract=contract.model_dump(mode="json"),
     )
     build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
@@ -148,6 +173,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         contract=contract,
         layers=layers(adapter, shapes),
         affinity_layers=affinity,
+        attention=attention,
         weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
         export_key=export_key,
         engine_key=engine_key,

@@ -2,37 +2,35 @@
 
     load -> trace -> export -> compile -> verify -> write
 
+A backend that reads programs instead of ONNX traces what it compiles: there is no export, and nothing to keep of it.
 Stages are kept by the hash of what they depend on (stages.py); the bundle appears at once when all of it is there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from accelaes_export import __version__, recipes
-from accelaes_export.backbones.checkpoints import empty_transformer
+from accelaes_export import recipes
 from accelaes_export.backends import backend as backend_named
 from accelaes_export.backends.base import CompiledEngine, CompileRequest
+from accelaes_export.build_manifest import manifest_of
 from accelaes_export.build_plan import BuildPlan, plan_build
 from accelaes_export.bundle import Bundle
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
-from accelaes_export.errors import BuildError, BundleError
-from accelaes_export.manifest import BackendRecord, Defaults, Manifest, TransformerCall
+from accelaes_export.errors import BuildError, BundleError, OtherDeviceError
+from accelaes_export.manifest import Manifest
 from accelaes_export.memory import drop_weights, release
 from accelaes_export.options import parse_buckets, parse_targets
-from accelaes_export.policies import named
-from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.progress import BuildProgress, Silent
+from accelaes_export.recipes import BuildRecipe
 from accelaes_export.resources import Needs, require
 from accelaes_export.stages import StageStore
 
 if TYPE_CHECKING:
-    import torch
-
-    from accelaes_export.graph.focus_step import FocusStep
+    from accelaes_export.backends.base import FocusProgram
 
 _ONNX = "focus_step.onnx"
 _ENGINE_RECORD = "engine.json"
@@ -43,7 +41,7 @@ _VERIFY_FLOPS = 2e12
 def build(
     checkpoint: str | Path | None = None,
     *,
-    model: str,
+    model: str | BuildRecipe,
     backend: str = "onnxruntime",
     output: str | Path | None = None,
     targets: str | Sequence[str] | None = None,
@@ -54,6 +52,8 @@ def build(
     affinity_layers: int | None = None,
     form: str | None = None,
     weights: str | None = None,
+    attention: str | None = None,
+    compiling: str | Mapping[str, bool] | None = None,
     frames: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
@@ -64,8 +64,9 @@ def build(
 
     Args:
         checkpoint: a folder in diffusers format, a hub id or ``shipped:NAME``; the recipe's own if None.
-        model: the recipe's name (`accelaes-export models` lists them). All further defaults come from it.
-        backend: onnxruntime, tensorrt-rtx or tensorrt.
+        model: the recipe's name (`accelaes-export models` lists them), or a recipe of your own. All further defaults
+            come from it.
+        backend: onnxruntime, aoti, tensorrt-rtx or tensorrt.
         output: the bundle's folder; ``engines/built/MODEL-BACKEND-DTYPE`` if None.
         targets: compute capabilities like "sm86,sm120"; the backend's own default if None.
         resolution: height and width in pixels, or "1024x1024".
@@ -75,6 +76,8 @@ def build(
         affinity_layers: every how manieth block's text attention makes the mask; 1 is all of them.
         form: "token" (only focus tokens go through the network) or "component" (the paper's Eq. 8-10).
         weights: "engine", or "inputs": beside a TensorRT engine, which then needs no memory for them to build.
+        attention: "plugin" (TensorRT takes our kernel), "native", or "auto": whichever was measured faster.
+        compiling: how aoti generates kernels: "autotune,per-bucket", or a mapping like the recipe's.
         frames: of a video model, in latent frames.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         force: replace another bundle at `output`.
@@ -85,7 +88,7 @@ def build(
         BuildError: a stage failed; finished stages are kept, the output is as it was.
     """
     progress = progress or Silent()
-    recipe = recipes.load(model)
+    recipe = recipes.load(model) if isinstance(model, str) else model
     if affinity_layers is not None or checkpoint is not None:
         # Where blocks look is a property of trained weights: the recipe's choice is for its own checkpoint.
         recipe = recipe.model_copy(update={"affinity_blocks": None})
@@ -99,13 +102,15 @@ def build(
             affinity_every=affinity_layers,
             form=form,
             weights=weights,
+            attention=attention,
+            compiling=compiling,
             frames=frames,
         ),
         backend_named(backend),
         None if targets is None else parse_targets(targets),
         seed if random_weights else None,
     )
-    folder = Path(output) if output else default_output(model, backend, plan.recipe.dtype)
+    folder = Path(output) if output else default_output(recipe.name, backend, plan.recipe.dtype)
     standing = check_destination(folder, plan.build_key, force=force)
     if standing is not None and standing.manifest.build_key == plan.build_key and not force:
         try:
@@ -116,18 +121,20 @@ def build(
             progress.reused("bundle", f"{folder} is already this build and is whole")
             return standing
     store = StageStore(folder)
-    exported = store.find("onnx", plan.export_key)  # asked once: it hashes what may be gigabytes
+    exports = plan.engine.reads == "onnx"
+    # Asked once: it hashes what may be gigabytes.
+    exported = store.find("onnx", plan.export_key) if exports else None
     require(
-        Needs.of_build(plan.weight_bytes, plan.engine.name, plan.recipe.weights, exported=exported is not None),
+        Needs.of_build(plan.weight_bytes, plan.weight_copies, exports=exports and exported is None),
         folder,
         progress,
     )
     with build_lock(folder):
         store.clean()
-        onnx = _exported(plan, store, exported, progress)
+        onnx = _exported(plan, store, exported, progress) if exports else None
         engine = _compiled(plan, store, onnx, progress)
         stage = store.root / f"engine-{plan.engine_key}"
-        manifest = _verified(plan, _manifest(plan, engine), stage, progress)
+        manifest = _verified(plan, manifest_of(plan, engine), stage, progress)
         with progress.stage("write", str(folder)):
             return write_bundle(folder, manifest, {name: stage / name for name in engine.files}, force=force)
 
@@ -144,7 +151,7 @@ def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: 
             read = plan.weights()
             model = plan.load_hollow(read)
         with progress.stage("trace", f"N = {plan.contract.tokens}, M = {plan.contract.text_tokens}"):
-            program = trace(_focus_step(plan, model))
+            program = trace(plan.focus_step(model))
         with progress.stage("export", "ONNX opset 23"):
             save_onnx(
                 program,
@@ -160,8 +167,8 @@ def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: 
     return folder / _ONNX
 
 
-def _compiled(plan: BuildPlan, store: StageStore, onnx: Path, progress: BuildProgress) -> CompiledEngine:
-    """The engine; compiled unless an earlier build left it."""
+def _compiled(plan: BuildPlan, store: StageStore, onnx: Path | None, progress: BuildProgress) -> CompiledEngine:
+    """The engine; compiled unless an earlier build left it. `onnx` is None for a backend that reads programs."""
     name = f"{plan.engine.name} for {', '.join(plan.targets)}"
     found = store.find("engine", plan.engine_key)
     if found is not None:
@@ -177,6 +184,9 @@ def _compiled(plan: BuildPlan, store: StageStore, onnx: Path, progress: BuildPro
                     folder,
                     timing_cache=store.root / f"{plan.engine.name}.timing",
                     weights=plan.recipe.weights,
+                    attention=plan.attention,
+                    program=_program(plan) if onnx is None else None,
+                    options=plan.options,
                 )
                 engine = plan.engine.compile(request, lambda note, fraction: stage.update(fraction, note))
                 record = {
@@ -197,66 +207,12 @@ def _compiled(plan: BuildPlan, store: StageStore, onnx: Path, progress: BuildPro
     )
 
 
-def _manifest(plan: BuildPlan, engine: CompiledEngine) -> Manifest:
-    recipe = plan.recipe
-    policy = named(recipe.policy.name, **recipe.policy.options)
-    return Manifest(
-        created_by=f"accelaes-export {__version__}",
-        build_key=plan.build_key,
-        model=recipe.name,
-        family=recipe.family,
-        form=recipe.form,
-        source=plan.source,
-        latents=plan.latents,
-        text=recipe.text,
-        layers=plan.layers,
-        affinity_layers=plan.affinity_layers,
-        bucket_fractions=(*recipe.buckets, 1.0),
-        contract=plan.contract,
-        transformer_config=plan.config,
-        call=TransformerCall(
-            pipelines=plan.adapter.pipelines,
-            signature=plan.adapter.signature,
-            guidance=plan.adapter.guidance,
-            built_in=plan.adapter.built_in,
-            fixed=plan.adapter.fixed(plan.config, plan.latents),
-            attributes=plan.adapter.attributes(plan.config),
-        ),
-        spatial_cfg=recipe.spatial_cfg,
-        token_scorer=recipe.token_scorer,
-        anchors=recipe.anchors or ANCHORS,
-        backend=BackendRecord(
-            name=plan.engine.name,
-            versions=dict(engine.versions),
-            targets=engine.targets,
-            files=engine.files,
-            notes=engine.notes,
-        ),
-        recipe=recipe.model_dump(mode="json"),
-        defaults=Defaults(
-            steps=recipe.steps,
-            guidance=recipe.guidance,
-            policy=recipe.policy.name,
-            policy_options=recipe.policy.options,
-            plan=str(policy.plan(recipe.steps, recipe.buckets)),
-        ),
-        bucket_flops=_bucket_flops(plan),
-        files={},
-    )
+def _program(plan: BuildPlan) -> FocusProgram:
+    """The focus step for a backend that traces and compiles it; the model is loaded when it does."""
+    from accelaes_export.graph.program import TracedFocusStep
 
-
-def _bucket_flops(plan: BuildPlan) -> dict[int, int]:
-    from accelaes_export.graph.focus_step import count_flops
-
-    step = _focus_step(plan, empty_transformer(plan.adapter, plan.config, plan.recipe.dtype))
-    return {n: count_flops(step, n) for n in plan.contract.buckets}
-
-
-def _focus_step(plan: BuildPlan, model: torch.nn.Module) -> FocusStep:
-    from accelaes_export.graph.focus_step import FocusStep
-
-    step = FocusStep(model, plan.adapter, plan.contract, plan.latents, plan.affinity_layers)
-    return step.eval()
+    read = plan.weights()
+    return TracedFocusStep(lambda filled: plan.focus_step(plan.load() if filled else plan.load_hollow(read)), read)
 
 
 def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildProgress) -> Manifest:
@@ -274,7 +230,14 @@ def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildP
         progress.note("Not verified while building, as it would take long on this machine: run accelaes-export verify.")
         return manifest
     with progress.stage("verify", f"{len(plan.contract.buckets)} buckets") as following:
-        session = plan.engine.open(stage, plan.contract, manifest.backend.files)
+        record = manifest.backend
+        try:
+            session = plan.engine.open(
+                stage, plan.contract, record.files, versions=record.versions, targets=record.targets
+            )
+        except OtherDeviceError as error:
+            progress.note(f"Not verified here: {error}")
+            return manifest
         parity = compare(session, manifest, plan.load(), following.update)
     failed = [result for result in parity if not result.passed]
     if failed:

@@ -22,6 +22,10 @@ class BundleError(InputError):
     """A bundle that is not whole, not of this version or not for this machine."""
 
 
+class OtherDeviceError(BundleError):
+    """An engine that was built for another GPU than this machine's."""
+
+
 class BuildError(AccelAesError):
     """A build that was asked for correctly and failed on the way."""
 

@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from accelaes_export.errors import InputError
+
+_TARGET_WORDS = ("cpu", "cuda", "native", "x86-64-v3")
+_COMPILING = {
+    "autotune": ("autotune", True),
+    "freezing": ("freezing", True),
+    "no-freezing": ("freezing", False),
+    "per-bucket": ("per_bucket", True),
+}
 
 
 def parse_resolution(given: str | Sequence[int]) -> tuple[int, int]:
@@ -64,12 +73,44 @@ def _fraction(item: float | str) -> float:
     return fraction
 
 
+def parse_compiling(given: str | Mapping[str, Any] | object) -> object:
+    """Flags of kernel generation from "autotune,per-bucket" as a mapping; anything else is returned as it is."""
+    if not isinstance(given, str):
+        return given
+    flags: dict[str, bool] = {}
+    for item in filter(None, (item.strip() for item in given.split(","))):
+        if item not in _COMPILING:
+            raise InputError(f"{item!r} is no flag of kernel generation; there are {', '.join(_COMPILING)}.")
+        field, value = _COMPILING[item]
+        if field in flags:
+            raise InputError(f"The flags {given!r} say {field} twice; name each once.")
+        flags[field] = value
+    return flags
+
+
 def parse_targets(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Compute capabilities from "sm86,sm120": "sm" and digits, or "cpu", "cuda". Backends check theirs."""
+    """Compute capabilities from "sm86,sm120": "sm" and digits, or a word such as "cpu". Backends check theirs."""
     items = [item.strip().lower() for item in (given.split(",") if isinstance(given, str) else given)]
     for item in items:
-        if item not in ("cpu", "cuda") and re.fullmatch(r"sm\d{2,3}[af]?", item) is None:
+        if item not in _TARGET_WORDS and re.fullmatch(r"sm\d{2,3}[af]?", item) is None:
             raise InputError(f"Target {item!r} can't be read; name compute capabilities like sm86,sm120, or cpu.")
         if items.count(item) > 1:
             raise InputError(f"Target {item} is given twice; name every compute capability once.")
     return tuple(items)
+
+
+def parse_counts(option: str, given: str, least: int = 1) -> tuple[int, ...]:
+    """Whole numbers of at least `least` from "1,2,4"; `option` is named where one isn't."""
+    items = [item.strip() for item in given.split(",")]
+    for item in items:
+        if not (item.isdecimal() and item.isascii() and int(item) >= least):
+            raise InputError(f"{option} has {item!r}; give whole numbers from {least} up, such as 1,2,4.")
+    return tuple(map(int, items))
+
+
+def parse_names(option: str, given: str) -> tuple[str, ...]:
+    """Names from "dense,stepcache", in the order given; InputError for an empty one."""
+    names = tuple(item.strip() for item in given.split(","))
+    if not all(names):
+        raise InputError(f"{option} is {given!r}, which has an empty name; give names with commas between them.")
+    return names

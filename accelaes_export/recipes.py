@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import TextSegment
-from accelaes_export.options import parse_buckets, parse_resolution
+from accelaes_export.options import parse_buckets, parse_compiling, parse_resolution
 
 SHIPPED = "shipped:"
 """A checkpoint written ``shipped:NAME`` is the folder engines/checkpoints/NAME that is installed with the package."""
@@ -28,6 +28,24 @@ class PolicyChoice(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Compiling(BaseModel):
+    """How kernels are generated, by backends that generate them (see backends.base.CompileOptions)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    autotune: bool = False
+    freezing: bool | None = None
+    per_bucket: bool = False
+
+    @model_validator(mode="after")
+    def _weights_are_shared_or_inside(self) -> Compiling:
+        if self.per_bucket and self.freezing:
+            raise InputError(
+                "Packages per bucket share their weights, and freezing puts them into every package; choose one."
+            )
+        return self
+
+
 class BuildRecipe(BaseModel):
     """Everything a build needs to know beside the weights.
 
@@ -37,6 +55,8 @@ class BuildRecipe(BaseModel):
         form: of the focus step, "token" or "component".
         resolution: picture height and width in pixels.
         weights: "engine", compiled into it, or "inputs", beside a TensorRT engine (for models larger than memory).
+        attention: "plugin": TensorRT takes our kernel; "native": its own; "auto": whichever was measured faster.
+        compiling: how aoti generates kernels: `autotune`, `freezing`, `per_bucket`.
         frames: of a video, in latent frames; None: pictures.
         batch: images per call; guidance doubles the rows.
         buckets: fractions n/N < 1, ascending; dense (1.0) is always built beside them.
@@ -59,6 +79,8 @@ class BuildRecipe(BaseModel):
     tested: bool
     form: Literal["token", "component"] = "token"
     weights: Literal["engine", "inputs"] = "engine"
+    attention: Literal["auto", "plugin", "native"] = "auto"
+    compiling: Annotated[Compiling, BeforeValidator(parse_compiling)] = Compiling()
     frames: int | None = Field(default=None, ge=1)
     resolution: Annotated[tuple[int, int], BeforeValidator(parse_resolution)]
     batch: int = Field(ge=1)

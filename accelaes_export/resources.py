@@ -9,11 +9,9 @@ from pathlib import Path
 from accelaes_export.errors import BuildError
 from accelaes_export.progress import BuildProgress
 
-# Measured on full-size builds (docs/benchmarks.md), rounded up. Exporting reads large weights one at a time; a
-# TensorRT builder copies all of them about twice.
+# Measured on full-size builds (docs/benchmarks.md), rounded up. Tracing and exporting read large weights one at a time.
 _PROCESS_BYTES = 1_500_000_000
-_EXPORT_BYTES = 1_200_000_000
-_BUILDER_FACTOR = 2.1
+_TRACING_BYTES = 1_200_000_000
 _ENGINE_MARGIN = 50_000_000  # graphs, profiles and kernels beside the weights
 
 
@@ -25,18 +23,16 @@ class Needs:
     memory: int
 
     @classmethod
-    def of_build(cls, weight_bytes: int, backend: str, weights: str, *, exported: bool) -> Needs:
-        """For weights of `weight_bytes`; `exported` when the ONNX stage is there already.
+    def of_build(cls, weight_bytes: int, copies: float, *, exports: bool) -> Needs:
+        """For weights of `weight_bytes`.
 
         Args:
-            weights: "engine" or "inputs", where a TensorRT engine has them.
+            copies: how many times the compiler holds them (Backend.weight_copies).
+            exports: whether an ONNX stage has to be made; False where the backend needs none, or it is there already.
         """
-        beside = weights == "inputs"
         # The exported graph, and the engine or the weights beside it; the bundle links them.
-        disk = (1 if exported else 2) * weight_bytes + _ENGINE_MARGIN
-        exporting = 0 if exported else _EXPORT_BYTES
-        compiling = int(_BUILDER_FACTOR * weight_bytes) if backend.startswith("tensorrt") and not beside else 0
-        return cls(disk, max(exporting, compiling) + _PROCESS_BYTES)
+        disk = (2 if exports else 1) * weight_bytes + _ENGINE_MARGIN
+        return cls(disk, max(_TRACING_BYTES, int(copies * weight_bytes)) + _PROCESS_BYTES)
 
 
 def require(needs: Needs, folder: Path, progress: BuildProgress) -> None:

@@ -7,8 +7,10 @@ import shutil
 import pytest
 
 import accelaes_export as ax
-from accelaes_export import verification
+from accelaes_export import recipes, verification
+from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.builder import build
+from accelaes_export.errors import OtherDeviceError
 from accelaes_export.progress import Silent
 from tests.tiny_sd3 import save_tiny_checkpoint, tiny_config
 
@@ -210,3 +212,19 @@ def test_random_weights_need_no_checkpoint_and_verify_from_their_seed(tmp_path):
     )
     assert (bundle.manifest.source.kind, bundle.manifest.source.seed) == ("random", 3)
     assert verification.verify(bundle).passed
+
+
+def test_an_engine_for_another_gpu_is_built_and_left_unverified(checkpoint, folder, monkeypatch):
+    def elsewhere(*_, **__):
+        raise OtherDeviceError("This engine was built for sm120 and this GPU is sm86; build it for sm86.")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "open", elsewhere)
+    bundle, progress = tiny_build(checkpoint, folder / "second", buckets="0.25,0.5")
+    assert bundle.manifest.parity == ()
+    assert [note for note in progress.notes if note.startswith("Not verified here: This engine was built for sm120")]
+
+
+def test_a_recipe_of_ones_own_is_built_like_a_shipped_one(checkpoint, folder):
+    own = recipes.load("shapes").model_copy(update={"name": "mine"})
+    bundle = build(checkpoint, model=own, output=folder / "mine", resolution=(24, 16))
+    assert bundle.manifest.model == "mine"

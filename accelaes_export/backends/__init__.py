@@ -8,18 +8,31 @@ from accelaes_export.backends.base import (
     Availability,
     Backend,
     CompiledEngine,
+    CompileOptions,
     CompileRequest,
+    FocusProgram,
     Progress,
     Session,
 )
 from accelaes_export.errors import InputError
 
-__all__ = ["Availability", "Backend", "CompileRequest", "CompiledEngine", "Progress", "Session", "backend", "names"]
+__all__ = [
+    "Availability",
+    "Backend",
+    "CompileOptions",
+    "CompileRequest",
+    "CompiledEngine",
+    "FocusProgram",
+    "Progress",
+    "Session",
+    "backend",
+    "names",
+]
 
 
 def names() -> tuple[str, ...]:
     """Every backend's name, the default first."""
-    return ("onnxruntime", "tensorrt-rtx", "tensorrt")
+    return ("onnxruntime", "aoti", "tensorrt-rtx", "tensorrt")
 
 
 @cache
@@ -29,6 +42,10 @@ def backend(name: str) -> Backend:
         from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 
         return OnnxRuntimeBackend()
+    if name == "aoti":
+        from accelaes_export.backends.aoti import AotiBackend
+
+        return AotiBackend()
     if name in ("tensorrt-rtx", "tensorrt"):
         from accelaes_export.backends.tensorrt import TensorRTBackend
         from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD

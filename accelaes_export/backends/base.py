@@ -1,4 +1,4 @@
-"""What every engine format provides: is it usable here, compile an ONNX focus step, open it as a session."""
+"""What every engine format provides: is it usable here, compile a focus step, open it as a session."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Weights = Literal["engine", "inputs"]
+Attention = Literal["native", "plugin"]
 Progress = Callable[[str, float | None], None]
 """Called with a phase's name and its done fraction in [0, 1] (None while unknown)."""
 
@@ -28,12 +29,51 @@ class Availability:
     remedy: str = ""
 
 
+class FocusProgram(Protocol):
+    """The focus step as a torch program, for backends that compile it themselves instead of reading ONNX."""
+
+    def trace(
+        self, device: torch.device, n: int | None = None, *, filled: bool = False
+    ) -> torch.export.ExportedProgram:
+        """The program on `device`, attention in standard operators, B and M dynamic.
+
+        Args:
+            n: trace for this bucket alone; None leaves n and m dynamic.
+            filled: with all its weights; otherwise large matrices may hold anything, and `weight` has their values.
+
+        Raises:
+            BuildError: tracing failed.
+        """
+        ...
+
+    def weight(self, name: str) -> torch.Tensor:
+        """The value of one of the program's parameters, buffers or constants; contiguous."""
+        ...
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How kernels are made, by formats that generate them.
+
+    Attributes:
+        autotune: try several kernels for every matrix product on the device and keep the fastest.
+        freezing: let the compiler rearrange weights into its kernels' own layouts; they are then inside the engine.
+            None: where it pays, which is on CPUs.
+        per_bucket: one package for every bucket instead of one for all; they share their weights.
+    """
+
+    autotune: bool = False
+    freezing: bool | None = None
+    per_bucket: bool = False
+
+
 @dataclass(frozen=True)
 class CompileRequest:
     """One engine to make.
 
     Attributes:
-        onnx: the exported focus step (with its external data beside it, if any).
+        onnx: the exported focus step (with its external data beside it, if any); None for a backend that reads
+            programs.
         contract: its tensor table and buckets.
         targets: compute capabilities ("sm86", "sm120"), or ("cpu",) where the backend has no other.
         destination: an existing, empty folder that receives the engine's files.
@@ -41,15 +81,27 @@ class CompileRequest:
         workspace_bytes: the builder's limit on device scratch memory, or None for the format's own.
         weights: "engine": compiled into it; "inputs": in a file of their own, and bound when the engine is opened, so
             that the builder needs no memory for them.
+        attention: "plugin": TensorRT takes our plugin for `accelaes::SparseQueryAttention`; "native": its own kernels.
+        program: the focus step for a backend that reads programs.
+        options: for formats that generate kernels.
     """
 
-    onnx: Path
+    onnx: Path | None
     contract: GraphContract
     targets: tuple[str, ...]
     destination: Path
     timing_cache: Path | None = None
     workspace_bytes: int | None = None
     weights: Weights = "engine"
+    attention: Attention = "native"
+    program: FocusProgram | None = None
+    options: CompileOptions = CompileOptions()
+
+    @property
+    def onnx_file(self) -> Path:
+        """The exported focus step, of a request to a backend that reads ONNX."""
+        assert self.onnx is not None, "the builder exports for backends that read ONNX"
+        return self.onnx
 
 
 @dataclass(frozen=True)
@@ -60,6 +112,15 @@ class CompiledEngine:
     versions: Mapping[str, str]
     targets: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kind of kernel, operator or layer: how often it ran and its seconds, over several calls of a session."""
+
+    name: str
+    calls: int
+    seconds: float
 
 
 class Session(Protocol):
@@ -74,6 +135,9 @@ class Session(Protocol):
         Tensors are contiguous, on `device`, named and shaped as the contract says; n and m follow from the
         shapes. Outputs left out of the mapping are not copied anywhere. Raises InputError for a bucket,
         batch or text length the engine was not built for.
+
+        A session that can tell where its time goes has a second method, `kernel_times(inputs, outputs, calls)`: the
+        same call so many times, as a tuple of `KernelTime`.
         """
 
 
@@ -81,6 +145,7 @@ class Backend(Protocol):
     """An engine format. Heavy packages are imported inside the methods, never at import time."""
 
     name: str
+    reads: Literal["onnx", "program"]  # what its CompileRequest must hold
     dtypes: tuple[str, ...]
     default_targets: tuple[str, ...]
     dynamic_text: bool  # sessions take any M up to the position limit, not just the recipe's window
@@ -89,6 +154,10 @@ class Backend(Protocol):
 
     def check(self, dtype: str, targets: tuple[str, ...]) -> None:
         """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
+
+    def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
+        """How many times compiling holds all weights in this machine's memory; 0 where it never does."""
+        ...
 
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine: ...
 

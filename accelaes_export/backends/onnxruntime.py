@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from accelaes_export.backends.base import Availability, CompiledEngine, CompileRequest, Progress
+from accelaes_export.backends.base import (
+    Availability,
+    CompiledEngine,
+    CompileOptions,
+    CompileRequest,
+    KernelTime,
+    Progress,
+    Weights,
+)
 from accelaes_export.backends.onnx_files import copy_model
 from accelaes_export.backends.tensor_table import TensorTable
 from accelaes_export.contract import GraphContract
@@ -33,6 +43,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    reads: Literal["onnx", "program"] = "onnx"
     dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
     default_targets: tuple[str, ...] = ("cpu",)
     dynamic_text = True
@@ -66,10 +77,13 @@ class OnnxRuntimeBackend:
         if not here.can_build:
             raise MissingComponentError(f"onnxruntime can't build here: {here.reason}; mend it with: {here.remedy}.")
 
+    def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
+        return 0.0  # the file is copied
+
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
         self.check(request.contract.dtype, request.targets)
         progress("check and copy ONNX", None)
-        files = copy_model(request.onnx, request.destination)
+        files = copy_model(request.onnx_file, request.destination)
         progress("check and copy ONNX", 1.0)
         return CompiledEngine(files, self.availability().versions, request.targets)
 
@@ -101,8 +115,12 @@ class OnnxRuntimeBackend:
         providers: list[Any] = ["CPUExecutionProvider"]
         if chosen.type == "cuda":
             providers.insert(0, ("CUDAExecutionProvider", {"device_id": chosen.index}))
+
+        def opened(profile: str | None = None) -> Any:
+            return onnxruntime.InferenceSession(str(folder / models[0]), self._options(onnxruntime, profile), providers)
+
         try:
-            session = onnxruntime.InferenceSession(str(folder / models[0]), self._options(onnxruntime), providers)
+            session = opened()
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             built = (
                 f" (the bundle was built with {versions['onnxruntime']})"
@@ -113,10 +131,13 @@ class OnnxRuntimeBackend:
                 f"onnxruntime {onnxruntime.__version__} can't open {models[0]}{built}: {_first_line(error)}. "
                 "Build the bundle again."
             ) from error
-        return OnnxRuntimeSession(session, contract, chosen)
+        return OnnxRuntimeSession(session, contract, chosen, opened)
 
-    def _options(self, onnxruntime: Any) -> Any:
+    def _options(self, onnxruntime: Any, profile: str | None) -> Any:
+        """Of a session; with `profile`, of one that writes where its time goes to files that begin like this."""
         options = onnxruntime.SessionOptions()
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3  # warnings speak of constant folding, never of the caller's input
         options.intra_op_num_threads = self._threads if self._threads is not None else _threads_from_environment()
@@ -125,12 +146,21 @@ class OnnxRuntimeBackend:
 
 
 class OnnxRuntimeSession:
-    """A focus step in ONNX Runtime, reading and writing the caller's torch tensors in place."""
+    """A focus step in ONNX Runtime, reading and writing the caller's torch tensors in place.
 
-    def __init__(self, session: Any, contract: GraphContract, device: torch.device) -> None:
+    Args:
+        session: the InferenceSession.
+        contract, device: its tensor table, and where its tensors are.
+        opened: opens the model once more, as a session that writes a profile to files with a given prefix.
+    """
+
+    def __init__(
+        self, session: Any, contract: GraphContract, device: torch.device, opened: Callable[[str], Any]
+    ) -> None:
         self.contract = contract
         self.device = device
         self._session = session
+        self._opened = opened
         self._table = TensorTable(contract, device)
         self._elements = {spec.name: _ELEMENT_TYPES[spec.dtype] for spec in (*contract.inputs, *contract.outputs)}
         _check_names("inputs", [s.name for s in contract.inputs], [a.name for a in session.get_inputs()])
@@ -153,6 +183,25 @@ class OnnxRuntimeSession:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
             raise AccelAesError(f"ONNX Runtime failed in a focus step: {_first_line(error)}.") from error
+
+    def kernel_times(
+        self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], calls: int
+    ) -> tuple[KernelTime, ...]:
+        """Time by operator over `calls` focus steps, after one that isn't counted. Opens the model a second time."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._opened(str(Path(folder) / "profile"))
+            watched = OnnxRuntimeSession(session, self.contract, self.device, self._opened)
+            for _ in range(1 + calls):
+                watched.run(inputs, outputs)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        first = next(event for event in events if event["name"] == "model_run")
+        counted: dict[str, KernelTime] = {}
+        for event in events:
+            if event["cat"] == "Node" and "op_name" in event["args"] and event["ts"] >= first["ts"] + first["dur"]:
+                name = event["args"]["op_name"]
+                so_far = counted.get(name, KernelTime(name, 0, 0.0))
+                counted[name] = KernelTime(name, so_far.calls + 1, so_far.seconds + 1e-6 * event["dur"])
+        return tuple(counted.values())
 
     def _wait_for_torch(self) -> None:
         """The provider runs on a stream of its own, so what torch still computes must be done first."""

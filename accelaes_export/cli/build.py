@@ -25,13 +25,14 @@ import click
     default="onnxruntime",
     show_default=True,
     metavar="NAME",
-    help="onnxruntime, tensorrt-rtx or tensorrt; see accelaes-export doctor.",
+    help="onnxruntime, aoti, tensorrt-rtx or tensorrt; see accelaes-export doctor.",
 )
 @click.option(
     "--target",
     "targets",
     metavar="SM,...",
-    help="Compute capabilities of the GPUs it shall run on, e.g. sm86,sm120. [default: the backend's]",
+    help="Compute capabilities of the GPUs it shall run on, e.g. sm86,sm120; aoti also takes cpu, x86-64-v3 and "
+    "native. [default: the backend's]",
 )
 @click.option(
     "--resolution", metavar="HEIGHTxWIDTH", help="Picture size in pixels, height first. [default: the recipe's]"
@@ -62,6 +63,18 @@ import click
     help="inputs: weights lie beside a TensorRT engine and are bound when it is opened, so that models larger than "
     "this machine's memory can be built. [default: the recipe's]",
 )
+@click.option(
+    "--attention",
+    metavar="auto|plugin|native",
+    help="plugin: TensorRT engines take the kernel of accelaes-export plugin; native: their own; auto: whichever was "
+    "measured faster. [default: the recipe's]",
+)
+@click.option(
+    "--compiling",
+    metavar="FLAG,...",
+    help="How aoti generates kernels: autotune (try several for every matrix product), per-bucket (a package each), "
+    "freezing or no-freezing (weights in the kernels' own layouts). [default: the recipe's]",
+)
 @click.option("--frames", type=int, help="Latent frames of a video model. [default: the recipe's]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
@@ -81,6 +94,8 @@ def command(
     affinity_layers: int | None,
     form: str | None,
     weights: str | None,
+    attention: str | None,
+    compiling: str | None,
     frames: int | None,
     output: Path | None,
     force: bool,
@@ -113,6 +128,8 @@ def command(
         affinity_layers=affinity_layers,
         form=form,
         weights=weights,
+        attention=attention,
+        compiling=compiling,
         frames=frames,
         random_weights=random_weights,
         seed=seed,

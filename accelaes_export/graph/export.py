@@ -21,27 +21,27 @@ EXTERNAL_FROM = 2**28  # bytes of weights; a protobuf message may have 2**31, an
 TEXT_LIMIT = 4096  # longest text an exported graph takes; tables of the supported families end far below
 
 
-def trace(step: FocusStep) -> torch.export.ExportedProgram:
-    """torch.export of the focus step with B, n, m and M dynamic.
+def trace(step: FocusStep, n: int | None = None) -> torch.export.ExportedProgram:
+    """torch.export of the focus step, on the device it is on, with B, n, m and M dynamic.
+
+    Args:
+        n: focus tokens of the only bucket the program shall take; None leaves n and m dynamic.
 
     Raises:
         BuildError: tracing failed, or an input was merged or lost on the way.
     """
     contract, Dim = step.contract, torch.export.Dim
     rows = max(2, contract.rows)  # an engine of one row has the graph of two
-    letters = {
-        "B": Dim("B", min=1, max=rows),
-        "n": Dim("n", min=1, max=contract.tokens),
-        "m": Dim("m", min=0, max=contract.tokens),
-        "M": Dim("M", min=1, max=TEXT_LIMIT),
-    }
+    letters = {"B": Dim("B", min=1, max=rows), "M": Dim("M", min=1, max=TEXT_LIMIT)}
+    if n is None:
+        letters |= {"n": Dim("n", min=1, max=contract.tokens), "m": Dim("m", min=0, max=contract.tokens)}
     shapes = {
-        spec.name: {axis: letters[d] for axis, d in enumerate(spec.shape) if isinstance(d, str)}
-        for spec in contract.inputs
+        spec.name: {axis: letters[d] for axis, d in enumerate(spec.shape) if d in letters} for spec in contract.inputs
     }
     # A traced size of 0 or 1 would be taken for a constant: every dynamic size of the example lies above.
     # The background, whose cache is the largest input, is as small as that allows.
-    example = example_inputs(contract, n=max(2, contract.tokens - 2), B=rows)
+    size = max(2, contract.tokens - 2) if n is None else n
+    example = example_inputs(contract, n=size, B=rows, device=next(step.parameters()).device)
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(

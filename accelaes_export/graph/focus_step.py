@@ -7,7 +7,7 @@ n = N with m = 0 is the dense model. The blocks, norms, embeddings and weights a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from accelaes_export.contract import (
     GraphContract,
 )
 from accelaes_export.dtypes import torch_dtype
+from accelaes_export.example_inputs import example_inputs as example_inputs
 from accelaes_export.graph.focus import ComponentFocus, TokenFocus
 from accelaes_export.manifest import Latents
 
@@ -120,49 +121,6 @@ def _hooked(part: PartSite, focus: ComponentFocus, slot: int) -> list[Any]:
 def as_arguments(contract: GraphContract, named: Mapping[str, Any]) -> tuple[Any, ...]:
     """Values by input name, in the contract's order."""
     return tuple(named[spec.name] for spec in contract.inputs)
-
-
-def example_inputs(
-    contract: GraphContract,
-    n: int,
-    *,
-    B: int | None = None,
-    M: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> dict[str, torch.Tensor]:
-    """Random inputs of a step with `n` focus tokens, each a tensor of its own (an exporter merges shared ones).
-
-    Every row has its own ascending focus set; the rest is as its spec says: bounded numbers are uniform, masks have
-    at least one 1, everything else is standard normal.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sizes = contract.sizes(n, B, M)
-    order = torch.stack([torch.randperm(contract.tokens, generator=generator) for _ in range(sizes["B"])])
-    draw: dict[str, Callable[[tuple[int, ...], float], torch.Tensor]] = {
-        "real": lambda shape, limit: limit * torch.rand(shape, generator=generator),
-        "label": lambda shape, limit: torch.randint(int(limit), shape, generator=generator),
-        "mask": lambda shape, _: _prefixes(shape, generator),
-    }
-    inputs = {}
-    for spec in contract.inputs:
-        shape = spec.sized(sizes)
-        if spec.name == FOCUS_INDEX:
-            tensor = order[:, :n].sort(dim=1).values
-        elif spec.name == BACKGROUND_INDEX:
-            tensor = order[:, n:].sort(dim=1).values
-        elif spec.kind == "real" and spec.limit is None:
-            tensor = torch.randn(shape, generator=generator)
-        else:
-            tensor = draw[spec.kind](shape, spec.limit or 1.0)
-        inputs[spec.name] = tensor.to(device=device, dtype=torch_dtype(spec.dtype))
-    return inputs
-
-
-def _prefixes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """[B, M] of rows of ones, each with an end of its own, then zeros."""
-    ends = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator)
-    return (torch.arange(shape[1]) < ends).long()
 
 
 def count_flops(step: FocusStep, n: int) -> int:

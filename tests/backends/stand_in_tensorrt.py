@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from accelaes_export.backends.tensorrt import cuda as real
+from accelaes_export.backends import cuda as real
 from accelaes_export.contract import GraphContract
 from tests.backends import tiny_focus_step as tiny
 
@@ -62,7 +62,7 @@ class Graph:
 
 
 class Cuda:
-    """Implements accelaes_export.backends.tensorrt.cuda.Cuda on the CPU; `refuses` makes captures fail."""
+    """Implements accelaes_export.backends.cuda.Cuda on the CPU; `refuses` makes captures fail."""
 
     def __init__(self, compute_capability: str = "sm89") -> None:
         self.device = torch.device("cpu")

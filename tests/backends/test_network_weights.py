@@ -15,8 +15,9 @@ from accelaes_export.backends import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.backends.tensorrt.messages import Messages
-from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE, write_weights
+from accelaes_export.backends.tensorrt.network_weights import write_weights
 from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
+from accelaes_export.backends.weights_file import WEIGHTS_FILE
 from accelaes_export.contract import DTypeName
 from accelaes_export.errors import BundleError
 from tests.backends import stand_in_tensorrt as stand_in

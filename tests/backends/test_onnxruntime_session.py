@@ -209,7 +209,7 @@ def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_backends_are_found_by_name_and_load_nothing_until_used() -> None:
     assert backend("onnxruntime") is backend("onnxruntime")
     assert [backend(name).name for name in names()] == list(names())
-    with pytest.raises(InputError, match="no backend 'tvm'; choose one of onnxruntime, tensorrt-rtx, tensorrt"):
+    with pytest.raises(InputError, match="no backend 'tvm'; choose one of onnxruntime, aoti, tensorrt-rtx, tensorrt"):
         backend("tvm")
     code = (
         "import sys, accelaes_export.backends as b; [b.backend(n) for n in b.names()];"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from accelaes_export.backends.cuda import TorchCuda
 from accelaes_export.backends.tensorrt import TensorRTBackend
-from accelaes_export.backends.tensorrt.cuda import TorchCuda
 from accelaes_export.backends.tensorrt.driver import DriverReport, Gpu
 from accelaes_export.backends.tensorrt.flavour import RTX, Flavour, fits
 from accelaes_export.backends.tensorrt.messages import Messages
@@ -84,7 +84,7 @@ def test_opening_without_a_gpu_names_what_is_missing(tmp_path: Path, monkeypatch
 def test_a_torch_without_cuda_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingComponentError, match="install a CUDA build of torch"):
         TorchCuda.on("cuda:0")
-    with pytest.raises(InputError, match="run on a CUDA device, not on 'cpu'"):
+    with pytest.raises(InputError, match="runs on a CUDA device, not on 'cpu'"):
         TorchCuda.on("cpu")
     with pytest.raises(InputError, match="no device 'gpu0'"):
         TorchCuda.on("gpu0")

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from accelaes_export.backends.cuda_graphs import GraphCache
 from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD, Flavour
-from accelaes_export.backends.tensorrt.graphs import GraphCache
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.tensorrt.session import TensorRTSession
 from accelaes_export.errors import AccelAesError, InputError

@@ -50,7 +50,7 @@ class TestBuild:
         monkeypatch.setattr(builder, "build", build)
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
         more = "--dtype bf16 --buckets 0.25,0.5 --affinity-layers 2 --form component --frames 3 --weights inputs "
-        more += "-o here --force --random-weights"
+        more += "--compiling autotune --attention plugin -o here --force --random-weights"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
         assert result.exit_code == 0, result.stderr
         assert asked == {
@@ -66,6 +66,8 @@ class TestBuild:
             "affinity_layers": 2,
             "form": "component",
             "weights": "inputs",
+            "compiling": "autotune",
+            "attention": "plugin",
             "frames": 3,
             "random_weights": True,
             "seed": 7,
@@ -205,7 +207,7 @@ class TestDoctor:
 
     def test_looks_at_this_machine_without_failing(self) -> None:
         found = diagnosis.diagnose()
-        assert set(found.backends) == {"onnxruntime", "tensorrt-rtx", "tensorrt"}
+        assert set(found.backends) == {"onnxruntime", "aoti", "tensorrt-rtx", "tensorrt"}
         assert found.versions["torch"]
 
     def test_a_backend_that_breaks_is_a_diagnosis(self, monkeypatch: pytest.MonkeyPatch) -> None:

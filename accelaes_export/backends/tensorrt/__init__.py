@@ -5,14 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from accelaes_export.backends.base import Availability, CompiledEngine, CompileRequest, Progress
+from accelaes_export.backends.base import (
+    Availability,
+    CompiledEngine,
+    CompileOptions,
+    CompileRequest,
+    Progress,
+    Weights,
+)
+from accelaes_export.backends.tensorrt.attention_plugin import AttentionPlugin
 from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import NATIVE, Flavour, capability
 from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
+from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 if TYPE_CHECKING:
     from accelaes_export.backends.tensorrt.session import TensorRTSession
@@ -30,6 +39,7 @@ class TensorRTBackend:
         driver: how this machine's GPUs are found.
     """
 
+    reads: Literal["onnx", "program"] = "onnx"
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
     dynamic_text = False
 
@@ -41,6 +51,7 @@ class TensorRTBackend:
         self._driver = driver
         self._messages = Messages()
         self._logger: Any = None
+        self._plugin = AttentionPlugin()
         self._lock = threading.Lock()
 
     def availability(self) -> Availability:
@@ -92,16 +103,23 @@ class TensorRTBackend:
                 f"{', '.join(old)} has no bf16, which begins with sm80; choose fp16 or leave that target out."
             )
 
+    def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
+        """TensorRT's builder copies weights about twice (docs/benchmarks.md), unless they are inputs."""
+        return 0.0 if weights == "inputs" else 2.1
+
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
         from accelaes_export.backends.tensorrt.building import ENGINE_FILE, EngineBuild
-        from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE
+        from accelaes_export.backends.weights_file import WEIGHTS_FILE
 
         self.check(request.contract.dtype, request.targets)
         trt = self.flavour.load()
         targets = self._resolve(request.targets)
+        plugin = {NAME: VERSION} if request.attention == "plugin" else {}
+        if plugin:
+            self._plugin.load(trt)
         notes = EngineBuild(trt, self.flavour, self._log(trt), self._messages, request, targets).run(progress)
         files = (ENGINE_FILE, WEIGHTS_FILE) if request.weights == "inputs" else (ENGINE_FILE,)
-        return CompiledEngine(files, {self.flavour.module: trt.__version__}, targets, notes)
+        return CompiledEngine(files, {self.flavour.module: trt.__version__, **plugin}, targets, notes)
 
     def open(
         self,
@@ -114,7 +132,7 @@ class TensorRTBackend:
         targets: tuple[str, ...] = (),
     ) -> TensorRTSession:
         """See `Backend.open`; without a `device`, torch's current CUDA device."""
-        from accelaes_export.backends.tensorrt.cuda import TorchCuda
+        from accelaes_export.backends.cuda import TorchCuda
         from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
 
         trt = self.flavour.load()
@@ -123,6 +141,8 @@ class TensorRTBackend:
             raise MissingComponentError(f"This engine runs on an NVIDIA GPU, and here {driver.reason}; {_DRIVER}.")
         source = EngineSource(folder, files, contract, dict(versions or {}), targets)
         cuda = TorchCuda.on(device)
+        if NAME in source.versions:
+            self._plugin.require(trt, contract, cuda.compute_capability)
         return open_session(
             trt, self.flavour, self._log(trt), self._messages, source, cuda, cuda_graphs=self._cuda_graphs
         )

@@ -9,13 +9,15 @@ from typing import Any, BinaryIO
 
 from accelaes_export.backends.base import CompileRequest, Progress
 from accelaes_export.backends.onnx_files import external_files, read_graph
+from accelaes_export.backends.tensorrt.attention_plugin import check_layers
 from accelaes_export.backends.tensorrt.flavour import Flavour
 from accelaes_export.backends.tensorrt.messages import Messages, one_line
-from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE, write_weights
+from accelaes_export.backends.tensorrt.network_weights import write_weights
 from accelaes_export.backends.tensorrt.preparation import prepare
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import BuildProgress, tensorrt_monitor
 from accelaes_export.backends.tensorrt.writing import file_writer
+from accelaes_export.backends.weights_file import WEIGHTS_FILE
 from accelaes_export.errors import BuildError
 from accelaes_export.memory import dropping_mapped
 
@@ -50,6 +52,8 @@ class EngineBuild:
         self._builder = trt.Builder(logger)
         self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self._network, logger)
+        if request.attention == "plugin":
+            self._parser.set_flag(trt.OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE)  # over the function of the same name
         self._config = self._builder.create_builder_config()
         self._weights: frozenset[str] = frozenset()  # those that are inputs of the network
 
@@ -66,10 +70,10 @@ class EngineBuild:
         self._configure()
         if self._weights:
             progress("write weights", None)
-            write_weights(self._request.onnx, self._weights, self._request.destination / WEIGHTS_FILE)
+            write_weights(self._request.onnx_file, self._weights, self._request.destination / WEIGHTS_FILE)
             notes = (*notes, f"{len(self._weights)} weights are inputs of the engine, bound from {WEIGHTS_FILE}")
         progress("build engine", 0.0)
-        onnx = self._request.onnx
+        onnx = self._request.onnx_file
         weights = [onnx.parent / name for name in external_files(read_graph(onnx))]
         path = self._request.destination / ENGINE_FILE
         try:
@@ -84,19 +88,25 @@ class EngineBuild:
     def _parse(self) -> tuple[str, ...]:
         request = self._request
         prepared = prepare(
-            request.onnx, request.contract.dtype, self._flavour, weights_as_inputs=request.weights == "inputs"
+            request.onnx_file,
+            request.contract.dtype,
+            self._flavour,
+            weights_as_inputs=request.weights == "inputs",
+            for_plugin=request.attention == "plugin",
         )
         graph, notes, self._weights = prepared.graph, prepared.notes, prepared.weights
-        path = str(request.onnx)
+        path = str(request.onnx_file)
         if not (self._parser.parse_from_file(path) if graph is None else self._parser.parse(graph, path)):
-            raise BuildError(f"{self._flavour.name} can't read {request.onnx.name}: {self._parser_errors()}.")
+            raise BuildError(f"{self._flavour.name} can't read {request.onnx_file.name}: {self._parser_errors()}.")
         found = {self._network.get_input(i).name for i in range(self._network.num_inputs)}
         wanted = {spec.name for spec in request.contract.inputs} | self._weights
         if found != wanted:
             raise BuildError(
-                f"The inputs of {request.onnx.name} differ from its contract in {', '.join(sorted(found ^ wanted))}; "
-                "export it again."
+                f"The inputs of {request.onnx_file.name} differ from its contract in "
+                f"{', '.join(sorted(found ^ wanted))}; export it again."
             )
+        if request.attention == "plugin":
+            notes = (*notes, check_layers(self._trt, self._network, request.onnx_file.name))
         return notes
 
     def _parser_errors(self) -> str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelaes_export.backends.tensorrt.cuda import Cuda
+from accelaes_export.backends.cuda import Cuda
 from accelaes_export.backends.tensorrt.flavour import Flavour, fits
 from accelaes_export.backends.tensorrt.messages import Messages
-from accelaes_export.backends.tensorrt.network_weights import WEIGHTS_FILE, load_weights
 from accelaes_export.backends.tensorrt.session import TensorRTSession
+from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.contract import GraphContract
-from accelaes_export.errors import BundleError, MissingComponentError
+from accelaes_export.errors import BundleError, MissingComponentError, OtherDeviceError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def open_session(
     path = source.path
     own = cuda.compute_capability
     if source.targets and not any(fits(target, own) for target in source.targets):
-        raise BundleError(
+        raise OtherDeviceError(
             f"This engine was built for {', '.join(source.targets)} and this GPU is {own}; "
             f"build the bundle again with {own} as target."
         )
@@ -81,7 +81,7 @@ def _refusal(
         )
     if "UNSUPPORTED_CC" in found:
         targets = ", ".join(source.targets) or "other GPUs"
-        return BundleError(
+        return OtherDeviceError(
             f"This engine was built for {targets} and this GPU is {own}; build the bundle again with {own} as target."
         )
     if "VERSION_MISMATCH" in found or (built and built != here):

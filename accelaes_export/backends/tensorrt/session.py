@@ -8,10 +8,10 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from accelaes_export.backends.cuda import Cuda, Graph, Stream
+from accelaes_export.backends.cuda_graphs import GraphCache
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
-from accelaes_export.backends.tensorrt.cuda import Cuda, Graph, Stream
 from accelaes_export.backends.tensorrt.flavour import Flavour
-from accelaes_export.backends.tensorrt.graphs import GraphCache
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import AccelAesError

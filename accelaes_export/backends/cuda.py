@@ -68,7 +68,7 @@ class TorchCuda:
             raise InputError(f"There is no device {device!r}; say cuda or cuda:1.") from error
         if asked.type != "cuda":
             raise InputError(
-                f"TensorRT engines run on a CUDA device, not on {device!r}; say cuda, or take a bundle for onnxruntime."
+                f"This engine runs on a CUDA device, not on {device!r}; say cuda, or take a bundle built for the CPU."
             )
         if not torch.cuda.is_available():
             raise MissingComponentError(

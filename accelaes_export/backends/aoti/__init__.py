@@ -1,0 +1,108 @@
+"""AOTInductor: torch's ahead-of-time compiler. Packages run on the CPU and on any CUDA GPU, in Python and C++.
+
+A package holds machine code that runs in the process that opens it: open the bundles of people you trust alone.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from accelaes_export.backends.aoti.targets import NATIVE, freezes, is_gpu, resolve
+from accelaes_export.backends.base import (
+    Availability,
+    CompiledEngine,
+    CompileOptions,
+    CompileRequest,
+    Progress,
+    Weights,
+)
+from accelaes_export.contract import GraphContract
+from accelaes_export.errors import InputError, MissingComponentError
+
+if TYPE_CHECKING:
+    from accelaes_export.backends.aoti.session import AotiSession
+
+INSTRUCTIONS = "cpu"
+"""The entry among a CPU package's versions that says what the code needs, see targets.cpu_instructions."""
+
+
+class AotiBackend:
+    """Compiles the traced focus step with the C++ compiler (CPU) or Triton (GPU) of this machine.
+
+    Args:
+        cuda_graphs: let sessions capture a CUDA graph for calls that come back with the same tensors.
+    """
+
+    name = "aoti"
+    reads: Literal["onnx", "program"] = "program"
+    dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
+    default_targets: tuple[str, ...] = (NATIVE,)
+    dynamic_text = True
+
+    def __init__(self, *, cuda_graphs: bool = True) -> None:
+        self._cuda_graphs = cuda_graphs
+
+    def availability(self) -> Availability:
+        """Packages run wherever torch does; building one takes a C++ compiler."""
+        import torch
+
+        from accelaes_export.backends.aoti.compiling import compiler
+
+        versions = {"torch": torch.__version__}
+        if shutil.which(compiler()) is None:
+            return Availability(
+                False, True, versions, f"there is no C++ compiler {compiler()}", "install g++, or name another in CXX"
+            )
+        return Availability(True, True, versions)
+
+    def check(self, dtype: str, targets: tuple[str, ...]) -> None:
+        """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
+        if dtype not in self.dtypes:
+            raise InputError(f"aoti has no dtype {dtype!r}; choose one of {', '.join(self.dtypes)}.")
+        target = resolve(targets)
+        if dtype == "bf16" and is_gpu(target) and int(target[2:]) < 80:
+            raise InputError(f"{target} has no bf16, which begins with sm80; choose fp16.")
+        here = self.availability()
+        if not here.can_build:
+            raise MissingComponentError(f"aoti can't build here: {here.reason}; {here.remedy}.")
+
+    def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
+        """Freezing holds them about four times (docs/benchmarks.md); otherwise they are never in memory together."""
+        return 3.8 if freezes(options, resolve(targets)) else 0.0
+
+    def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
+        import torch
+
+        from accelaes_export.backends.aoti.compiling import compile_packages
+
+        self.check(request.contract.dtype, request.targets)
+        target = resolve(request.targets)
+        files, instructions = compile_packages(request, target, progress)
+        versions = {"torch": torch.__version__} | ({INSTRUCTIONS: instructions} if instructions else {})
+        return CompiledEngine(files, versions, (target,))
+
+    def open(
+        self,
+        folder: Path,
+        contract: GraphContract,
+        files: tuple[str, ...],
+        *,
+        device: str | None = None,
+        versions: Mapping[str, str] | None = None,
+        targets: tuple[str, ...] = (),
+    ) -> AotiSession:
+        """See `Backend.open`; a package runs on the kind of device it was compiled for, which is the default."""
+        from accelaes_export.backends.aoti.session import open_session
+
+        return open_session(
+            folder,
+            contract,
+            files,
+            device=device,
+            versions=dict(versions or {}),
+            targets=targets,
+            cuda_graphs=self._cuda_graphs,
+        )

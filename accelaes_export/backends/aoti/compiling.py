@@ -1,0 +1,143 @@
+"""From a traced focus step to AOTInductor packages: code in .pt2 files, weights in one file beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accelaes_export.backends.aoti.targets import CPU, PORTABLE, cpu_instructions, freezes, is_gpu
+from accelaes_export.backends.base import CompileRequest, FocusProgram, Progress
+from accelaes_export.backends.weights_file import WEIGHTS_FILE, Element, Weight, write_weights_file
+from accelaes_export.errors import BuildError, MissingComponentError
+
+PACKAGE = "focus_step.pt2"
+_ELEMENTS: dict[torch.dtype, Element] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.bool: "BOOL",
+}
+
+
+def package_name(n: int | None) -> str:
+    """The file of the package for every bucket, or for bucket n alone."""
+    return PACKAGE if n is None else f"focus_step.n{n}.pt2"
+
+
+def compile_packages(request: CompileRequest, target: str, progress: Progress) -> tuple[tuple[str, ...], str]:
+    """Write the request's packages and their weights.
+
+    Returns:
+        The files, and for a CPU what `cpu_instructions` says of the code ("" for a GPU).
+
+    Raises:
+        BuildError: the compiler failed.
+    """
+    assert request.program is not None, "the builder hands a program to backends that read one"
+    contract, options = request.contract, request.options
+    freezing = freezes(options, target)
+    device = torch.device("cuda", torch.cuda.current_device()) if is_gpu(target) else torch.device("cpu")
+    buckets: tuple[int | None, ...] = contract.buckets if options.per_bucket else (None,)
+    files, constants = [], dict[str, None]()
+    with _settings(target, freezing=freezing, autotune=options.autotune) as settings:
+        for k, n in enumerate(buckets):
+            which = "" if n is None else f" n = {n}"
+            progress(f"trace{which}", k / len(buckets))
+            program = request.program.trace(device, n, filled=freezing)
+            progress(f"compile{which}", (k + 0.2) / len(buckets))
+            path = request.destination / package_name(n)
+            _compile(program, path, settings)
+            files.append(path.name)
+            if not freezing:
+                constants |= dict.fromkeys(_constants(path, device))
+        instructions = "" if is_gpu(target) else _instructions()
+    if constants:
+        progress("write weights", None)
+        write_constants(request.destination / WEIGHTS_FILE, list(constants), request.program)
+        files.append(WEIGHTS_FILE)
+    progress("compile", 1.0)
+    return tuple(files), instructions
+
+
+def write_constants(path: Path, names: list[str], program: FocusProgram) -> None:
+    """One safetensors file of the weights `names`, each read when it is written."""
+
+    def described(name: str) -> Weight:
+        value = program.weight(name)
+        return Weight(name, _ELEMENTS[value.dtype], tuple(value.shape), value.numel() * value.element_size())
+
+    def pieces(weight: Weight) -> Iterator[memoryview]:
+        value = program.weight(weight.name).cpu()
+        yield memoryview(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+    write_weights_file(path, (described(name) for name in names), pieces)
+
+
+def _compile(program: torch.export.ExportedProgram, path: Path, settings: dict[str, Any]) -> None:
+    from torch._inductor import aoti_compile_and_package
+
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    except Exception as error:  # Inductor's and the C++ compiler's errors share no base class
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BuildError(f"AOTInductor could not compile {path.name}: {lines[0]}") from error
+
+
+def _constants(path: Path, device: torch.device) -> list[str]:
+    """The weights a package wants, by their names in the program. Opening it also shows that it can be opened."""
+    from torch._inductor import aoti_load_package
+
+    index = device.index if device.type == "cuda" else -1
+    return list(aoti_load_package(str(path), device_index=index).get_constant_fqns())
+
+
+@contextlib.contextmanager
+def _settings(target: str, *, freezing: bool, autotune: bool) -> Iterator[dict[str, Any]]:
+    """Inductor's configuration of a build."""
+    from torch._inductor import config
+
+    settings: dict[str, Any] = {
+        "freezing": freezing,
+        "max_autotune": autotune,
+        # Without freezing the weights stay outside, where all packages and every process may share them.
+        "aot_inductor.package_constants_in_so": freezing,
+        "cpp.dynamic_threads": True,  # as many as the process has when it runs, not when it was compiled
+    }
+    if not is_gpu(target) and platform.machine() in ("x86_64", "AMD64"):
+        wide = target == CPU and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        if hasattr(config.cpp, "march"):
+            # By level, not "native": a CPU of the next generation lacks some odd set of this one's.
+            settings["cpp.march"] = "x86-64-v4" if wide else PORTABLE
+        elif target == PORTABLE:
+            raise MissingComponentError(
+                f"torch {torch.__version__} compiles for this machine's CPU alone; install torch 2.13 or later, or "
+                "take the target cpu."
+            )
+        if target == PORTABLE:
+            settings["cpp.simdlen"] = 256
+    # Inductor keeps its kernels in a folder it makes by itself; a build that is stopped leaves nothing else behind.
+    with config.patch({key: value for key, value in settings.items() if key.startswith("cpp.")}):
+        yield settings
+
+
+def _instructions() -> str:
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    return cpu_instructions(pick_vec_isa().build_arch_flags())
+
+
+def compiler() -> str:
+    """The C++ compiler Inductor will call."""
+    return os.environ.get("CXX", "g++")

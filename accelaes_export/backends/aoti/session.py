@@ -1,0 +1,177 @@
+"""An opened AOTInductor package, or one a bucket: inputs by position, outputs copied into the caller's tensors."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accelaes_export.backends.aoti.compiling import PACKAGE, package_name
+from accelaes_export.backends.aoti.targets import check_cpu, check_gpu, is_gpu
+from accelaes_export.backends.cuda import Cuda, Graph, TorchCuda
+from accelaes_export.backends.cuda_graphs import GraphCache
+from accelaes_export.backends.tensor_table import StepSizes, TensorTable
+from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
+from accelaes_export.contract import GraphContract
+from accelaes_export.errors import AccelAesError, BundleError, InputError
+
+
+class AotiSession:
+    """A focus step in AOTInductor. On a GPU it is enqueued on torch's current stream, like any kernel.
+
+    Threads may share it; their calls take turns.
+
+    Args:
+        packages: the runner of each bucket n, by n; one runner may serve several.
+        contract: the tensor table.
+        device: where it runs.
+        cuda: the GPU, or None on the CPU.
+        cuda_graphs: capture calls that come back with the same shapes and addresses, and replay them.
+    """
+
+    def __init__(
+        self,
+        packages: Mapping[int, Any],
+        contract: GraphContract,
+        device: torch.device,
+        cuda: Cuda | None = None,
+        *,
+        cuda_graphs: bool = False,
+    ) -> None:
+        self.contract = contract
+        self.device = device
+        self._packages = dict(packages)
+        self._cuda = cuda
+        self._graphs_wanted = cuda_graphs and cuda is not None
+        self._graphs: GraphCache[Graph] = GraphCache(capacity=4 * len(contract.buckets))
+        self._table = TensorTable(contract, device)
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        """One focus step; see `Session.run`. On a GPU, read the outputs on the same stream, or synchronise first."""
+        sizes = self._table.check(inputs, outputs)
+        with self._lock:
+            if self._cuda is None:
+                self._call(sizes, inputs, outputs)
+                return
+            with self._cuda.current():
+                self._on_gpu(self._cuda, sizes, inputs, outputs)
+
+    def _on_gpu(
+        self,
+        cuda: Cuda,
+        sizes: StepSizes,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+    ) -> None:
+        key = (sizes, *((name, tensor.data_ptr()) for name, tensor in (*inputs.items(), *outputs.items())))
+        graph = self._graphs.get(key) if self._graphs_wanted else None
+        if graph is not None:
+            with cuda.stream() as stream:
+                graph.replay(stream)
+            return
+        self._call(sizes, inputs, outputs)
+        # Captured after a plain call: the first of a kind loads its kernels, which a capture doesn't allow.
+        if self._graphs_wanted and self._graphs.returns(key):
+            try:
+                self._graphs.put(key, cuda.capture(lambda _: self._call(sizes, inputs, outputs)))
+            except (RuntimeError, AccelAesError) as error:
+                self._graphs_wanted = False
+                logging.getLogger(__name__).warning("CUDA graphs are off for this session: %s", error)
+
+    def _call(self, sizes: StepSizes, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+        given = [inputs[spec.name] for spec in self.contract.inputs]
+        try:
+            with torch.no_grad():
+                results = self._packages[sizes.n].run(given)
+        except RuntimeError as error:
+            raise AccelAesError(f"AOTInductor failed in a focus step: {_first_line(error)}.") from error
+        made = dict(zip((spec.name for spec in self.contract.outputs), results, strict=True))
+        torch._foreach_copy_(list(outputs.values()), [made[name] for name in outputs])
+
+
+def open_session(
+    folder: Path,
+    contract: GraphContract,
+    files: tuple[str, ...],
+    *,
+    device: str | None,
+    versions: Mapping[str, str],
+    targets: tuple[str, ...],
+    cuda_graphs: bool,
+) -> AotiSession:
+    """Open a bundle's packages with their shared weights.
+
+    Raises:
+        BundleError: packages of another torch, CPU, GPU or contract.
+        InputError, MissingComponentError: a device they don't run on, or that isn't there.
+    """
+    gpu = any(is_gpu(target) for target in targets)
+    _check_torch(versions.get("torch", ""))
+    if gpu:
+        cuda = TorchCuda.on(device)
+        check_gpu(targets[0], cuda.compute_capability)
+        where = cuda.device
+    else:
+        cuda = None
+        if device is not None and torch.device(device).type != "cpu":
+            raise InputError(
+                f"This package was compiled for the CPU and was asked to run on {device}; build one with --target cuda."
+            )
+        if versions.get("cpu"):
+            check_cpu(versions["cpu"])
+        where = torch.device("cpu")
+    weights = load_weights(folder / WEIGHTS_FILE, where) if WEIGHTS_FILE in files else {}
+    opened = {name: _open(folder / name, where, weights) for name in files if name.endswith(".pt2")}
+    packages = {n: opened.get(package_name(n)) or opened.get(PACKAGE) for n in contract.buckets}
+    missing = [n for n, package in packages.items() if package is None]
+    if missing:
+        raise BundleError(f"{folder} has no package for the bucket of {missing[0]} tokens; build it again.")
+    return AotiSession(packages, contract, where, cuda, cuda_graphs=cuda_graphs)
+
+
+def _open(path: Path, device: torch.device, weights: Mapping[str, torch.Tensor]) -> Any:
+    """A package's runner, bound to weights that it shares with others."""
+    from torch._inductor import aoti_load_package
+
+    index = device.index if device.type == "cuda" else -1
+    try:
+        # Single-threaded: the session has calls take turns, and a graph can't be captured of the other mode.
+        package = aoti_load_package(str(path), run_single_threaded=True, device_index=index)
+        wanted = package.get_constant_fqns()
+        if weights:
+            lacking = [name for name in wanted if name not in weights]
+            if lacking:
+                raise BundleError(f"{path.parent / WEIGHTS_FILE} lacks {lacking[0]}; build the bundle again.")
+            package.load_constants({name: weights[name] for name in wanted}, check_full_update=True, user_managed=True)
+    except RuntimeError as error:
+        raise BundleError(
+            f"torch {torch.__version__} can't open {path.name}: {_first_line(error)}. Build the bundle again."
+        ) from error
+    return _Runner(package.loader, weights)
+
+
+class _Runner:
+    """A package's loader, and the weights it was given, which it doesn't keep alive by itself."""
+
+    def __init__(self, loader: Any, weights: Mapping[str, torch.Tensor]) -> None:
+        self._weights = weights
+        self.run = loader.run
+
+
+def _check_torch(built: str) -> None:
+    """BundleError for a package of another torch, whose code calls functions this one may not have."""
+    here = torch.__version__
+    if built and built.split(".")[:2] != here.split(".")[:2]:
+        raise BundleError(
+            f"This package was compiled with torch {built} and here is {here}; install torch {built.split('+')[0]}, or "
+            "build the bundle again."
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,107 @@
+"""Every verb on a bundle of AOTInductor packages: the shipped checkpoint, compiled for this machine's CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import accelaes_export as ax
+from accelaes_export.backends.aoti import AotiBackend
+from accelaes_export.backends.weights_file import WEIGHTS_FILE
+from accelaes_export.cli import main
+from accelaes_export.policies import Dense
+from tests.shapes_pipeline import load_shapes
+from tests.trajectories import follows
+
+pytestmark = [
+    pytest.mark.xdist_group("aoti"),
+    pytest.mark.skipif(not AotiBackend().availability().can_build, reason="there is no C++ compiler"),
+]
+
+PROMPT = "an intricate red star on the left"
+
+
+def command(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built by the command line, its weights beside the package."""
+    folder = tmp_path_factory.mktemp("aoti") / "shapes"
+    result = command(*f"build --model shapes --backend aoti --target cpu --compiling no-freezing -o {folder}".split())
+    assert "aoti on cpu" in result.stdout
+    return folder
+
+
+def test_a_build_measures_its_own_parity_and_leaves_weights_beside_the_package(bundle: Path) -> None:
+    manifest = ax.open(bundle).manifest
+    assert manifest.backend.files == ("focus_step.pt2", WEIGHTS_FILE)
+    assert manifest.backend.targets == ("cpu",)
+    assert [result.passed and result.max_rel < 1e-5 for result in manifest.parity] == [True] * 4
+    assert manifest.files["focus_step.pt2"].size < manifest.files[WEIGHTS_FILE].size
+    names = [path.name for path in bundle.parent.glob(".stages/*")]
+    assert not [name for name in names if name.startswith("onnx")]  # nothing was exported
+
+
+def test_a_second_build_has_nothing_to_do(bundle: Path) -> None:
+    result = command(*f"build --model shapes --backend aoti --target cpu --compiling no-freezing -o {bundle}".split())
+    assert "is already this build" in result.stderr
+
+
+def test_inspect_names_torch_and_the_instructions_the_code_needs(bundle: Path) -> None:
+    manifest = json.loads(command("inspect", bundle, "--json").stdout)
+    versions = manifest["backend"]["versions"]
+    assert versions["torch"] == torch.__version__ and versions["cpu"]
+
+
+def test_verify_passes(bundle: Path) -> None:
+    assert "every bucket agrees" in command("verify", bundle).stdout
+
+
+def test_run_makes_a_picture(bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "star.png"
+    result = command("run", bundle, "--prompt", PROMPT, "-o", picture, "--mask-out", tmp_path / "mask.png")
+    assert picture.stat().st_size > 1000 and "Plan of accelaes, 28 steps" in result.stdout
+
+
+def test_profile_measures_buckets_and_policies_and_names_kernels(bundle: Path, tmp_path: Path) -> None:
+    written = tmp_path / "profile.json"
+    asked = f"--steps 8 --policies dense,accelaes --warmup 0 --iterations 2 --json {written}"
+    command("profile", bundle, *asked.split())
+    report = json.loads(written.read_text())
+    assert report["bundle"]["backend"] == "aoti"
+    assert [bucket["n"] for bucket in report["buckets"]] == [36, 72, 108, 144]
+    assert all(bucket["kernels"] and bucket["seconds"]["count"] == 2 for bucket in report["buckets"])
+    assert [policy["name"] for policy in report["policies"]] == ["dense", "accelaes"]
+
+
+def test_doctor_lists_it(bundle: Path) -> None:
+    found = json.loads(command("doctor", "--json").stdout)["backends"]["aoti"]
+    assert (found["can_build"], found["can_run"]) == (True, True)
+
+
+def test_the_dense_policy_follows_the_untouched_pipeline(bundle: Path) -> None:
+    def latents(pipe: object) -> list[torch.Tensor]:
+        kept: list[torch.Tensor] = []
+        pipe(  # type: ignore[operator]
+            PROMPT,
+            num_inference_steps=8,
+            guidance_scale=4.5,
+            max_sequence_length=8,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+            callback_on_step_end=lambda _, i, t, state: kept.append(state["latents"].clone()) or state,
+        )
+        return kept
+
+    pipe = load_shapes()
+    expected = latents(pipe)
+    ax.accelerate(pipe, ax.open(bundle), policy=Dense())
+    assert follows(latents(pipe), expected)
