@@ -44,5 +44,17 @@ def patchify(sample: torch.Tensor, latents: Latents) -> torch.Tensor:
     return grid.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(sample.shape[0], latents.tokens, latents.token_width)
 
 
+def by_cell(tokens: torch.Tensor, latents: Latents) -> torch.Tensor:
+    """[B, N, w] predictions as [B, N, P, C]: the channels of each of a token's latent cells. A view.
+
+    Packed tokens have the cells of a channel side by side, as their pipelines pack latents; others the channels of a
+    cell.
+    """
+    C = latents.token_width // (latents.patch_frames * latents.patch**2)
+    if latents.packed:
+        return tokens.unflatten(-1, (C, -1)).transpose(-1, -2)
+    return tokens.unflatten(-1, (-1, C))
+
+
 def _grid(latents: Latents) -> tuple[int, int, int]:
     return ((latents.frames or 1) // latents.patch_frames, *latents.grid)

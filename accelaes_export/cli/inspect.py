@@ -12,7 +12,7 @@ import click
 @click.option(
     "--plan", "steps", type=int, metavar="STEPS", help="Show the plan for so many steps. [default: the bundle's]"
 )
-@click.option("--policy", metavar="NAME", help="Whose plan: dense, stepcache or accelaes. [default: the bundle's]")
+@click.option("--policy", metavar="NAME", help="Whose plan, as `run` has them. [default: the bundle's]")
 @click.option("--tensors", is_flag=True, help="List every cache tensor instead of one line for all layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")
 def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, as_json: bool) -> None:
@@ -32,7 +32,7 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
         click.echo(manifest.model_dump_json(indent=2))
         return
     from accelaes_export.cli import manifest_tables
-    from accelaes_export.cli.policy_options import chosen_policy, default_plan, sparse_buckets
+    from accelaes_export.cli.policy_options import chosen_policy, default_plan, run_steps, sparse_buckets
     from accelaes_export.cli.terminal import results
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.errors import BundleError
@@ -40,7 +40,7 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     plan, whose = default_plan(manifest), manifest.defaults.policy
     if steps is not None or policy is not None:
         chosen = chosen_policy(manifest, policy)
-        plan = chosen.plan(manifest.defaults.steps if steps is None else steps, sparse_buckets(manifest))
+        plan = chosen.plan(run_steps(manifest, chosen, steps), sparse_buckets(manifest))
         whose = chosen.name
     console = results()
     console.print(manifest_tables.overview(opened))

@@ -11,8 +11,12 @@ import click
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="What to draw.")
 @click.option("--negative-prompt", default="", help="What not to draw.")
-@click.option("--policy", metavar="NAME", help="dense, stepcache or accelaes. [default: the bundle's]")
-@click.option("--steps", type=int, help="Denoising steps T. [default: the bundle's]")
+@click.option(
+    "--policy",
+    metavar="NAME",
+    help="dense, fewer-steps, stepcache, accelaes, drift, ras, fora, taylorseer or teacache. [default: the bundle's]",
+)
+@click.option("--steps", type=int, help="Denoising steps T. [default: the plan's or budget's, or the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
 @click.option("--seed", default=0, show_default=True, help="Of the first noise.")
 @click.option(
@@ -27,6 +31,13 @@ import click
 )
 @click.option(
     "--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is."
+)
+@click.option(
+    "--budget", type=float, metavar="COST", help="Token-steps to spend, in dense steps (drift and fewer-steps)."
+)
+@click.option("--plan", metavar="SYMBOLS", help="Any policy's plan by hand: D, '.' or a bucket letter for every step.")
+@click.option(
+    "--policy-option", "policy_options", multiple=True, metavar="NAME=VALUE", help="Any other option of the policy."
 )
 @click.option(
     "-o",
@@ -58,6 +69,9 @@ def command(
     warmup: int | None,
     interval: int | None,
     refresh_every: int | None,
+    budget: float | None,
+    plan: str | None,
+    policy_options: tuple[str, ...],
     output: Path,
     mask_out: Path | None,
     trace: Path | None,
@@ -66,17 +80,22 @@ def command(
     """Make a picture, and say what it took: the plan, step times by kind, and the words behind the mask.
 
     Options that aren't given come from the bundle, then from the policy. Policies: dense computes every token at
-    every step, stepcache skips whole steps, accelaes also computes focus tokens alone at sparse ones.
+    every step, fewer-steps the same on a shorter schedule, stepcache skips whole steps; at sparse steps accelaes
+    computes the prompt's focus tokens alone, drift those that have moved farthest, ras those it finds most certain.
+    fora, taylorseer and teacache are what other papers do, to compare with. docs/method.md has every policy's options.
 
     \b
     Examples:
         accelaes-export run engines/built/shapes --prompt "an intricate red star on the left" -o star.png
         accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --policy dense -o dense.png
         accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --skip-ratio 0.75 --mask-out mask.png
+        accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --policy drift --budget 12
+        accelaes-export run engines/built/shapes --prompt "a red star" --policy drift --plan DDDD.b.D.b..D.b
+        accelaes-export run engines/built/shapes --prompt "a red star" --policy ras --policy-option metric=norm
     """
     from accelaes_export.bundle import open_bundle
     from accelaes_export.cli import run_report
-    from accelaes_export.cli.policy_options import chosen_policy, sparse_buckets
+    from accelaes_export.cli.policy_options import chosen_policy, parsed_options, run_steps, sparse_buckets
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
@@ -89,19 +108,22 @@ def command(
     chosen = chosen_policy(
         manifest,
         policy,
+        parsed_options(policy_options),
         skip_ratio=skip_ratio,
         mask_step=mask_step,
         warmup=warmup,
         interval=interval,
         refresh_every=refresh_every,
+        budget=budget,
+        plan=plan,
     )
-    T = manifest.defaults.steps if steps is None else steps
-    plan = chosen.plan(T, sparse_buckets(manifest))
+    T = run_steps(manifest, chosen, steps)
+    planned = chosen.plan(T, sparse_buckets(manifest))
     if mask_out is not None:
-        run_report.require_mask(chosen.name, plan)
+        run_report.require_mask(chosen.name, planned)
     console = results()
-    console.print(f"Plan of {chosen.name}, {T} steps")
-    console.print(timeline(plan))
+    console.print(f"Plan of {chosen.name}, {T} steps{run_report.decided_later(chosen)}")
+    console.print(timeline(planned))
 
     quiet_libraries()
     from accelaes_export.runtime.generate import generate, load_pipeline

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
-from accelaes_export.policies import Plan, StepKind
+from accelaes_export.policies import Plan, Policy, StepKind
 
 if TYPE_CHECKING:
     from accelaes_export.runtime.generate import GenerationResult
@@ -33,8 +33,14 @@ def require_mask(policy: str, plan: Plan) -> None:
     """InputError where a run of `plan` has no focus tokens that could be shown."""
     if not plan.count(StepKind.SPARSE):
         raise InputError(
-            f"Policy {policy} has no sparse step here, so --mask-out has no focus tokens to show; use accelaes."
+            f"Policy {policy} has no sparse step here, so --mask-out has no focus tokens to show; use accelaes, drift "
+            "or ras."
         )
+
+
+def decided_later(policy: Policy) -> str:
+    """What the heading of a plan adds where the data decides what is skipped."""
+    return ", of which the run skips some" if policy.gate() is not None else ""
 
 
 def save(

@@ -7,16 +7,26 @@ functions (history, selection, guidance, clip) are imported by name where they a
 from __future__ import annotations
 
 from accelaes_export.policies.accelaes import AccelAes
-from accelaes_export.policies.base import Extrapolation, Policy, Selector, SpatialGuidance
-from accelaes_export.policies.dense import Dense
+from accelaes_export.policies.base import Extrapolation, Gate, Policy, Selector, SpatialGuidance
+from accelaes_export.policies.dense import Dense, FewerSteps
+from accelaes_export.policies.drift import Drift
+from accelaes_export.policies.given import WithPlan
 from accelaes_export.policies.plan import Plan, Step, StepKind, bucket_letter
+from accelaes_export.policies.ras import RAS
 from accelaes_export.policies.registry import named, names, options_of
+from accelaes_export.policies.reuse import Fora, TaylorSeer
 from accelaes_export.policies.stepcache import StepCache
+from accelaes_export.policies.teacache import TeaCache
 
 __all__ = [
+    "RAS",
     "AccelAes",
     "Dense",
+    "Drift",
     "Extrapolation",
+    "FewerSteps",
+    "Fora",
+    "Gate",
     "Plan",
     "Policy",
     "Selector",
@@ -24,6 +34,9 @@ __all__ = [
     "Step",
     "StepCache",
     "StepKind",
+    "TaylorSeer",
+    "TeaCache",
+    "WithPlan",
     "bucket_letter",
     "named",
     "names",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
-from accelaes_export.policies.base import Extrapolation, SpatialGuidance
+from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance
 from accelaes_export.policies.plan import Plan, bucket_letter
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AccelAes:
+class AccelAes(BasePolicy):
     """AesMask (Eq. 3-7), SkipSparse (Eq. 8-10) and StepCache (Eq. 12-13) together.
 
     Attributes:
@@ -32,6 +32,8 @@ class AccelAes:
         threshold: smallest α of a word that counts.
         scope: "phrase": an aesthetic word's weight goes to its noun phrase; "word": to the word alone, as in the paper.
         reach: furthest a token is extrapolated, in gaps between its last two computations; 0 holds, None: no limit.
+        theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
+        cache_reach: furthest the background's keys and values are extrapolated, in gaps; 0: taken as they are.
 
     Raises:
         InputError: for an option outside its range.
@@ -48,6 +50,8 @@ class AccelAes:
     reach: float | None = 1.0
     threshold: float = THRESHOLD
     scope: Scope = "phrase"
+    theta: float = 0.0
+    cache_reach: float = 0.0
 
     name: ClassVar[str] = "accelaes"
 
@@ -67,7 +71,7 @@ class AccelAes:
 
     @property
     def extrapolation(self) -> Extrapolation:
-        return Extrapolation(order=self.order, clock=self.clock, reach=self.reach)
+        return Extrapolation(self.order, self.clock, self.reach, ahead=self.theta, cache_reach=self.cache_reach)
 
     @property
     def word_scoring(self) -> WordScoring:

@@ -13,8 +13,11 @@ from accelaes_export.policies.words import WordScoring
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.policies.history import Estimates
+
 ORDERS = (0, 1, 2)
 CLOCKS = ("step", "sigma")
+SERIES = ("newton", "taylor")
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,29 @@ class Extrapolation:
         order: 0 holds the last, 1 is linear through the last two, 2 quadratic through the last three.
         clock: what k/gap is counted in: "step" (the papers') or "sigma".
         reach: furthest a token's prediction is extrapolated, in gaps between its last two; None: no limit.
+        stale_reach: the same for tokens that the latest computed step left out; 0 holds them. None: as the others.
+        ahead: θ: the scheduler is fed the prediction extrapolated to step i + θ, at computed steps too. With linear
+            predictions 1/2 is the second-order Adams-Bashforth method. Solvers of a higher order do this themselves:
+            the runtime then takes 0.
+        cache_reach: the background's cached tensors are extrapolated like predictions, linearly from a token's last two
+            and at most so many gaps; 0 takes them as they are. Keeps two of everything cached.
+        trend: how much of a prediction's change is carried on, 1 all of it and 0 none: its distances are multiplied by
+            it. Below 1 it keeps coarse schedules from swinging.
+        series: order 2 is "newton", the parabola through the last three, or "taylor", with backward differences for
+            derivatives (TaylorSeer).
 
     Raises:
-        InputError: for an order, clock or reach that isn't allowed.
+        InputError: for an order, clock, reach, θ or series that isn't allowed.
     """
 
     order: int = 1
     clock: Literal["step", "sigma"] = "step"
     reach: float | None = None
+    stale_reach: float | None = None
+    ahead: float = 0.0
+    cache_reach: float = 0.0
+    trend: float = 1.0
+    series: Literal["newton", "taylor"] = "newton"
 
     def __post_init__(self) -> None:
         if isinstance(self.order, bool) or self.order not in ORDERS:
@@ -41,8 +59,22 @@ class Extrapolation:
             )
         if self.clock not in CLOCKS:
             raise InputError(f"clock is {self.clock!r}; allowed are 'step' and 'sigma': give one of them.")
-        if self.reach is not None and not (_is_number(self.reach) and self.reach >= 0):
-            raise InputError(f"reach is {self.reach!r}; give a number of gaps of at least 0, or None for no limit.")
+        for name in ("reach", "stale_reach"):
+            reach = getattr(self, name)
+            if reach is not None and not (_is_number(reach) and reach >= 0):
+                raise InputError(f"{name} is {reach!r}; give a number of gaps of at least 0, or None for no limit.")
+        if not (_is_number(self.cache_reach) and 0 <= self.cache_reach < float("inf")):
+            raise InputError(f"cache_reach is {self.cache_reach!r}; give a number of gaps of at least 0.")
+        if not (_is_number(self.trend) and 0 <= self.trend <= 1):
+            raise InputError(f"trend is {self.trend!r}; allowed are numbers from 0 (hold) to 1 (all of the change).")
+        if not (_is_number(self.ahead) and 0 <= self.ahead <= 1):
+            raise InputError(
+                f"theta is {self.ahead!r}; allowed are numbers from 0 (none) to 1: give a share of a step."
+            )
+        if self.ahead and not self.order:
+            raise InputError(f"theta is {self.ahead!r}, but order 0 extrapolates nothing; give order 1, or theta 0.")
+        if self.series not in SERIES:
+            raise InputError(f"series is {self.series!r}; allowed are 'newton' and 'taylor': give one of them.")
 
 
 @dataclass(frozen=True)
@@ -87,14 +119,28 @@ class Selector(Protocol):
     def observe(self, i: int, affinity: torch.Tensor) -> None:
         """After computed step i: `affinity` [b, N], one row an image, conditional half only (dense steps)."""
 
-    def select(self, i: int, n: int) -> torch.Tensor:
-        """The focus index [b, n] int64, ascending, for SPARSE step i."""
+    def select(self, i: int, n: int, estimates: Estimates) -> torch.Tensor:
+        """The focus index [b, n] int64, ascending, for SPARSE step i.
+
+        `estimates` tell what the conditional rows' history knows of every token. Where a step has a second call, for
+        the unconditional text, it is asked again with that call's own, and answers as before.
+        """
 
     def mask(self) -> torch.Tensor | None:
         """The affinity [b, N] the one-shot mask was built from, or None before it exists."""
 
     def region(self) -> torch.Tensor | None:
         """M [b, N] fp32 of Eq. 7 (1 on focus tokens, 0 elsewhere) for spatial guidance, or None before it exists."""
+
+
+class Gate(Protocol):
+    """Decides during a run whether a step the plan computes is computed: for policies that depend on the data."""
+
+    def computes(self, i: int, hidden_states: torch.Tensor, *, last: bool) -> bool:
+        """Whether step i is computed, by the latents [B, ...] of all images; `last`: of the run. Waits for the device.
+
+        A step's second call gets the answer of the first.
+        """
 
 
 class Policy(Protocol):
@@ -116,6 +162,10 @@ class Policy(Protocol):
     def word_scoring(self) -> WordScoring:
         """Which words of the prompt drive the mask."""
 
+    @property
+    def own_steps(self) -> int | None:
+        """The T this policy was made for, where nobody asks for another; None: any."""
+
     def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
         """The plan for T = `steps` and the bundle's buckets below 1; InputError where the options can't make one."""
 
@@ -124,3 +174,31 @@ class Policy(Protocol):
 
     def affinity_steps(self, plan: Plan) -> frozenset[int]:
         """The steps whose affinity the selector wants to observe."""
+
+    def gate(self) -> Gate | None:
+        """A fresh gate for one run, or None where the plan alone decides."""
+
+
+class BasePolicy:
+    """What a policy is where it says nothing else: no focus tokens, words or regions, any number of steps, no gate."""
+
+    @property
+    def spatial_guidance(self) -> SpatialGuidance | None:
+        return None
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return WordScoring()  # no mask, so nobody asks
+
+    @property
+    def own_steps(self) -> int | None:
+        return None
+
+    def selector(self) -> Selector | None:
+        return None
+
+    def affinity_steps(self, plan: Plan) -> frozenset[int]:
+        return frozenset()
+
+    def gate(self) -> Gate | None:
+        return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from accelaes_export.errors import InputError
@@ -26,14 +28,24 @@ class History:
         self._predictions: list[torch.Tensor] = []  # (order + 1) x [b, N, d] fp32
         self._clocks: list[torch.Tensor] = []  # (order + 1) x [b, N] fp32
         self._count: torch.Tensor | None = None  # [b, N] int8, how many of the slots are filled
+        self._drops: torch.Tensor  # [b, N] int32, computed steps since the token ran itself
+        self._ran: torch.Tensor  # [b, N] fp32, the clock when it did
 
-    def update(self, focus_index: torch.Tensor | None, prediction: torch.Tensor, clock: float) -> None:
+    def update(
+        self,
+        focus_index: torch.Tensor | None,
+        prediction: torch.Tensor,
+        clock: float,
+        ran: torch.Tensor | None = None,
+    ) -> None:
         """Take in a computed step.
 
         Args:
             focus_index: [b, n] int64, the tokens that were computed; None after a DENSE step.
             prediction: their guided prediction, [b, n, d] ([b, N, d] after a DENSE step), any float dtype.
             clock: when: the step index, or sigma. Any scale that moves one way.
+            ran: [b, n] int64, the tokens whose queries were computed, where that isn't `focus_index`: in component
+                form a SPARSE step predicts all tokens, the background from cached part outputs.
 
         Raises:
             InputError: if the first step taken in isn't a DENSE one.
@@ -59,14 +71,23 @@ class History:
             self._clocks[0].scatter_(1, focus_index, clock)
             self._count.scatter_add_(1, focus_index, torch.ones_like(focus_index, dtype=self._count.dtype))
         self._count.clamp_(max=self.order + 1)
+        self._drops.add_(1)
+        ran = focus_index if ran is None else ran
+        if ran is None:
+            self._drops.zero_()
+            self._ran.fill_(clock)
+        else:
+            self._drops.scatter_(1, ran, 0)
+            self._ran.scatter_(1, ran, clock)
 
     def at(self, clock: float, extrapolation: Extrapolation) -> torch.Tensor:
         """Every token's prediction [b, N, d] fp32 at `clock`.
 
         With k the distance from a token's last computation and `gap` that between its last two, the order-1 form is
-        E_last + (k / gap)(E_last - E_prev); order 2 adds Newton's next term. k / gap is held at `extrapolation.reach`.
-        A token with too few computed predictions takes the highest order it has enough for. At k = 0 the result is the
-        last prediction, bit for bit.
+        E_last + (k / gap)(E_last - E_prev); order 2 adds the next term of Newton's or Taylor's series. k / gap is held
+        at `extrapolation.reach`, of tokens that the latest computed step left out at `stale_reach`. A token with too
+        few computed predictions takes the highest order it has enough for. At k = 0 the result is the last prediction,
+        bit for bit.
 
         Raises:
             InputError: before the first update, or for an order above the history's own.
@@ -87,13 +108,19 @@ class History:
         distance = torch.where(linear, (clock - self._clocks[0]) / torch.where(linear, gap, 1.0), 0.0)  # k / gap
         if extrapolation.reach is not None:
             distance = distance.clamp(max=extrapolation.reach)
+        if extrapolation.stale_reach is not None:
+            distance = torch.where(self._drops > 0, distance.clamp(max=extrapolation.stale_reach), distance)
+        distance = distance * extrapolation.trend
         change = last - self._predictions[1]  # [b, N, d]
         moved = last + distance.unsqueeze(-1) * change
         if extrapolation.order == 2:
             earlier_gap = self._clocks[1] - self._clocks[2]
             quadratic = linear & (self._count >= 3) & (earlier_gap != 0)
             ratio = torch.where(quadratic, gap / torch.where(quadratic, earlier_gap, 1.0), 0.0)
-            weight = distance * (distance + 1) * ratio / (1 + ratio)  # 0 where ratio is 0
+            if extrapolation.series == "newton":
+                weight = distance * (distance + 1) * ratio / (1 + ratio)  # 0 where ratio is 0
+            else:
+                weight = torch.where(quadratic, distance * distance / 2, 0.0)
             earlier_change = self._predictions[1] - self._predictions[2]
             moved = moved + weight.unsqueeze(-1) * (change - ratio.unsqueeze(-1) * earlier_change)
         return torch.where((distance == 0).unsqueeze(-1), last, moved)
@@ -103,3 +130,37 @@ class History:
         self._predictions = [torch.zeros_like(prediction) for _ in range(self.order + 1)]
         self._clocks = [prediction.new_zeros(b, tokens) for _ in range(self.order + 1)]
         self._count = prediction.new_zeros(b, tokens, dtype=torch.int8)
+        self._drops = prediction.new_zeros(b, tokens, dtype=torch.int32)
+        self._ran = prediction.new_zeros(b, tokens)
+
+    def estimates(self, rows: slice, clock: float) -> Estimates:
+        """What is known of the tokens of some rows at `clock`; after the first update. `last` has P = 1, C = d."""
+        last = self._predictions[0][rows]
+        drift = None
+        if self.order:
+            assert self._count is not None
+            gap = (self._clocks[0][rows] - self._clocks[1][rows]).abs()
+            known = (self._count[rows] >= 2) & (gap > 0)
+            change = (last - self._predictions[1][rows]).norm(dim=-1)
+            # Nobody knows how fast a token moves that has one prediction: it comes first.
+            drift = torch.where(known, change / torch.where(known, gap, 1.0), torch.inf)
+        return Estimates(last.unsqueeze(2), drift, (clock - self._ran[rows]).abs(), self._drops[rows])
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What a selector may know of b images' tokens before a SPARSE step. Views of a history: not to be written to.
+
+    Attributes:
+        last: the latest estimated prediction [b, N, P, C] fp32, every token's own last one, as the channels of each of
+            its P latent cells.
+        drift: norm of the change between a token's last two predictions, per unit of the clock [b, N] fp32; inf where
+            there are no two. None: the history keeps one (order 0).
+        age: time on the clock since the token ran [b, N] fp32.
+        drops: computed steps since the token ran [b, N] int32.
+    """
+
+    last: torch.Tensor
+    drift: torch.Tensor | None
+    age: torch.Tensor
+    drops: torch.Tensor

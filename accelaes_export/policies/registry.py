@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.accelaes import AccelAes
 from accelaes_export.policies.base import Policy, SpatialGuidance
-from accelaes_export.policies.dense import Dense
+from accelaes_export.policies.dense import Dense, FewerSteps
+from accelaes_export.policies.drift import Drift
+from accelaes_export.policies.given import WithPlan
+from accelaes_export.policies.ras import RAS
+from accelaes_export.policies.reuse import Fora, TaylorSeer
 from accelaes_export.policies.stepcache import StepCache
+from accelaes_export.policies.teacache import TeaCache
 
-_POLICIES: dict[str, type[Dense] | type[StepCache] | type[AccelAes]] = {
-    policy.name: policy for policy in (Dense, StepCache, AccelAes)
+_POLICIES: dict[str, type[Any]] = {
+    policy.name: policy for policy in (Dense, StepCache, AccelAes, Drift, RAS, Fora, TaylorSeer, TeaCache, FewerSteps)
+}
+_IMPOSSIBLE = {
+    "delta-dit": "it skips a range of blocks and keeps the rest, and an engine computes all of them or none; "
+    "take fora or taylorseer, which reuse whole steps",
 }
 
 
@@ -25,25 +34,36 @@ def names() -> tuple[str, ...]:
 def named(name: str, **options: Any) -> Policy:
     """The policy called `name` with `options` in place of its defaults.
 
-    ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it.
+    ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it. ``plan``, which every
+    policy has, is a plan's symbols, carried out in place of the policy's own.
 
     Raises:
         InputError: for a name or option that doesn't exist (the message lists those that do), or a value out of range.
     """
+    if name in _IMPOSSIBLE:
+        raise InputError(f"Policy {name} isn't possible with a bundle: {_IMPOSSIBLE[name]}.")
     if name not in _POLICIES:
         raise InputError(f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them.")
-    policy = _POLICIES[name]
-    _check_options(f"Policy {name}", policy, options)
+    kind = _POLICIES[name]
+    options = dict(options)
+    symbols = options.pop("plan", None)
+    _check_options(f"Policy {name}", kind, options)
     cfg = options.get("spatial_cfg")
     if isinstance(cfg, Mapping):
         _check_options("spatial_cfg", SpatialGuidance, cfg)
         options = {**options, "spatial_cfg": SpatialGuidance(**cfg)}
-    make: Callable[..., Policy] = policy
-    return make(**options)
+    policy: Policy = kind(**options)
+    if symbols is None:
+        return policy
+    if not isinstance(symbols, str):
+        raise InputError(f"plan is {symbols!r}; give one symbol a step, such as DDDD.b.D.b.")
+    return WithPlan(policy, symbols)
 
 
 def options_of(policy: Policy) -> dict[str, Any]:
     """The policy's options as plain data, so that ``named(policy.name, **options_of(policy)) == policy``."""
+    if isinstance(policy, WithPlan):
+        return {**options_of(policy.policy), "plan": policy.symbols}
     return asdict(policy)  # type: ignore[call-overload]
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 
 from accelaes_export.errors import InputError
+from accelaes_export.policies.history import Estimates
 
 
 def top_tokens(score: torch.Tensor, n: int) -> torch.Tensor:
@@ -67,8 +68,8 @@ class OneShotMask:
             self._affinity = affinity.clone()  # the caller may reuse its output buffer
             self._chosen = {}
 
-    def select(self, i: int, n: int) -> torch.Tensor:
-        """The focus index [b, n]: the n tokens with the largest affinity.
+    def select(self, i: int, n: int, estimates: Estimates | None = None) -> torch.Tensor:
+        """The focus index [b, n]: the n tokens with the largest affinity. What was predicted since plays no part.
 
         Raises:
             InputError: before the mask step was observed.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from accelaes_export.policies.base import Extrapolation, SpatialGuidance
+from accelaes_export.policies.base import BasePolicy, Extrapolation
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
-from accelaes_export.policies.words import WordScoring
-
-if TYPE_CHECKING:
-    from accelaes_export.policies.base import Selector
 
 
 @dataclass(frozen=True)
-class StepCache:
+class StepCache(BasePolicy):
     """AccelAes without its mask: all tokens are computed together or extrapolated together.
 
     Attributes:
@@ -24,6 +20,7 @@ class StepCache:
         interval: Δ, one computed step in `interval` after the warm-up; 1 never skips.
         order: 0 holds the last prediction, 1 is linear (the paper's), 2 quadratic.
         clock: "step" or "sigma", what the extrapolation distance is counted in.
+        theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
 
     Raises:
         InputError: for an option outside its range.
@@ -33,6 +30,7 @@ class StepCache:
     interval: int = 2
     order: int = 1
     clock: Literal["step", "sigma"] = "step"
+    theta: float = 0.0
 
     name: ClassVar[str] = "stepcache"
 
@@ -44,15 +42,7 @@ class StepCache:
     @property
     def extrapolation(self) -> Extrapolation:
         """As in Eq. 13: without a limit, since every token was computed less than one interval ago."""
-        return Extrapolation(order=self.order, clock=self.clock)
-
-    @property
-    def spatial_guidance(self) -> SpatialGuidance | None:
-        return None
-
-    @property
-    def word_scoring(self) -> WordScoring:
-        return WordScoring()  # no mask, so nobody asks
+        return Extrapolation(order=self.order, clock=self.clock, ahead=self.theta)
 
     def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
         """T = 28 by default: ``DDDDD.D.D.D.D.D.D.D.D.D.D.DD``, cost 17. InputError for fewer than 2 steps."""
@@ -60,9 +50,3 @@ class StepCache:
         first_skip = max(self.warmup, predictions_needed(self.order))
         computed = computed_steps(steps, first_skip, self.interval)
         return Plan("".join("D" if now else "." for now in computed), tuple(buckets))
-
-    def selector(self) -> Selector | None:
-        return None
-
-    def affinity_steps(self, plan: Plan) -> frozenset[int]:
-        return frozenset()

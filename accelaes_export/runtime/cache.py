@@ -1,4 +1,7 @@
-"""The background cache: every layer's keys and values, or part outputs, of all N tokens, kept on the device."""
+"""The background cache: every layer's keys and values, or part outputs, of all N tokens, kept on the device.
+
+Cached tensors may be extrapolated as predictions are: every token's own last two, linearly, in clock time.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,47 @@ from accelaes_export.runtime.buffers import StepBuffers
 
 @dataclass
 class _Segment:
-    """Background rows of one focus count: whose they are, and whether the full tensors changed since."""
+    """Background rows of one focus count: whose they are, for when, and whether the full tensors changed since."""
 
     index: torch.Tensor | None = None
+    clock: float | None = None
     stale: bool = True
+
+
+class _Earlier:
+    """Every token's second-last cached tensors, and when its last two were made."""
+
+    def __init__(self, full: Mapping[str, torch.Tensor]) -> None:
+        some = next(iter(full.values()))
+        self.tensors = {name: torch.zeros_like(tensor) for name, tensor in full.items()}
+        self._made = [torch.zeros(some.shape[0], some.shape[2], device=some.device) for _ in range(2)]  # latest first
+        self._count = torch.zeros_like(self._made[0], dtype=torch.int8)
+
+    def forget(self) -> None:
+        self._count.zero_()
+
+    def made(self, index: torch.Tensor | None, clock: float) -> None:
+        """Tokens `index` [B, n] (None: all) are made at `clock`."""
+        last, before = self._made
+        if index is None:
+            before.copy_(last)
+            last.fill_(clock)
+            self._count.add_(1)
+        else:
+            before.scatter_(1, index, last.gather(1, index))
+            last.scatter_(1, index, clock)
+            self._count.scatter_add_(1, index, torch.ones_like(index, dtype=self._count.dtype))
+        self._count.clamp_(max=2)
+
+    def distance(self, index: torch.Tensor, clock: float, reach: float) -> torch.Tensor:
+        """[B, m] fp32: time since the tokens `index` were made, in gaps between their last two, at most `reach`.
+
+        0 for tokens that were made once, or twice at one time.
+        """
+        last, before = (made.gather(1, index) for made in self._made)
+        gap = last - before
+        known = (self._count.gather(1, index) >= 2) & (gap != 0)
+        return torch.where(known, (clock - last) / torch.where(known, gap, 1.0), 0.0).clamp(max=reach)
 
 
 class BackgroundCache:
@@ -31,22 +71,41 @@ class BackgroundCache:
         contract: the graph's tensor table.
         rows: B, guidance pairs included.
         device: where they are.
+        reach: cached tensors are extrapolated, at most so many gaps between a token's last two; 0: as they are, and
+            one of each is kept.
     """
 
-    def __init__(self, contract: GraphContract, rows: int, device: torch.device) -> None:
+    def __init__(self, contract: GraphContract, rows: int, device: torch.device, reach: float = 0.0) -> None:
         self._entries = contract.cache
         self._dtype = dtype = torch_dtype(contract.dtype)
         self._buffers = StepBuffers(device)
         self._segments: dict[int, _Segment] = {}  # by m
+        # Zeros: what memory held before may be no numbers, and times 0 they would still be none.
         self.full = {
-            entry.name: torch.empty((rows, entry.heads, contract.tokens, entry.head_dim), device=device, dtype=dtype)
+            entry.name: torch.zeros((rows, entry.heads, contract.tokens, entry.head_dim), device=device, dtype=dtype)
             for entry in contract.cache
         }
+        self._reach = reach
+        self._earlier = _Earlier(self.full) if reach and self.full else None
 
     def invalidate(self) -> None:
         """Call after the full tensors were written: gathered rows are out of date."""
         for segment in self._segments.values():
             segment.stale = True
+
+    def renewing(self, clock: float) -> dict[str, torch.Tensor]:
+        """The full tensors, for a dense step at `clock` to write into; what they hold is put by where it is needed."""
+        if self._earlier is not None:
+            for name, full in self.full.items():  # copied, not exchanged: engines see the same addresses
+                self._earlier.tensors[name].copy_(full)
+            self._earlier.made(None, clock)
+        self.invalidate()
+        return self.full
+
+    def forget(self) -> None:
+        """What was cached before doesn't go with what will be: it is not extrapolated from."""
+        if self._earlier is not None:
+            self._earlier.forget()
 
     def fresh(self, n: int) -> dict[str, torch.Tensor]:
         """Buffers [B, Hkv, n, hd] for what a sparse step makes anew."""
@@ -55,19 +114,28 @@ class BackgroundCache:
             for name, full in self.full.items()
         }
 
-    def write(self, focus_index: torch.Tensor, fresh: Mapping[str, torch.Tensor]) -> None:
-        """Write a sparse step's cached tensors [B, Hkv, n, hd] back at focus_index [B, n]."""
+    def write(self, focus_index: torch.Tensor, fresh: Mapping[str, torch.Tensor], clock: float = 0.0) -> None:
+        """Write a sparse step's cached tensors [B, Hkv, n, hd], made at `clock`, back at focus_index [B, n]."""
         for entry in self._entries:
             index = focus_index[:, None, :, None].expand(-1, entry.heads, -1, entry.head_dim)
-            self.full[entry.name].scatter_(2, index, fresh[entry.name])
+            full = self.full[entry.name]
+            if self._earlier is not None:
+                self._earlier.tensors[entry.name].scatter_(2, index, full.gather(2, index))
+            full.scatter_(2, index, fresh[entry.name])
+        if self._earlier is not None:
+            self._earlier.made(focus_index, clock)
         self.invalidate()
 
-    def background(self, background_index: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m]; m may be 0."""
+    def background(self, background_index: torch.Tensor, clock: float = 0.0) -> dict[str, torch.Tensor]:
+        """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m] for `clock`; m may be 0."""
         B, m = background_index.shape
         segment = self._segments.setdefault(m, _Segment())
         rows: dict[int, torch.Tensor] = {}  # by head count: one index serves every layer
         inputs = {}
+        distance = None
+        if self._earlier is not None and m:
+            segment.stale = segment.stale or clock != segment.clock
+            distance = self._earlier.distance(background_index, clock, self._reach)[:, None, :, None].to(self._dtype)
         for entry in self._entries:
             full = self.full[entry.name]
             heads, N, hd = full.shape[1:]
@@ -80,5 +148,10 @@ class BackgroundCache:
                 rows[heads] = (base + background_index[:, None, :]).reshape(-1)
             # Whole hd-wide rows are copied: several times faster than an elementwise gather.
             torch.index_select(full.view(-1, hd), 0, rows[heads], out=target.view(-1, hd))
-        segment.index, segment.stale = background_index, False
+            if self._earlier is not None and distance is not None:
+                earlier = self._buffers.empty("earlier", (B, heads, m, hd), self._dtype)
+                before = self._earlier.tensors[entry.name]
+                torch.index_select(before.view(-1, hd), 0, rows[heads], out=earlier.view(-1, hd))
+                target.add_(torch.sub(target, earlier, out=earlier).mul_(distance))
+        segment.index, segment.clock, segment.stale = background_index, clock, False
         return inputs

@@ -14,8 +14,9 @@ import torch
 from accelaes_export.backends.base import Session
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Guidance, Latents
-from accelaes_export.policies.base import Selector
-from accelaes_export.policies.plan import StepKind
+from accelaes_export.policies.base import Gate, Selector
+from accelaes_export.policies.given import require_runnable
+from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.report import RunReport, StepTimer
 from accelaes_export.runtime.trajectory import Run, Trajectory
@@ -46,12 +47,13 @@ class Denoiser:
         """Begin a run; whatever an earlier one left, finished or cancelled, is dropped.
 
         Raises:
-            InputError: a policy that needs what this engine or pipeline doesn't have.
+            InputError: a policy that needs what this engine or pipeline doesn't have, or a plan it can't carry out.
         """
+        require_runnable(run.policy, run.plan)
         if run.policy.affinity_steps(run.plan) and "affinity" not in self.session.contract.has:
             raise InputError(
                 f"Policy {run.policy.name} needs a mask from the text, and this model has no text; "
-                "take --policy stepcache or dense."
+                "take --policy drift, ras, stepcache or dense, without a mask."
             )
         if run.policy.spatial_guidance is not None and not self.guidance.pairs:
             raise InputError(
@@ -62,6 +64,7 @@ class Denoiser:
         self._run = run
         self._branches: dict[str, list[Trajectory]] = {}
         self._selectors: list[Selector | None] = []
+        self._gate: Gate | None = run.policy.gate()
         self._timer = StepTimer(self.session.device)
 
     def step(self, i: int, now: Conditions, *, branch: str = CONDITIONAL, renewed: bool = False) -> torch.Tensor:
@@ -89,20 +92,22 @@ class Denoiser:
             )
         self._check(now)
         images = now.hidden_states.shape[0] // (2 if now.paired else 1)
-        n = self._tokens_of[self._run.plan[i].fraction]
         self._timer.start()
+        last = i + 1 == len(self._run.plan)
+        skipped = self._gate is not None and not self._gate.computes(i, now.hidden_states, last=last)
+        n = 0 if skipped else self._tokens_of[self._run.plan[i].fraction]
         trajectories = self._trajectories_for(images, branch, now.paired)
         for trajectory in trajectories if renewed else ():
             trajectory.renew()
         if len(trajectories) == 1:
-            kind, result = trajectories[0].step(i, n, now)
+            kind, result = trajectories[0].step(i, n, now, skipped=skipped)
         else:
-            kind, result = self._in_turn(trajectories, i, n, now)
+            kind, result = self._in_turn(trajectories, i, n, now, skipped)
         self._timer.stop(i, kind, self.latents.tokens if kind is StepKind.DENSE else n)
         return result.to(now.hidden_states)
 
     def _in_turn(
-        self, trajectories: list[Trajectory], i: int, n: int, now: Conditions
+        self, trajectories: list[Trajectory], i: int, n: int, now: Conditions, skipped: bool
     ) -> tuple[StepKind, torch.Tensor]:
         """One step of every trajectory, each with its own rows of the batch, which lie in both halves of the pairs."""
         images = sum(trajectory.images for trajectory in trajectories)
@@ -118,7 +123,7 @@ class Denoiser:
 
             conditioning = {name: t if name in shared else own(t) for name, t in now.conditioning.items()}
             part = Conditions(own(now.hidden_states), own(now.timestep), conditioning, now.paired)
-            kind, prediction = trajectory.step(i, n, part)
+            kind, prediction = trajectory.step(i, n, part, skipped=skipped)
             results.append(prediction.unflatten(0, (halves, trajectory.images)))
             first = last
         return kind, torch.cat(results, dim=1).flatten(0, 1)
@@ -130,10 +135,14 @@ class Denoiser:
         conditional = self._branches.get(CONDITIONAL, [])
         focus = [t.focus_index for t in conditional if t.focus_index is not None]
         affinity = [t.affinity for t in conditional if t.affinity is not None]
+        plan, steps = self._run.plan, self._timer.steps()
+        if self._gate is not None:  # the plan of such a policy is what it may compute at most
+            done = {step.index: "." if step.kind is StepKind.SKIP else plan.symbols[step.index] for step in steps}
+            plan = Plan("".join(done.get(i, symbol) for i, symbol in enumerate(plan.symbols)), plan.buckets)
         return RunReport(
-            plan=self._run.plan,
+            plan=plan,
             tokens=self.latents.tokens,
-            steps=self._timer.steps(),
+            steps=steps,
             focus_index=torch.cat(focus) if focus else None,
             affinity=torch.cat(affinity) if affinity else None,
         )

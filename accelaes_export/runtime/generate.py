@@ -41,18 +41,8 @@ class GenerationResult:
         return self.frames[0]
 
 
-def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
-    """The bundle's diffusers pipeline, without the transformer that the bundle stands for.
-
-    Args:
-        checkpoint: where the pipeline is now, if not where the manifest says: a folder or hub id.
-
-    Raises:
-        InputError: a bundle of random weights, or no pipeline there.
-        MissingComponentError: a hub that can't be reached.
-    """
-    from diffusers import DiffusionPipeline
-
+def pipeline_location(bundle: Bundle, checkpoint: str | Path | None = None) -> str | Path:
+    """The folder or hub id of the bundle's pipeline; InputError where there can't be one. Loads nothing."""
     source = bundle.manifest.source
     if source.kind == "random" and checkpoint is None:
         raise InputError(
@@ -68,6 +58,22 @@ def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
         )
     if not Path(folder).is_dir() and source.kind in ("folder", "shipped") and checkpoint is None:
         raise InputError(f"The bundle's checkpoint {folder} isn't there any more; say where it is with --checkpoint.")
+    return folder
+
+
+def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
+    """The bundle's diffusers pipeline, without the transformer that the bundle stands for.
+
+    Args:
+        checkpoint: where the pipeline is now, if not where the manifest says: a folder or hub id.
+
+    Raises:
+        InputError: a bundle of random weights, or no pipeline there.
+        MissingComponentError: a hub that can't be reached.
+    """
+    from diffusers import DiffusionPipeline
+
+    folder, source = pipeline_location(bundle, checkpoint), bundle.manifest.source
     # CPUs compute in fp32 whatever the engine's dtype: half precision is slow there, or missing.
     dtype = bundle.manifest.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
     try:
@@ -83,7 +89,7 @@ def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
         )
     except OSError as error:
         raise MissingComponentError(
-            f"The pipeline {location!r} can't be loaded: {str(error).splitlines()[0]} Give a local folder "
+            f"The pipeline {str(folder)!r} can't be loaded: {str(error).splitlines()[0]} Give a local folder "
             "with --checkpoint."
         ) from error
     return pipe.to(bundle.session().device)
@@ -105,7 +111,8 @@ def generate(
     """Make one picture.
 
     Args:
-        policy, steps, guidance: the bundle's defaults if None.
+        policy, guidance: the bundle's defaults if None.
+        steps: the policy's own number if None, or else the bundle's default.
         seed: of the CPU generator the first noise is drawn from, so that it is the same on every device.
         pipe: a pipeline made by `load_pipeline`, to be used again; loaded if None.
         on_step: called after every step with its index and the number of steps.
@@ -116,7 +123,8 @@ def generate(
     import torch
 
     manifest = bundle.manifest
-    steps = manifest.defaults.steps if steps is None else steps
+    if steps is None:
+        steps = manifest.defaults.steps if policy is None else policy.own_steps or manifest.defaults.steps
     if steps < 2:
         raise InputError(f"{steps} denoising steps were asked for; allowed are 2 or more.")
     if not prompt.strip():

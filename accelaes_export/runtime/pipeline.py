@@ -260,5 +260,7 @@ class AcceleratedTransformer(torch.nn.Module):
             if not hasattr(scheduler, "sigmas"):
                 raise InputError(f'{type(scheduler).__name__} has no sigmas; take clock="step".')
             clock = scheduler.sigmas[begin : begin + steps].tolist()
-        self._denoiser.start(Run(self._policy, plan, clock, weights))
+        # Multistep solvers, and those that evaluate twice a step, extrapolate by themselves.
+        first_order = getattr(scheduler.config, "solver_order", 1) == 1 and getattr(scheduler, "order", 1) == 1
+        self._denoiser.start(Run(self._policy, plan, clock, weights, first_order=first_order))
         self._seen = {}

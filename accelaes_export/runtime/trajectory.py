@@ -10,14 +10,14 @@ is the same as extrapolating guided predictions (Eq. 12-13), whatever the scale,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.contract import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
 from accelaes_export.manifest import Guidance, Latents
-from accelaes_export.patches import unpatchify
+from accelaes_export.patches import by_cell, unpatchify
 from accelaes_export.policies.base import Policy, Selector
 from accelaes_export.policies.guidance import softened_mask, spatial
 from accelaes_export.policies.history import History
@@ -36,12 +36,23 @@ class Run:
         plan: its plan for T steps.
         clock: T values the extrapolation counts in, the step index or σ; monotone.
         token_weights: [b, M] of the conditional texts, or None (no mask is built from text).
+        first_order: whether the scheduler's own step is of first order; others extrapolate by themselves, so that
+            the policy's θ is left out.
     """
 
     policy: Policy
     plan: Plan
     clock: Sequence[float]
     token_weights: torch.Tensor | None = None
+    first_order: bool = True
+
+    def target(self, i: int) -> float:
+        """Where on the clock the prediction fed to the scheduler at step i lies: at i, or θ of a step past it."""
+        ahead, now = self.policy.extrapolation.ahead, self.clock[i]
+        if not ahead or not self.first_order or len(self.clock) < 2:
+            return now
+        step = self.clock[i + 1] - now if i + 1 < len(self.clock) else now - self.clock[i - 1]
+        return now + ahead * step
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ class Trajectory:
     def renew(self) -> None:
         """What is cached doesn't hold any more (keys were rotated by another table): the next step is DENSE."""
         self._filled = False
+        if self._cache is not None:
+            self._cache.forget()
 
     @property
     def focus_index(self) -> torch.Tensor | None:
@@ -111,36 +124,39 @@ class Trajectory:
         """[b, N] the mask was built from."""
         return None if self._selector is None else self._selector.mask()
 
-    def step(self, i: int, n: int, now: Conditions) -> tuple[StepKind, torch.Tensor]:
+    def step(self, i: int, n: int, now: Conditions, *, skipped: bool = False) -> tuple[StepKind, torch.Tensor]:
         """Carry out step i with n focus tokens; returns its kind and the rows [B, ...] for the pipeline.
 
-        The kind is the plan's, but DENSE while nothing is cached (the first step, or after guidance was
-        switched on or off in the middle of a run, when keys and predictions belong to another batch layout).
+        The kind is the plan's, or SKIP where the policy's gate `skipped` it, but DENSE while nothing is cached (the
+        first step, or after guidance was switched on or off in the middle of a run, when keys and predictions belong
+        to another batch layout).
         """
         if self._paired is not None and now.paired != self._paired:
             self._forget()
         self._paired = now.paired
-        kind = self._run.plan[i].kind if self._filled else StepKind.DENSE
-        region = self._region()
+        kind = StepKind.SKIP if skipped else self._run.plan[i].kind
+        kind = kind if self._filled else StepKind.DENSE
+        region, target = self._region(), self._run.target(i)
         if kind is StepKind.DENSE:
             tokens = self._dense(i, now)
-            if region is None:
+            if region is None and target == self._run.clock[i]:
                 # A copy: the next step writes over the engine's output, and a callback may keep this one.
                 return kind, unpatchify(tokens, self._latents).clone()
         elif kind is StepKind.SPARSE:
             self._sparse(i, n, now)
-        prediction = self._history.at(self._run.clock[i], self._run.policy.extrapolation)  # [B, N, w]
+        prediction = self._history.at(target, self._run.policy.extrapolation)  # [B, N, w]
         return kind, unpatchify(self._guided(prediction, region), self._latents)
 
     def _dense(self, i: int, now: Conditions) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
         B, N, device = now.hidden_states.shape[0], self._latents.tokens, self._session.device
         if self._cache is None:
-            self._cache = BackgroundCache(self._session.contract, B, device)
+            reach = self._run.policy.extrapolation.cache_reach
+            self._cache = BackgroundCache(self._session.contract, B, device, reach)
             self._everything = torch.arange(N, device=device).expand(B, N).contiguous()
             self._nothing = self._everything[:, :0].contiguous()
-        tokens = self._engine(i, self._everything, self._nothing, now, self._cache.full)[FOCUS_PREDICTION]
-        self._cache.invalidate()
+        written = self._cache.renewing(self._run.clock[i])
+        tokens = self._engine(i, self._everything, self._nothing, now, written)[FOCUS_PREDICTION]
         self._filled = True
         self._history.update(None, tokens.float(), self._run.clock[i])
         return tokens
@@ -148,7 +164,9 @@ class Trajectory:
     def _sparse(self, i: int, n: int, now: Conditions) -> None:
         """Compute the focus tokens; what the graph needs of the background is read from the cache."""
         assert self._selector is not None and self._cache is not None, "plans with sparse steps have a selector"
-        focus = self._selector.select(i, n)  # [b, n]
+        estimates = self._history.estimates(self._conditional, self._run.clock[i])
+        estimates = replace(estimates, last=by_cell(estimates.last.squeeze(2), self._latents))
+        focus = self._selector.select(i, n, estimates)  # [b, n]
         if self._sets is None or focus is not self._sets.focus:
             rows = torch.cat([focus, focus]) if self._paired else focus
             background = background_of(rows, self._latents.tokens).contiguous()
@@ -158,12 +176,13 @@ class Trajectory:
         fresh = self._cache.fresh(n) if self._selector.moving else {}
         outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
-            self._cache.write(sets.focus_rows, fresh)
+            self._cache.write(sets.focus_rows, fresh, clock)
         computed = outputs[FOCUS_PREDICTION].float()
         if BACKGROUND_PREDICTION in outputs:  # component form: the network predicts the background as well
             everything = torch.cat([computed, outputs[BACKGROUND_PREDICTION].float()], dim=1)
             order = torch.cat([sets.focus_rows, sets.background_rows], dim=1)[..., None].expand_as(everything)
-            self._history.update(None, torch.empty_like(everything).scatter_(1, order, everything), clock)
+            merged = torch.empty_like(everything).scatter_(1, order, everything)
+            self._history.update(None, merged, clock, ran=sets.focus_rows)
         else:
             self._history.update(sets.focus_rows, computed, clock)
 
@@ -179,7 +198,7 @@ class Trajectory:
         assert self._cache is not None
         weights = self._weights(focus_rows.shape[0], self._calls.text_tokens(now))
         observed = self._selector is not None and i in self._observed
-        cached = self._cache.background(background_rows)
+        cached = self._cache.background(background_rows, self._run.clock[i])
         outputs = self._calls.run(now, focus_rows, background_rows, weights, cached, fresh, affinity=observed)
         if observed:
             assert self._selector is not None

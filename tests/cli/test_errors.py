@@ -103,6 +103,16 @@ def test_bad_input_is_named_and_nothing_is_written(
         (["--policy", "dense", "--interval", "2"], "no option 'interval'"),
         (["--policy", "stepcache", "--mask-out", "mask.png"], "no sparse step"),
         (["-o", "picture.txt"], "names no picture format"),
+        (["--policy", "delta-dit"], "delta-dit isn't possible with a bundle"),
+        (["--policy", "dense", "--plan", "DDb"], "policy dense chooses no focus tokens"),
+        (["--policy", "drift", "--plan", "DDx"], "Step 2 of the plan is 'x'"),
+        (["--policy", "drift", "--plan", "DDbD", "--steps", "28"], "has 4 steps, but the run has 28"),
+        (["--plan", "DDDDb"], "after step 5, which must be D"),
+        (["--policy", "stepcache", "--budget", "12"], "no option 'budget'"),
+        (["--policy", "ras", "--policy-option", "metric=mean"], "metric is 'mean'"),
+        (["--policy", "ras", "--policy-option", "metric"], "write NAME=VALUE"),
+        (["--policy-option", "warmup=3", "--warmup", "4"], "warmup is given twice"),
+        (["--policy-option", "theta=[0.3"], "can't be read; write it as in YAML"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_any_model_is_loaded(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from accelaes_export.bundle import Bundle
-from accelaes_export.policies import AccelAes, Plan, StepKind
+from accelaes_export.policies import RAS, AccelAes, Drift, Plan, StepKind, WithPlan
 from accelaes_export.policies.words import WordWeights
 from accelaes_export.runtime.report import RunReport, StepRecord
 from tests.cli.conftest import Command
@@ -65,6 +65,36 @@ def test_hands_policy_options_on(command: Command, bundle: Bundle, asked: dict[s
     assert result.exit_code == 0, result.stderr
     assert asked["policy"] == AccelAes(skip_ratio=0.75, mask_step=3, warmup=2, interval=3, refresh_every=0)
     assert (asked["steps"], asked["seed"], asked["guidance"]) == (20, 5, 2.0)
+
+
+def test_a_budget_or_a_plan_brings_its_own_number_of_steps(
+    command: Command, bundle: Bundle, asked: dict[str, Any]
+) -> None:
+    drift = ["run", bundle.path, "--prompt", "x", "--policy", "drift"]
+    result = command(*drift, "--budget", "12")
+    assert result.exit_code == 0, result.stderr
+    assert asked["policy"] == Drift(budget=12)
+    assert asked["steps"] == Drift(budget=12).own_steps
+    command(*drift, "--budget", "12", "--steps", "20")
+    assert asked["steps"] == 20
+    result = command(*drift, "--plan", "DDDD.b.D.b..D.b")
+    assert (asked["policy"], asked["steps"]) == (WithPlan(Drift(), "DDDD.b.D.b..D.b"), 15)
+    assert "Plan of drift, 15 steps\n" in result.stdout and "DDDD.b.D.b ..D.b" in result.stdout
+    command("run", bundle.path, "--prompt", "x", "--policy", "fewer-steps", "--budget", "9")
+    assert asked["steps"] == 9
+
+
+def test_any_option_of_a_policy_can_be_given_by_name(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    options = ["metric=norm", "resets=[0.5]", "ramp=true", "ratio=0.5", "order=1", "reach=none"]
+    given = [part for option in options for part in ("--policy-option", option)]
+    result = command("run", bundle.path, "--prompt", "x", "--policy", "ras", *given)
+    assert result.exit_code == 0, result.stderr
+    assert asked["policy"] == RAS(metric="norm", resets=(0.5,), ramp=True, order=1, reach=None)
+
+
+def test_says_where_the_data_decides_what_is_skipped(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    result = command("run", bundle.path, "--prompt", "x", "--policy", "teacache")
+    assert "Plan of teacache, 28 steps, of which the run skips some" in result.stdout
 
 
 def test_finds_the_pipeline_in_a_checkpoint_that_moved(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:

@@ -122,6 +122,85 @@ def test_two_computations_at_one_clock_value_hold_instead_of_dividing_by_zero():
     assert history.at(0.25, Extrapolation(order=2)).item() == 1.0
 
 
+@given(runs(), reaches, st.sampled_from([0.0, 0.5, 1.0]))
+@settings(max_examples=80)
+def test_tokens_the_latest_step_left_out_have_a_reach_of_their_own(run, reach, stale_reach):
+    b, N, d, steps, clock = run
+    predicted = taken_in(steps, 1).at(clock, Extrapolation(reach=reach, stale_reach=stale_reach))
+    shorter = stale_reach if reach is None else min(reach, stale_reach)
+    fresh, size = by_token(b, N, d, steps, clock, 1, reach)
+    stale, stale_size = by_token(b, N, d, steps, clock, 1, shorter)
+    focus = steps[-1][0]
+    for image in range(b):
+        for token in range(N):
+            ran = focus is None or token in focus[image].tolist()
+            expected, scale = (fresh, size) if ran else (stale, stale_size)
+            off = np.abs(predicted[image, token].double().numpy() - expected[image, token])
+            assert (off <= 2e-5 * scale[image, token] + 1e-7).all(), (image, token, ran)
+
+
+@given(runs())
+@settings(max_examples=80)
+def test_taylors_series_has_backward_differences_for_derivatives(run):
+    b, N, _, steps, clock = run
+    predicted = taken_in(steps, 2).at(clock, Extrapolation(order=2, series="taylor"))
+    for image in range(b):
+        for token in range(N):
+            known = []
+            for focus, prediction, when in steps:
+                row = list(range(N)) if focus is None else focus[image].tolist()
+                if token in row:
+                    known.append((float(np.float32(when)), prediction[image, row.index(token)].double().numpy()))
+            (t, last), *earlier = known[:-4:-1]
+            ahead, expected, size = float(np.float32(clock)) - t, last.copy(), np.abs(last)
+            if earlier:
+                first = (last - earlier[0][1]) / (t - earlier[0][0])
+                expected, size = expected + ahead * first, size + np.abs(ahead * first)
+            if len(earlier) == 2:
+                before = (earlier[0][1] - earlier[1][1]) / (earlier[0][0] - earlier[1][0])
+                second = (first - before) / (t - earlier[0][0])
+                expected, size = expected + ahead**2 / 2 * second, size + ahead**2 * (np.abs(first) + np.abs(before))
+                size = size + ahead**2 / abs(t - earlier[0][0]) * (np.abs(first) + np.abs(before))
+            assert (np.abs(predicted[image, token].double().numpy() - expected) <= 2e-5 * size + 1e-6).all()
+
+
+@given(runs(), st.integers(0, 2))
+@settings(max_examples=80)
+def test_estimates_are_each_tokens_own_last_prediction_change_age_and_drops(run, first):
+    b, N, _, steps, clock = run
+    rows = slice(min(first, b - 1), b)
+    found = taken_in(steps, 1).estimates(rows, clock)
+    for place, image in enumerate(range(b)[rows]):
+        for token in range(N):
+            known, drops = [], 0
+            for focus, prediction, when in steps:
+                row = list(range(N)) if focus is None else focus[image].tolist()
+                drops = 0 if token in row else drops + 1
+                if token in row:
+                    known.append((float(np.float32(when)), prediction[image, row.index(token)]))
+            assert torch.equal(found.last[place, token, 0], known[-1][1])
+            assert found.drops[place, token] == drops
+            assert found.age[place, token].item() == pytest.approx(abs(clock - known[-1][0]), rel=1e-5)
+            drift = np.inf
+            if len(known) > 1:
+                change = (known[-1][1] - known[-2][1]).double().norm().item()
+                drift = change / abs(known[-1][0] - known[-2][0])
+            assert found.drift[place, token].item() == pytest.approx(drift, rel=1e-4)
+
+
+def test_a_token_that_was_predicted_but_did_not_run_is_counted_as_dropped():
+    history = taken_in([(None, torch.zeros(1, 3, 1), 0.0)], 1)
+    history.update(None, torch.ones(1, 3, 1), 1.0, ran=torch.tensor([[1]]))
+    history.update(None, torch.ones(1, 3, 1), 3.0, ran=torch.tensor([[1]]))
+    estimates = history.estimates(slice(None), 4.0)
+    assert estimates.drops.tolist() == [[2, 0, 2]]
+    assert estimates.age.tolist() == [[4.0, 1.0, 4.0]]
+
+
+def test_a_history_of_one_prediction_knows_no_drift():
+    assert taken_in([(None, torch.zeros(1, 2, 1), 0.0)], 0).estimates(slice(None), 1.0).drift is None
+
+
 def test_the_last_prediction_comes_back_even_where_adding_nothing_would_change_it():
     last, previous = torch.tensor([[[-0.0, 3e38]]]), torch.tensor([[[-1.0, -3e38]]])
     history = taken_in([(None, previous, 0.0), (None, last, 1.0)], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -11,13 +12,20 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies import (
+    RAS,
     AccelAes,
     Dense,
+    Drift,
     Extrapolation,
+    FewerSteps,
+    Fora,
     Plan,
     SpatialGuidance,
     StepCache,
     StepKind,
+    TaylorSeer,
+    TeaCache,
+    WithPlan,
     bucket_letter,
     named,
     names,
@@ -171,7 +179,7 @@ def test_any_options_at_all_give_a_valid_plan_or_an_input_error(T, options, buck
         (lambda: Plan("DD", (0.5, 1.0)), "below 1"),
         (lambda: named("accelAes"), "dense, stepcache, accelaes"),
         (lambda: named("stepcache", skip_ratio=0.5), "no option 'skip_ratio'.*warmup, interval, order, clock"),
-        (lambda: named("dense", order=1), "takes none"),
+        (lambda: named("dense", order=1), "no option 'order'; allowed are theta"),
         (lambda: named("accelaes", spatial_cfg={"focus": 4}), "spatial_cfg lacks 'background'"),
     ],
 )
@@ -191,10 +199,21 @@ def test_spatial_guidance_wants_the_mask_even_where_no_step_is_sparse():
 
 def test_every_policy_can_be_named_and_comes_back_from_its_options_as_data():
     guidance = SpatialGuidance(7.0, 1.0, softness=2.0)
-    policies = [Dense(), StepCache(warmup=3, order=2), AccelAes(mask_step=3, spatial_cfg=guidance, reach=None)]
+    policies = [
+        Dense(theta=0.2),
+        StepCache(warmup=3, order=2),
+        AccelAes(mask_step=3, spatial_cfg=guidance, reach=None, cache_reach=1.0),
+        Drift(budget=12, mask_weight=0.5, spatial_cfg=guidance),
+        RAS(ratio=0.25, ramp=True, metric="norm", resets=(0.5,), mask_share=0.1),
+        Fora(interval=3),
+        TaylorSeer(order=2),
+        TeaCache(threshold=0.3, coefficients=(2.0, 0.0, 1.0)),
+        FewerSteps(budget=9),
+    ]
     assert names() == tuple(policy.name for policy in policies)
-    for policy in policies:
-        assert named(policy.name, **options_of(policy)) == policy
+    for policy in [*policies, WithPlan(Drift(theta=0.1), "DDb.")]:
+        stored = json.loads(json.dumps(options_of(policy)))  # as a manifest has them
+        assert named(policy.name, **stored) == policy
 
 
 def test_bucket_letters_are_the_plans_own():

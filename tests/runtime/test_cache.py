@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelaes_export.runtime.cache import BackgroundCache
+from tests.no_host_sync import NoHostSync
 from tests.tiny_sd3 import tiny_config, tiny_contract
 
 CONTRACT, _ = tiny_contract(tiny_config(num_layers=1))
@@ -85,3 +86,77 @@ def test_addresses_stay_whatever_other_buckets_run_between(between):
     cache.invalidate()
     again = {name: t.data_ptr() for name, t in cache.background(index_sets(2, 24, 3)).items()}
     assert first == again
+
+
+@st.composite
+def cached_runs(draw):
+    """What happens when: everything or a few tokens are written, a background is read, what was before is forgotten."""
+    clock, events = 0.0, [("dense", 0.0)]
+    for _ in range(draw(st.integers(1, 7))):
+        clock += draw(st.sampled_from([1.0, 2.0, 0.5]))
+        kind = draw(st.sampled_from(["dense", "sparse", "read", "read", "forget"]))
+        events.append((kind, clock))
+        if kind == "forget":  # what is cached is void: the next step computes everything
+            events.append(("dense", clock))
+    return [*events, ("read", clock + 1)]
+
+
+@given(events=cached_runs(), reach=st.sampled_from([0.5, 1.0, 3.0]), seed=st.integers(0, 1000))
+def test_cached_tensors_follow_the_line_through_each_tokens_own_last_two(events, reach, seed):
+    """Against a list per token of (when, value), in double precision."""
+    rows, n, m = 2, 12, 24
+    cache = BackgroundCache(CONTRACT, rows, torch.device("cpu"), reach)
+    generator = torch.Generator().manual_seed(seed)
+    known = {name: [[[] for _ in range(N)] for _ in range(rows)] for name in cache.full}
+    everything = torch.arange(N).expand(rows, N)
+    addresses = set()
+    for kind, clock in events:
+        index = index_sets(rows, n if kind == "sparse" else m, seed + int(10 * clock))
+        if kind == "forget":
+            cache.forget()
+            known = {name: [[[] for _ in range(N)] for _ in range(rows)] for name in known}
+        elif kind == "read":
+            found = cache.background(index, clock)
+            for name, by_row in known.items():
+                for b in range(rows):
+                    expected = torch.stack([on_the_line(by_row[b][token], clock, reach) for token in index[b]], dim=1)
+                    assert torch.allclose(found[f"{name}_bg"][b].double(), expected, atol=1e-4)
+        else:
+            index = everything if kind == "dense" else index
+            written = cache.renewing(clock) if kind == "dense" else cache.fresh(n)
+            for name, tensor in written.items():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))
+                for b in range(rows):
+                    for place, token in enumerate(index[b]):
+                        known[name][b][token].append((clock, tensor[b, :, place].double()))
+            if kind == "dense":
+                addresses.add(tuple(tensor.data_ptr() for tensor in written.values()))
+            else:
+                cache.write(index, written, clock)
+    assert len(addresses) == 1, "engines find the tensors where they were"
+
+
+def on_the_line(made, clock, reach):
+    (last, value), *before = made[:-3:-1]
+    if not before or last == before[0][0]:
+        return value
+    distance = min((clock - last) / (last - before[0][0]), reach)
+    return value + distance * (value - before[0][1])
+
+
+def test_extrapolated_rows_are_gathered_for_every_step_they_are_asked_for():
+    cache, index = BackgroundCache(CONTRACT, 1, torch.device("cpu"), 1.0), index_sets(1, 24, 1)
+    for clock in (0.0, 1.0):
+        for tensor in cache.renewing(clock).values():
+            tensor.fill_(clock)
+    found = [cache.background(index, clock)["cache.0.k_bg"].unique().item() for clock in (1.25, 1.75, 9.0)]
+    assert found == [1.25, 1.75, 2.0], "on the line, and no further than one gap"
+
+
+def test_extrapolating_waits_for_nothing():
+    cache = BackgroundCache(CONTRACT, 2, torch.device("cpu"), 1.0)
+    with NoHostSync():
+        cache.renewing(0.0)
+        cache.renewing(1.0)
+        cache.write(index_sets(2, 12, 0), cache.fresh(12), 2.0)
+        cache.background(index_sets(2, 24, 1), 3.0)

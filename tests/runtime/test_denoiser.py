@@ -79,6 +79,9 @@ class Parts:
     def selector(self):
         return self._policy.selector()
 
+    def gate(self):
+        return None
+
     def affinity_steps(self, plan):
         return self._policy.affinity_steps(plan)
 
@@ -185,7 +188,7 @@ class Rotating:
     def observe(self, i, affinity):
         pass
 
-    def select(self, i, n):
+    def select(self, i, n, estimates=None):
         return ((torch.arange(n) + 17 * i) % 48).sort().values[None]
 
     def mask(self):

@@ -1,0 +1,127 @@
+"""Drift: the tokens whose predictions have probably moved farthest are computed, and everything else extrapolated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from accelaes_export.errors import InputError
+from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance
+from accelaes_export.policies.drift_plans import SHARE, drift_plan, tuned_options, tuned_steps
+from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.schedule import require_steps, require_whole
+from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
+
+if TYPE_CHECKING:
+    from accelaes_export.policies.base import Selector
+
+
+@dataclass(frozen=True)
+class Drift(BasePolicy):
+    """Focus tokens by (change of a token's prediction per step) x (steps since it ran), anew at every SPARSE step.
+
+    Attributes:
+        budget: what a run may cost, in dense steps; None: SHARE of the steps. Plans are in `drift_plans`, and what
+            theta, trend and cache_reach are where they are None: the coarser the steps, the less is extrapolated.
+        theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
+        trend: how much of a prediction's change is carried on, 0 to 1.
+        order: 1 extrapolates tokens linearly from their own last two predictions, 2 through three.
+        clock: "step" or "sigma", what extrapolation and drift are counted in.
+        stale_reach: furthest a token is extrapolated that the latest computed step left out, in gaps; 0 holds it, None:
+            as the others.
+        cache_reach: furthest the background's keys and values are extrapolated, in gaps; 0: taken as they are, which
+            halves the memory they take.
+        mask_weight: exponent w of the affinity to the prompt's aesthetic words: score x (m / mean m)^w; 0: no mask.
+        mask_step: the dense step whose affinity that is.
+        spatial_cfg: region-wise guidance (Eq. 11) on the half of the tokens with the largest affinity, or None.
+        threshold, scope: of the mask's words, as AccelAes has them.
+
+    Raises:
+        InputError: for an option outside its range.
+    """
+
+    budget: float | None = None
+    theta: float | None = None
+    trend: float | None = None
+    order: int = 1
+    clock: Literal["step", "sigma"] = "step"
+    stale_reach: float | None = 0.0
+    cache_reach: float | None = None
+    mask_weight: float = 0.0
+    mask_step: int = 1
+    spatial_cfg: SpatialGuidance | None = None
+    threshold: float = THRESHOLD
+    scope: Scope = "phrase"
+
+    name: ClassVar[str] = "drift"
+
+    def __post_init__(self) -> None:
+        for option, least in (("budget", 1.0), ("mask_weight", 0.0)):
+            value = getattr(self, option)
+            if option == "budget" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+                raise InputError(f"{option} is {value!r}; give a number of at least {least:g}.")
+        require_whole("mask_step", self.mask_step, at_least=0)
+        if self.order == 0:
+            raise InputError("order is 0, but drift is the change between a token's last two predictions; give 1 or 2.")
+        if self.spatial_cfg is not None and not isinstance(self.spatial_cfg, SpatialGuidance):
+            raise InputError(f"spatial_cfg is {self.spatial_cfg!r}; give SpatialGuidance(focus, background) or None.")
+        _ = self.extrapolation, self.word_scoring  # their own checks
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        tuned = tuned_options(self.budget)
+        return Extrapolation(
+            self.order,
+            self.clock,
+            stale_reach=self.stale_reach,
+            ahead=tuned.theta if self.theta is None else self.theta,
+            trend=tuned.trend if self.trend is None else self.trend,
+            cache_reach=tuned.cache_reach if self.cache_reach is None else self.cache_reach,
+        )
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return WordScoring(self.threshold, self.scope)
+
+    @property
+    def spatial_guidance(self) -> SpatialGuidance | None:
+        return self.spatial_cfg
+
+    @property
+    def own_steps(self) -> int | None:
+        """The tuned plan's for the budget; None without one, as any number will do."""
+        return None if self.budget is None else tuned_steps(self.budget)
+
+    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
+        """The plan for the budget in so many steps: the tuned one where it has as many, or one made by the same rule.
+
+        Raises:
+            InputError: for fewer than 2 steps, or a mask step the plan doesn't leave dense.
+        """
+        require_steps(steps)
+        symbols = drift_plan(steps, SHARE * steps if self.budget is None else self.budget, buckets)
+        plan = Plan(symbols, tuple(buckets))
+        if self._masked and self.mask_step >= len(symbols) - len(symbols.lstrip("D")):
+            raise InputError(
+                f"mask_step is {self.mask_step}, but the plan {symbols} isn't dense up to there: give a smaller "
+                "mask_step, or mask_weight 0."
+            )
+        return plan
+
+    @property
+    def _masked(self) -> bool:
+        return self.mask_weight > 0 or self.spatial_cfg is not None
+
+    def selector(self) -> Selector | None:
+        from accelaes_export.policies.moving import LargestDrift  # loads torch, which a plan alone doesn't need
+
+        return LargestDrift(self.mask_weight, self.mask_step if self._masked else None)
+
+    def affinity_steps(self, plan: Plan) -> frozenset[int]:
+        """The mask step, where the mask plays a part: at SPARSE steps of the plan, or for spatial guidance."""
+        sparse = any(0 < step.fraction < 1 for step in plan)
+        return frozenset({self.mask_step}) if self._masked and (sparse or self.spatial_cfg) else frozenset()

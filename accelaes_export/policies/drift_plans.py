@@ -1,0 +1,103 @@
+"""Drift's plans: tuned ones by budget, and the rule that makes one for any number of steps, budget and buckets.
+
+Tuned on the shipped checkpoint, on prompts that no reported figure uses (docs/quality.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelaes_export.policies.plan import bucket_letter
+
+SHARE = 12 / 28
+"""Of a run's steps: the budget where none is given."""
+
+SPARSE = 0.5
+"""n/N of sparse steps: the bundle's nearest bucket is taken."""
+
+DENSE_BEGINNING = 3
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A plan, in which a, b and c stand for n/N = .25, .5 and .75, and how far it extrapolates; see `Drift`."""
+
+    symbols: str
+    theta: float
+    trend: float
+    cache_reach: float
+
+
+TUNED: dict[float, Tuned] = {
+    6: Tuned("DDb..D.bD.D.", theta=0.0, trend=0.3, cache_reach=0.3),
+    8: Tuned("DDDbb..b.D.bDD.", theta=0.2, trend=0.6, cache_reach=0.3),
+    10: Tuned("DDDbb.b..D.b.b.D.bDD.", theta=0.2, trend=0.7, cache_reach=0.3),
+    12: Tuned("DDD.b.b.D..bb.D.b.b.D.b.bDD.", theta=0.3, trend=0.8, cache_reach=0.5),
+    14: Tuned("DDD.b.b.D.b.b.D.b.b.D.b.b.D.b.bDD.", theta=0.3, trend=0.8, cache_reach=1.0),
+    16: Tuned("DDD.bb.D..bb.D.bb.D.bb.D.b.bD.b.bDD.", theta=0.3, trend=0.8, cache_reach=1.0),
+}
+"""By budget, ascending."""
+
+_LETTERS = {"a": 0.25, "b": 0.5, "c": 0.75}
+
+
+def tuned_options(budget: float | None) -> Tuned:
+    """The entry of TUNED nearest to `budget`; of two as near the cheaper one. None: the one for SHARE of 28 steps."""
+    wanted = 28 * SHARE if budget is None else budget
+    return TUNED[min(TUNED, key=lambda known: abs(known - wanted))]
+
+
+def tuned_steps(budget: float) -> int:
+    """T of the tuned plan for `budget`, or what the nearest tuned plans have in proportion."""
+    if budget in TUNED:
+        return len(TUNED[budget].symbols)
+    return max(2, math.ceil(budget), math.floor(budget / SHARE + 0.5))
+
+
+def drift_plan(steps: int, budget: float, buckets: Sequence[float]) -> str:
+    """The symbols of a plan of T = `steps` steps that costs at most `budget` dense steps (but at least two).
+
+    The tuned one where it has as many steps and the bundle its buckets. Otherwise what the tuned ones have in common:
+    two or three dense steps, then steps that are computed and skipped by turns, two sparse ones to a dense one, and
+    "DD." at the end: flow-matching Euler's last step begins where next to no noise is left, so computing it is waste.
+
+    Args:
+        buckets: the bundle's fractions n/N below 1, ascending; with none, steps are dense or skipped.
+    """
+    tuned = TUNED[budget].symbols if budget in TUNED else ""
+    letters = {_LETTERS[symbol]: symbol for symbol in tuned if symbol in _LETTERS}
+    if len(tuned) == steps and all(any(abs(own - n) < 1e-6 for own in buckets) for n in letters):
+        return tuned.translate({ord(symbol): bucket_letter(n, buckets) for n, symbol in letters.items()})
+    beginning = min(DENSE_BEGINNING, steps, max(2, math.floor(budget / 3)))
+    rest, left = steps - beginning, max(budget - beginning, 0.0)
+    ending = "DD." if left >= 4 and rest >= 8 and left < rest - 1 else ""
+    rest, left = rest - len(ending), left - ending.count("D")
+    dense, sparse, letter = _counts(rest, left, buckets)
+    computed = dense + sparse
+    symbols, k = ["D"] * beginning, 0
+    for i in range(rest):
+        if (i + 1) * computed // rest == i * computed // rest:
+            symbols.append(".")
+            continue
+        # Dense ones in the middle of as many equal parts.
+        before, after = ((2 * at * dense + computed) // (2 * computed) for at in (k, k + 1))
+        symbols.append("D" if before < after else letter)
+        k += 1
+    return "".join(symbols) + ending
+
+
+def _counts(rest: int, left: float, buckets: Sequence[float]) -> tuple[int, int, str]:
+    """How many of `rest` steps are dense and sparse, for a cost of at most `left`, and the sparse ones' letter.
+
+    Two sparse steps to a dense one, and more dense ones where that leaves money over.
+    """
+    if left >= rest or not buckets:
+        return min(rest, math.floor(left)), 0, ""
+    fraction = min(buckets, key=lambda bucket: abs(bucket - SPARSE))
+    dense = math.floor(left / (1 + 2 * fraction))
+    if dense + (left - dense) / fraction > rest:  # every step computed: how many must be sparse to afford that
+        dense = math.floor((left - fraction * rest) / (1 - fraction) + 1e-9)
+    sparse = min(rest - dense, math.floor((left - dense) / fraction + 1e-9))
+    return dense, sparse, bucket_letter(fraction, buckets)

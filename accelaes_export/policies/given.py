@@ -1,0 +1,89 @@
+"""Plans given by hand: any policy's selector, extrapolation and guidance with another plan than its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from accelaes_export.errors import InputError
+from accelaes_export.policies.base import Extrapolation, Policy, SpatialGuidance
+from accelaes_export.policies.plan import Plan, StepKind
+from accelaes_export.policies.words import WordScoring
+
+if TYPE_CHECKING:
+    from accelaes_export.policies.base import Gate, Selector
+
+
+@dataclass(frozen=True)
+class WithPlan:
+    """A policy with the plan `symbols` in place of its own.
+
+    Attributes:
+        policy: supplies everything else.
+        symbols: one of ``D``, ``.`` or a bucket letter a step, e.g. ``DDDD.b.D.b..D.b``.
+    """
+
+    policy: Policy
+    symbols: str
+
+    @property
+    def name(self) -> str:
+        return self.policy.name
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        return self.policy.extrapolation
+
+    @property
+    def spatial_guidance(self) -> SpatialGuidance | None:
+        return self.policy.spatial_guidance
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return self.policy.word_scoring
+
+    @property
+    def own_steps(self) -> int | None:
+        """As many as the plan has symbols."""
+        return len(self.symbols)
+
+    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
+        """The given plan.
+
+        Raises:
+            InputError: for symbols that aren't allowed, another number of steps, or what the policy can't carry out.
+        """
+        plan = Plan(self.symbols, tuple(buckets))
+        if len(plan) != steps:
+            raise InputError(
+                f"The plan given has {len(plan)} steps, but the run has {steps}: ask for {len(plan)} steps, or give a "
+                "plan with one symbol for every step."
+            )
+        require_runnable(self.policy, plan)
+        return plan
+
+    def selector(self) -> Selector | None:
+        return self.policy.selector()
+
+    def affinity_steps(self, plan: Plan) -> frozenset[int]:
+        return self.policy.affinity_steps(plan)
+
+    def gate(self) -> Gate | None:
+        return self.policy.gate()
+
+
+def require_runnable(policy: Policy, plan: Plan) -> None:
+    """InputError where `plan` has sparse steps and `policy` no tokens for them, or no mask in time."""
+    sparse = next((i for i, step in enumerate(plan) if step.kind is StepKind.SPARSE), None)
+    if sparse is not None and policy.selector() is None:
+        raise InputError(
+            f"Step {sparse} of the plan is {plan.symbols[sparse]!r}, but policy {policy.name} chooses no focus tokens: "
+            "give D and '.' alone, or take accelaes, ras or drift."
+        )
+    for i in sorted(policy.affinity_steps(plan)):
+        if i >= len(plan) or plan[i].kind is not StepKind.DENSE or (sparse is not None and sparse < i):
+            raise InputError(
+                f"Policy {policy.name} builds its mask after step {i}, which must be D and come before the first "
+                f"sparse step, and the plan is {plan}: give another plan or another mask_step."
+            )

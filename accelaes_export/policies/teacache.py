@@ -1,0 +1,90 @@
+"""TeaCache: a step is computed once the input has changed enough since the last computed one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from accelaes_export.errors import InputError
+from accelaes_export.policies.base import BasePolicy, Extrapolation
+from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.schedule import require_steps
+
+if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.policies.base import Gate
+
+
+@dataclass(frozen=True)
+class TeaCache(BasePolicy):
+    """The relative L1 change of the input from step to step adds up; where it reaches `threshold`, a step is computed.
+
+    The paper measures the first block's input after its timestep modulation, which an engine doesn't hand out. Here it
+    is the engine's own input: the latents. `coefficients` are the paper's polynomial from the measured change to the
+    output's, which it fits to each model.
+
+    The host asks the device at every step, so this is the one policy whose loop waits. All images of a batch share the
+    decision, as the paper's do.
+
+    Attributes:
+        threshold: above 0; the larger, the fewer steps are computed. The first and the last one always are.
+        coefficients: of the polynomial, highest power first; the default takes the change as it is.
+    """
+
+    threshold: float = 0.15
+    coefficients: tuple[float, ...] = (1.0, 0.0)
+
+    name: ClassVar[str] = "teacache"
+
+    def __post_init__(self) -> None:
+        if not _is_finite(self.threshold) or self.threshold <= 0:
+            raise InputError(f"threshold is {self.threshold!r}; give a number above 0.")
+        given = self.coefficients
+        if not isinstance(given, (tuple, list)) or not given or not all(_is_finite(c) for c in given):
+            raise InputError(f"coefficients are {given!r}; give a list of numbers, the highest power's first.")
+        object.__setattr__(self, "coefficients", tuple(given))  # a manifest stores a list
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        return Extrapolation(order=0)
+
+    def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
+        """``D`` for each step: what is computed at most. A run's report has the plan as carried out."""
+        require_steps(steps)
+        return Plan("D" * steps, tuple(buckets))
+
+    def gate(self) -> Gate | None:
+        return _AccumulatedChange(self.threshold, self.coefficients)
+
+
+class _AccumulatedChange:
+    """TeaCache's decision; see `Gate`."""
+
+    def __init__(self, threshold: float, coefficients: Sequence[float]) -> None:
+        self._threshold = threshold
+        self._coefficients = coefficients
+        self._last: torch.Tensor | None = None
+        self._sum = 0.0
+        self._decided: tuple[int, bool] | None = None
+
+    def computes(self, i: int, hidden_states: torch.Tensor, *, last: bool) -> bool:
+        if self._decided is None or self._decided[0] != i:
+            self._decided = i, self._decide(hidden_states) or last
+            if self._decided[1]:
+                self._sum = 0.0
+        return self._decided[1]
+
+    def _decide(self, hidden_states: torch.Tensor) -> bool:
+        before, self._last = self._last, hidden_states.detach().float().clone()
+        if before is None or before.shape != self._last.shape:
+            return True
+        change = float((self._last - before).abs().mean() / before.abs().mean())  # waits for the device
+        self._sum += sum(c * change**power for power, c in enumerate(reversed(self._coefficients)))
+        return not self._sum < self._threshold  # a change that is no number computes
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

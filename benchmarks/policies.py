@@ -1,0 +1,210 @@
+"""Every policy on the shipped checkpoint: what it costs, and how far its pictures are from exact ones.
+
+    python -m benchmarks.policies --output benchmarks/results/policies.json
+    python -m benchmarks.policies --output benchmarks/results/policies.json --tables    # prints what it holds
+
+Pictures of held-out prompts, from several noises each, against the same model's 28-step dense picture and its 160-step
+one. Work is done in chunks of prompts; each is written to a folder when done, so a run that was interrupted, or asked
+for more prompts or seeds, goes on where it was.
+
+Figures of merit, all with 95 % intervals from resampling prompts:
+
+    PSNR    of the mean squared error over all pictures, in dB
+    right   share of objects whose shape, colour and texture an independent classifier reads back
+    k       step equivalence: how many plain dense steps have this PSNR to the 160-step picture, over the cost
+    k_theta the same against dense steps with the policy's own theta
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import accelaes_export as ax
+from accelaes_export.policies import Policy, options_of
+from benchmarks.policy_cases import CASES, CURVE, CURVE_THETA, DENSE, EXACT, PolicyCase
+from benchmarks.policy_tables import tables
+from benchmarks.shapes_quality import HeldOut, attribute_accuracy, heldout
+from benchmarks.shapes_runs import console, flop_cost, machine, sample
+
+CHUNK = 16
+DRAWS = 1000
+
+
+class Work:
+    """Finished chunks in a folder, one file for a case, seed and chunk of prompts."""
+
+    def __init__(self, folder: Path, bundle: ax.Bundle, pipe: Any) -> None:
+        self._folder, self._bundle, self._pipe = folder, bundle, pipe
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def pictures(self, case: PolicyCase, prompts: Sequence[HeldOut], first: int, seed: int) -> np.ndarray:
+        """[P, 48, 48, 3] in [0, 1], kept for references, with what they cost."""
+        made, _ = self._made(case, prompts, first, seed, keep=True)
+        return made
+
+    def errors(self, case: PolicyCase, prompts: Sequence[HeldOut], first: int, seed: int) -> dict[str, np.ndarray]:
+        """Per prompt: squared errors to both references, objects and those read right; and the run's cost."""
+        path = self._path("errors", case, first, seed)
+        if path.is_file():
+            return dict(np.load(path))
+        made, costs = self._made(case, prompts, first, seed, keep=False)
+        found = {"token_steps": costs[0], "flop_cost": costs[1]}
+        for name, reference in (("dense", DENSE), ("exact", EXACT)):
+            picture = self.pictures(reference, prompts, first, seed)
+            found[name] = np.square(made - picture).mean(axis=(1, 2, 3))
+        read = [attribute_accuracy(made[k : k + 1], [prompt]) for k, prompt in enumerate(prompts)]
+        found["objects"] = np.array([one["objects"] for one in read])
+        found["right"] = np.array([one["shape_colour_texture"] * one["objects"] for one in read])
+        _write(path, found)
+        return found
+
+    def _made(
+        self, case: PolicyCase, prompts: Sequence[HeldOut], first: int, seed: int, keep: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        path = self._path("pictures", case, first, seed)
+        if path.is_file():
+            stored = np.load(path)
+            return stored["pictures"].astype(np.float32), stored["costs"]
+        ax.accelerate(self._pipe, self._bundle, case.policy)
+        captions = [prompt.caption for prompt in prompts]
+        noise = 10_000 * seed + first
+        made = sample(self._pipe, captions, case.steps, self._bundle, seed=noise, output="np")
+        report = self._pipe.transformer.report()
+        costs = np.array([report.cost, flop_cost(report, self._bundle)])
+        if keep or case in (DENSE, EXACT):
+            _write(path, {"pictures": made.astype(np.float32), "costs": costs})
+        return made, costs
+
+    def _path(self, kind: str, case: PolicyCase, first: int, seed: int) -> Path:
+        rules = [options_of(case.policy), asdict(case.policy.extrapolation), _plan(case)]
+        described = json.dumps([type(case.policy).__name__, rules, case.steps], sort_keys=True)
+        return self._folder / f"{kind}-{hashlib.sha256(described.encode()).hexdigest()[:16]}-{seed}-{first}.npz"
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    unfinished = path.with_suffix(".part")
+    with unfinished.open("wb") as file:
+        np.savez(file, **arrays)
+    unfinished.replace(path)
+
+
+def measure(work: Work, labels: Sequence[str], prompts: int, seeds: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+    """Label to figures with axes [seeds, prompts]; costs are averaged over them."""
+    scenes = heldout(prompts)
+    found: dict[str, dict[str, list[np.ndarray]]] = {label: {} for label in labels}
+    for seed in seeds:
+        for first in range(0, prompts, CHUNK):
+            part = scenes[first : first + CHUNK]
+            for label in labels:
+                for name, values in work.errors(CASES[label], part, first, seed).items():
+                    found[label].setdefault(name, []).append(values)
+            console.print(f"seed {seed}, prompts {first} to {first + len(part) - 1} done")
+    shape = len(seeds), -1
+    return {
+        label: {
+            name: np.mean(parts) if name in ("token_steps", "flop_cost") else np.concatenate(parts).reshape(shape)
+            for name, parts in figures.items()
+        }
+        for label, figures in found.items()
+    }
+
+
+def psnr(errors: np.ndarray) -> float:
+    """Of the mean error, so that one bad picture counts as what it is."""
+    return float(-10 * np.log10(max(errors.mean(), 1e-12)))
+
+
+def summary(found: Mapping[str, Mapping[str, np.ndarray]], draws: int = DRAWS) -> list[dict[str, Any]]:
+    """A row a case; intervals from resampling prompts, the same ones for every case and for the dense curves."""
+    prompts = next(iter(found.values()))["exact"].shape[1]
+    rng = np.random.default_rng(0)
+    picks = [np.arange(prompts), *(rng.integers(0, prompts, prompts) for _ in range(draws))]
+    curves = {
+        theta: [_curve(found, labels, pick) for pick in picks] for theta, labels in ((0.0, CURVE), (1.0, CURVE_THETA))
+    }
+    rows = []
+    for label, figures in found.items():
+        case, cost = CASES[label], float(figures["token_steps"])
+        values: dict[str, list[float]] = {
+            name: [] for name in ("psnr_to_dense", "psnr_to_exact", "right", "k", "k_theta")
+        }
+        own = curves[1.0] if case.policy.extrapolation.ahead else curves[0.0]
+        for draw, pick in enumerate(picks):
+            exact = psnr(figures["exact"][:, pick])
+            values["psnr_to_exact"].append(exact)
+            values["psnr_to_dense"].append(psnr(figures["dense"][:, pick]))
+            values["right"].append(float(figures["right"][:, pick].sum() / figures["objects"][:, pick].sum()))
+            values["k"].append(_steps_of(exact, curves[0.0][draw]) / cost)
+            values["k_theta"].append(_steps_of(exact, own[draw]) / cost)
+        row: dict[str, Any] = {"case": label, "group": case.group, "policy": case.policy.name}
+        row |= {"options": _changed(case.policy), "steps": case.steps, "plan": _plan(case)}
+        row |= {"token_steps": cost, "flop_cost": float(figures["flop_cost"])}
+        for name, drawn in values.items():
+            low, high = np.percentile(drawn[1:], [2.5, 97.5]) if draws else (drawn[0], drawn[0])
+            row[name] = {"value": drawn[0], "low": float(low), "high": float(high)}
+        rows.append(row)
+    return rows
+
+
+def _curve(found: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str], pick: np.ndarray) -> tuple[Any, Any]:
+    """Ascending PSNRs to the exact pictures, and the dense steps that have them."""
+    at = sorted((psnr(found[label]["exact"][:, pick]), CASES[label].steps) for label in labels)
+    return tuple(zip(*at, strict=True))  # type: ignore[return-value]
+
+
+def _steps_of(value: float, curve: tuple[Any, Any]) -> float:
+    """Dense steps of equal PSNR, between those that were measured; at most the most, at least the fewest of them."""
+    return float(np.interp(value, curve[0], curve[1]))
+
+
+def _changed(policy: Policy) -> dict[str, Any]:
+    """Options that aren't their defaults."""
+    options = options_of(policy)
+    symbols = options.pop("plan", None)
+    inner = getattr(policy, "policy", policy)
+    changed = {name: value for name, value in options.items() if value != options_of(type(inner)())[name]}
+    return changed if symbols is None else changed | {"plan": symbols}
+
+
+def _plan(case: PolicyCase) -> str:
+    return "decided in the run" if case.policy.gate() else str(case.policy.plan(case.steps, (0.25, 0.5, 0.75)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the figures, as JSON")
+    parser.add_argument("--work", type=Path, default=Path("out/policies"), help="folder of finished chunks")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--seeds", default="1,2,3", help="one noise a prompt for each of these numbers")
+    parser.add_argument("--groups", default="policies,ablations", help="of the cases in benchmarks/policy_cases.py")
+    parser.add_argument("--tables", action="store_true", help="only print the tables of what --output holds")
+    options = parser.parse_args()
+    if options.tables:
+        print(tables(json.loads(options.output.read_text(encoding="utf-8"))))
+        return
+    from accelaes_export.runtime.generate import load_pipeline
+
+    folder = options.work / "bundle"
+    bundle = ax.open(folder) if folder.is_dir() else ax.build(model="shapes", batch=CHUNK, output=folder)
+    pipe = load_pipeline(bundle)
+    pipe.set_progress_bar_config(disable=True)
+    groups = ["curves", *options.groups.split(",")]
+    labels = [label for label, case in CASES.items() if case.group in groups]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    found = measure(Work(options.work, bundle, pipe), labels, options.prompts, seeds)
+    figures = {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found)}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(tables(figures))
+
+
+if __name__ == "__main__":
+    main()
