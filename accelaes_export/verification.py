@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones import Backbone, backbone
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
@@ -81,6 +81,32 @@ def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> to
             "name the right checkpoint, or build again."
         )
     return load_transformer(found, adapter, dtype)
+
+
+def model_arguments(
+    manifest: Manifest, model: torch.nn.Module
+) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, Any]]:
+    """How the diffusers transformer is called: from the contract's inputs by name to its keyword arguments."""
+    adapter = backbone(manifest.family)
+
+    def arguments(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        call = _RecordedCall(model.config)
+        adapter.reference(call, inputs, manifest.latents)
+        return call.arguments
+
+    return arguments
+
+
+class _RecordedCall:
+    """In a model's place: keeps what it is called with."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.arguments: dict[str, Any] = {}
+
+    def __call__(self, **arguments: Any) -> tuple[None]:
+        self.arguments = arguments
+        return (None,)
 
 
 def compare(

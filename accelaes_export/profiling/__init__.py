@@ -1,0 +1,1 @@
+"""Where the time goes: bundles measured bucket by bucket, policy by policy, and beside other accelerators."""
