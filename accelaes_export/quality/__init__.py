@@ -1,0 +1,1 @@
+"""What acceleration costs in quality: the same prompts and noises under every policy, against dense."""
