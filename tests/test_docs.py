@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 
 import accelaes_export as ax
 from accelaes_export import policies
+from benchmarks.policy_tables import tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/shapes/README.md"]
-VERBS = {"build", "doctor", "inspect", "models", "run", "verify"}
+VERBS = {"build", "doctor", "evaluate", "inspect", "models", "plugin", "profile", "run", "verify"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -38,6 +40,11 @@ def test_the_plans_in_the_method_page_are_what_the_policies_make():
         options = {"skip_ratio": float(ratio)} if ratio else {}
         plan = policies.named(name, **options).plan(28, (0.25, 0.5, 0.75))
         assert (str(plan), plan.cost) == (symbols, float(cost))
+
+
+def test_the_tables_in_the_quality_page_are_what_the_benchmark_found():
+    figures = json.loads((ROOT / "benchmarks/results/policies.json").read_text(encoding="utf-8"))
+    assert tables(figures) in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
 
 
 def test_the_public_names_in_the_readme_exist():

@@ -81,6 +81,20 @@ def test_the_wheel_carries_the_recipes_and_the_shipped_checkpoint(wheel: zipfile
         assert f"accelaes_export/engines/checkpoints/shapes/{file}" in names
 
 
+def test_the_wheel_carries_the_reports_templates(wheel: zipfile.ZipFile) -> None:
+    folder = ROOT / "accelaes_export" / "report" / "templates"
+    files = {f"accelaes_export/report/templates/{path.name}" for path in folder.iterdir()}
+    assert len(files) == 6 and files <= set(wheel.namelist())
+
+
+def test_the_wheel_carries_the_attention_plugin_with_its_tables_and_its_cpp_sources(wheel: zipfile.ZipFile) -> None:
+    source = ROOT / "plugins" / "sparse_query_attention"
+    kinds = (".py", ".json", ".cpp", ".h", ".txt")
+    files = [path.relative_to(ROOT) for path in source.rglob("*") if path.suffix in kinds]
+    assert len(files) > 20
+    assert {f"accelaes_export/{path.as_posix()}" for path in files} <= set(wheel.namelist())
+
+
 @pytest.mark.parametrize("folder", ["accelaes_export", "plugins", "engines", "tests", "examples", "benchmarks"])
 def test_every_file_is_python_3_10_syntax(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):

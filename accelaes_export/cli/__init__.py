@@ -19,7 +19,7 @@ import click
 from accelaes_export import __version__
 from accelaes_export.errors import AccelAesError, BuildError
 
-VERBS = ("models", "build", "inspect", "verify", "run", "doctor")
+VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "doctor")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 

@@ -50,7 +50,7 @@ def command(
     Examples:
         accelaes-export profile engines/built/shapes
         accelaes-export profile engines/built/shapes --batches 1,4 --json shapes.json --trace shapes-trace.json
-        accelaes-export profile engines/built/shapes --against eager,compile,diffusers-caches,cache-dit --report page.html
+        accelaes-export profile engines/built/shapes --against eager,compile,diffusers-caches --report page.html
     """
     from accelaes_export.bundle import open_bundle
     from accelaes_export.cli import profile_tables

@@ -16,6 +16,8 @@ build --affinity-layers --output --force
 inspect --plan --policy --json
 run --prompt --policy --steps --guidance --seed --skip-ratio --mask-step --warmup --interval --refresh-every
 run --output --mask-out --trace
+profile --policies --steps --batches --warmup --iterations --against --json --trace --checkpoint
+evaluate --prompts --policies --seeds --metrics --steps --guidance --output --json --force --checkpoint
 """
 
 

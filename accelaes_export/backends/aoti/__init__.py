@@ -71,7 +71,7 @@ class AotiBackend:
 
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """Freezing holds them about four times (docs/benchmarks.md); otherwise they are never in memory together."""
-        return 3.8 if freezes(options, resolve(targets)) else 0.0
+        return 4.2 if freezes(options, resolve(targets)) else 0.0
 
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
         import torch
