@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def evaluation_page(report: QualityReport, rows: Sequence[PictureRow], folder: P
     scenes, own = gallery(rows, folder, manifest.latents), own_policy(report, manifest)
     return render(
         "evaluation.html",
-        {"evaluation": report.model_dump(mode="json")},
+        {"evaluation": json.loads(report.model_dump_json())},  # infinite numbers as strings
         title=f"Quality of {report.bundle['model']}",
         report=report,
         manifest=manifest.model_dump(mode="json"),

@@ -36,7 +36,7 @@ def render(template: str, data: Mapping[str, Any], **values: Any) -> str:
 
 def embedded_json(data: Any) -> Markup:
     """`data` as JSON that may stand in a script element: no text in it can end the element or begin another."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
