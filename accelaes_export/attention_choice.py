@@ -1,10 +1,11 @@
-"""Which attention an engine gets: TensorRT's own, or our plugin for `accelaes::SparseQueryAttention`."""
+"""Which attention an engine gets: its format's own, or ours, `accelaes::SparseQueryAttention`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
+from accelaes_export.backends.aoti.targets import resolve
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.plugins.sparse_query_attention.measured import Measurement, faster
@@ -37,6 +38,8 @@ def choose_attention(
     """
     if asked == "native":
         return "native"
+    if backend == "aoti":
+        targets = (resolve(tuple(targets)),)
     problem = _why_no_plugin(backend, targets, contract.dtype, head_dims)
     if asked == "plugin":
         if problem:
@@ -52,8 +55,8 @@ def choose_attention(
 
 
 def _why_no_plugin(backend: str, targets: Sequence[str], dtype: str, head_dims: Sequence[int]) -> str:
-    if not backend.startswith("tensorrt"):
-        return f"is TensorRT's, and {backend} has its own attention"
+    if backend == "onnxruntime":
+        return f"is for TensorRT and aoti, and {backend} has its own attention"
     if dtype not in ("fp16", "bf16"):
         return f"takes fp16 and bf16, not {dtype}"
     unknown = [target for target in targets if target not in (*ARCHITECTURES, *_ON_THIS_MACHINE)]

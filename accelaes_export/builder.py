@@ -76,7 +76,8 @@ def build(
         affinity_layers: every how manieth block's text attention makes the mask; 1 is all of them.
         form: "token" (only focus tokens go through the network) or "component" (the paper's Eq. 8-10).
         weights: "engine", or "inputs": beside a TensorRT engine, which then needs no memory for them to build.
-        attention: "plugin" (TensorRT takes our kernel), "native", or "auto": whichever was measured faster.
+        attention: "plugin" (TensorRT, and aoti on GPUs, take our kernel), "native", or "auto": whichever was measured
+            faster.
         compiling: how aoti generates kernels: "autotune,per-bucket", or a mapping like the recipe's.
         frames: of a video model, in latent frames.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.

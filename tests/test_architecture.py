@@ -25,7 +25,7 @@ ALLOWED = {
     "patches": {"manifest"},
     "policies": {"errors", "policies"},
     "recipes": {"errors", "manifest", "options"},
-    "attention_choice": {"contract", "errors", "plugins"},
+    "attention_choice": {"backends", "contract", "errors", "plugins"},
     "backends": {"backends", "contract", "dtypes", "errors", "memory", "plugins"},
     "bundle": {"backends", "errors", "hashing", "manifest"},
     "bundle_writing": {"bundle", "errors", "hashing", "manifest"},

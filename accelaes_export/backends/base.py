@@ -33,13 +33,14 @@ class FocusProgram(Protocol):
     """The focus step as a torch program, for backends that compile it themselves instead of reading ONNX."""
 
     def trace(
-        self, device: torch.device, n: int | None = None, *, filled: bool = False
+        self, device: torch.device, n: int | None = None, *, filled: bool = False, operator: bool = False
     ) -> torch.export.ExportedProgram:
-        """The program on `device`, attention in standard operators, B and M dynamic.
+        """The program on `device`, B and M dynamic.
 
         Args:
             n: trace for this bucket alone; None leaves n and m dynamic.
             filled: with all its weights; otherwise large matrices may hold anything, and `weight` has their values.
+            operator: leave attention to the plugin's torch operator; otherwise it is written out in standard ones.
 
         Raises:
             BuildError: tracing failed.
@@ -81,7 +82,7 @@ class CompileRequest:
         workspace_bytes: the builder's limit on device scratch memory, or None for the format's own.
         weights: "engine": compiled into it; "inputs": in a file of their own, and bound when the engine is opened, so
             that the builder needs no memory for them.
-        attention: "plugin": TensorRT takes our plugin for `accelaes::SparseQueryAttention`; "native": its own kernels.
+        attention: "plugin": our plugin for TensorRT, our torch operator for aoti; "native": the format's own kernels.
         program: the focus step for a backend that reads programs.
         options: for formats that generate kernels.
     """

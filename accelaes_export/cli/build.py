@@ -66,8 +66,8 @@ import click
 @click.option(
     "--attention",
     metavar="auto|plugin|native",
-    help="plugin: TensorRT engines take the kernel of accelaes-export plugin; native: their own; auto: whichever was "
-    "measured faster. [default: the recipe's]",
+    help="plugin: TensorRT engines and aoti packages for GPUs take the kernel of accelaes-export plugin; native: their "
+    "own; auto: whichever was measured faster. [default: the recipe's]",
 )
 @click.option(
     "--compiling",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, TOKEN_WEIGHTS
-from accelaes_export.graph.attention import sparse_query_attention
+from accelaes_export.plugins.sparse_query_attention.torch_operator import sparse_query_attention
 
 
 class TokenFocus:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 
 from accelaes_export.backbones.weights import is_hollow
-from accelaes_export.graph.attention import concatenated_attention
 from accelaes_export.graph.export import trace
 from accelaes_export.graph.focus_step import FocusStep
+from accelaes_export.plugins.sparse_query_attention.torch_operator import concatenated_attention
 
 _MODEL = "model."  # where a FocusStep has the transformer
 
@@ -32,17 +32,17 @@ class TracedFocusStep:
         self._constants: dict[str, torch.Tensor] = {}
 
     def trace(
-        self, device: torch.device, n: int | None = None, *, filled: bool = False
+        self, device: torch.device, n: int | None = None, *, filled: bool = False, operator: bool = False
     ) -> torch.export.ExportedProgram:
         """See FocusProgram.trace."""
         if self._step is None or self._filled != filled:
             self._step, self._filled = self._make(filled), filled
             self._hollow = frozenset(name for name, value in self._step.named_parameters() if is_hollow(value))
             _place(self._step, self._hollow, device)
-        own = torch.ops.accelaes.sparse_query_attention.default
+        spelt = {} if operator else {torch.ops.accelaes.sparse_query_attention.default: concatenated_attention}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch's own internals
-            program = trace(self._step, n).run_decompositions({own: concatenated_attention})
+            program = trace(self._step, n).run_decompositions(spelt)
         for name, constant in program.constants.items():
             if isinstance(constant, torch.Tensor):
                 self._constants[name] = program.constants[name] = constant.contiguous()

@@ -5,6 +5,7 @@ softmax(scale · q · [k; k_bg]ᵀ + bias) · [v; v_bg]. Both segments are read 
     kernel.py             the Triton kernel
     tiles.py, tiles.json  how it is cut, for every architecture
     torch_op.py           launched on torch tensors
+    torch_operator.py     torch's operator `accelaes::sparse_query_attention`
     compiling.py          compiled ahead of time, without a GPU
     cubins.py             the file that carries what was compiled
     tensorrt_plugin.py    the TensorRT plugin in Python

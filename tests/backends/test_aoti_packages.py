@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from accelaes_export.backbones.weights import hollow_transformer
 from accelaes_export.backends import CompileOptions, CompileRequest, Session, backend
 from accelaes_export.backends.aoti import AotiBackend, session, targets
+from accelaes_export.backends.base import Attention
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
 from accelaes_export.errors import BuildError, BundleError, InputError
 from accelaes_export.example_inputs import example_inputs
@@ -40,7 +43,9 @@ def step_of(family: str, model: torch.nn.Module | None = None) -> FocusStep:
     return tiny.step(tiny.model(variant) if model is None else model, variant, batch=2, fractions=(0.5,))
 
 
-def compiled(folder: Path, family: str, options: CompileOptions, large: int = 2**10) -> tuple[Any, FocusStep]:
+def compiled(
+    folder: Path, family: str, options: CompileOptions, large: int = 2**10, attention: Attention = "native"
+) -> tuple[Any, FocusStep]:
     """An engine made of a model without its matrices of `large` numbers or more, and the step to compare with."""
     whole = step_of(family)
     tiny = FAMILIES[family]
@@ -53,7 +58,9 @@ def compiled(folder: Path, family: str, options: CompileOptions, large: int = 2*
 
     folder.mkdir(exist_ok=True)
     program = TracedFocusStep(make, stored.get)
-    request = CompileRequest(None, whole.contract, ("cpu",), folder, program=program, options=options)
+    request = CompileRequest(
+        None, whole.contract, ("cpu",), folder, program=program, options=options, attention=attention
+    )
     return AotiBackend().compile(request, silent), whole
 
 
@@ -104,6 +111,32 @@ def test_every_family_compiles_without_its_large_weights(family: str, tmp_path: 
     session = opened(tmp_path, engine, step)
     for n in step.contract.buckets:
         assert largest_error(session, step, n, step.contract.rows) < 1e-5
+
+
+def test_attention_can_stay_the_plugins_operator(tmp_path: Path) -> None:
+    """On a CPU the operator concatenates; that a package calls it is what counts."""
+    engine, step = compiled(tmp_path, "sd3", CompileOptions(freezing=False), attention="plugin")
+    session = opened(tmp_path, engine, step)
+    for n in step.contract.buckets:
+        assert largest_error(session, step, n, 2) < 1e-5
+    inputs = example_inputs(step.contract, step.contract.buckets[0], B=2)
+    with torch.profiler.profile() as profiler:
+        session.run(inputs, {"focus_prediction": torch.empty(2, step.contract.buckets[0], 16)})
+    called = [event.count for event in profiler.key_averages() if event.key == "accelaes::sparse_query_attention"]
+    assert called == [len(step.contract.cache) // 2]
+    with pytest.raises(BundleError, match="calls version 0 of the attention operator and here is version 1"):
+        AotiBackend().open(tmp_path, step.contract, engine.files, versions={"SparseQueryAttention": "0"})
+    # Whoever opens it needs nothing of the build wing: the operator comes with the session.
+    code = (
+        "import sys, torch; from accelaes_export.backends.aoti import AotiBackend; "
+        "from accelaes_export.contract import GraphContract; "
+        "contract = GraphContract.model_validate_json(sys.stdin.read()); "
+        f"AotiBackend().open(__import__('pathlib').Path({str(tmp_path)!r}), contract, {engine.files!r}, "
+        f"versions={dict(engine.versions)!r}, targets=('cpu',)); "
+        "assert torch._C._dispatch_has_kernel_for_dispatch_key('accelaes::sparse_query_attention', 'CUDA'); "
+        "assert not [name for name in sys.modules if name.startswith('accelaes_export.graph')]"
+    )
+    subprocess.run([sys.executable, "-c", code], input=step.contract.model_dump_json(), text=True, check=True)
 
 
 def test_any_text_length_is_taken(frozen: tuple[Path, Any, FocusStep]) -> None:

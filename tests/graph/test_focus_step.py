@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.errors import InputError
-from accelaes_export.graph.attention import sparse_query_attention
 from accelaes_export.graph.focus_step import count_flops, example_inputs
 from accelaes_export.graph.tensors import affinity_layers
+from accelaes_export.plugins.sparse_query_attention.torch_operator import sparse_query_attention
 from tests.families import FAMILIES
 from tests.tiny_sd3 import SD3, tiny_config, tiny_step, tiny_transformer
 

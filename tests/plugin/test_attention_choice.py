@@ -65,7 +65,7 @@ def test_auto_is_the_plugin_where_it_is_faster_over_the_buckets_on_every_target(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"backend": "onnxruntime"}, "is TensorRT's, and onnxruntime has its own attention"),
+        ({"backend": "onnxruntime"}, "is for TensorRT and aoti, and onnxruntime has its own attention"),
         ({"contract": tiny.contract("fp32")}, "takes fp16 and bf16, not fp32"),
         ({"targets": ("sm75", "sm86")}, "has kernels for sm80, sm86, sm89, sm90, sm100, sm120, not for sm75"),
         ({"head_dims": [64, 20]}, "takes head sizes from 32 to 256 in steps of 8, not 20"),
@@ -83,3 +83,12 @@ def test_the_installed_measurements_can_be_read_and_others_are_refused():
     assert parse({"entries": [entry]}) == FASTER[:1]
     with pytest.raises(ValueError, match="A measurement has the fields"):
         parse({"entries": [{key: value for key, value in entry.items() if key != "tile"}]})
+
+
+def test_aoti_takes_it_on_the_gpu_it_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="has kernels for sm80, .*, not for cpu"):
+        choose("plugin", backend="aoti", targets=("cpu",))
+    monkeypatch.setattr("accelaes_export.attention_choice.resolve", lambda targets: "sm86")
+    assert choose("plugin", backend="aoti", targets=("native",)) == "plugin"
+    assert choose("auto", backend="aoti", targets=("native",)) == "native"  # nothing was measured
+    assert choose("auto", *FASTER, backend="aoti", targets=("cuda",)) == "plugin"

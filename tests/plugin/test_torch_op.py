@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tests.plugin.interpreted  # noqa: F401  (before the kernel)
-from accelaes_export.graph import attention
 from accelaes_export.plugins.sparse_query_attention import torch_op
+from accelaes_export.plugins.sparse_query_attention import torch_operator as attention
 from tests.plugin.attention_reference import assert_close, case
 
 

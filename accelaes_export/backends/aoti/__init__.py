@@ -21,6 +21,7 @@ from accelaes_export.backends.base import (
 )
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
+from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 if TYPE_CHECKING:
     from accelaes_export.backends.aoti.session import AotiSession
@@ -82,6 +83,7 @@ class AotiBackend:
         target = resolve(request.targets)
         files, instructions = compile_packages(request, target, progress)
         versions = {"torch": torch.__version__} | ({INSTRUCTIONS: instructions} if instructions else {})
+        versions |= {NAME: VERSION} if request.attention == "plugin" else {}
         return CompiledEngine(files, versions, (target,))
 
     def open(

@@ -53,7 +53,7 @@ def compile_packages(request: CompileRequest, target: str, progress: Progress) -
         for k, n in enumerate(buckets):
             which = "" if n is None else f" n = {n}"
             progress(f"trace{which}", k / len(buckets))
-            program = request.program.trace(device, n, filled=freezing)
+            program = request.program.trace(device, n, filled=freezing, operator=request.attention == "plugin")
             progress(f"compile{which}", (k + 0.2) / len(buckets))
             path = request.destination / package_name(n)
             _compile(program, path, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import AccelAesError, BundleError, InputError
+from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 
 class AotiSession:
@@ -112,6 +114,8 @@ def open_session(
     """
     gpu = any(is_gpu(target) for target in targets)
     _check_torch(versions.get("torch", ""))
+    if NAME in versions:
+        _register_operator(versions[NAME])
     if gpu:
         cuda = TorchCuda.on(device)
         check_gpu(targets[0], cuda.compute_capability)
@@ -161,6 +165,16 @@ class _Runner:
     def __init__(self, loader: Any, weights: Mapping[str, torch.Tensor]) -> None:
         self._weights = weights
         self.run = loader.run
+
+
+def _register_operator(built: str) -> None:
+    """Make the attention operator known that the package calls; BundleError where it was another version's."""
+    if built != VERSION:
+        raise BundleError(
+            f"This package calls version {built} of the attention operator and here is version {VERSION}; build the "
+            "bundle again."
+        )
+    importlib.import_module("accelaes_export.plugins.sparse_query_attention.torch_operator")
 
 
 def _check_torch(built: str) -> None:

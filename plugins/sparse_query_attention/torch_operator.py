@@ -2,8 +2,8 @@
 
 It is softmax(scale · q · [k; k_bg]ᵀ + bias) · [v; v_bg]: every query attends to the fresh keys of this step and to the
 background's cached ones. The order of keys doesn't matter to softmax, so nothing is ever scattered back in place.
-Exporters see one opaque node (graph/function.py gives it an ONNX body); eager runs concatenation and SDPA, and on GPUs
-the plugin's kernel where Triton is there.
+Exporters see one opaque node; eager torch and AOTInductor packages run concatenation and SDPA, and on GPUs the kernel
+where Triton is there. Importing this registers the operator.
 """
 
 from __future__ import annotations
