@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from accelaes_export.backends.cuda import Cuda, Graph, Stream
+from accelaes_export.errors import AccelAesError
 
 GraphT = TypeVar("GraphT")
 
@@ -46,3 +50,39 @@ class GraphCache(Generic[GraphT]):
 
     def __len__(self) -> int:
         return len(self._graphs)
+
+
+class GraphedCalls:
+    """Replays calls that come back from a CUDA graph, for as long as CUDA lets it.
+
+    Args:
+        cuda: the GPU.
+        wanted: whether calls are captured at all; a capture that CUDA refuses turns it off for good.
+    """
+
+    def __init__(self, cuda: Cuda, wanted: bool) -> None:
+        self.wanted = wanted
+        self._cuda = cuda
+
+    def find(self, graphs: GraphCache[Graph], key: Hashable) -> Graph | None:
+        """The graph of the call `key`, or None where it has to be made."""
+        return graphs.get(key) if self.wanted else None
+
+    def capture(
+        self,
+        graphs: GraphCache[Graph],
+        key: Hashable,
+        launch: Callable[[Stream], None],
+        ready: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """After the call `key` was made: capture `launch` for the next time, if it came back and is `ready`.
+
+        Only after a plain call, because the first of a kind loads kernels, which a capture doesn't allow.
+        """
+        if not (self.wanted and graphs.returns(key) and ready()):
+            return
+        try:
+            graphs.put(key, self._cuda.capture(launch))
+        except (RuntimeError, AccelAesError) as error:
+            self.wanted = False
+            logging.getLogger(__name__).warning("CUDA graphs are off for this session: %s", error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
-from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance
+from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
 from accelaes_export.policies.plan import Plan, bucket_letter
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
@@ -65,8 +65,7 @@ class AccelAes(BasePolicy):
         require_whole("warmup", self.warmup, at_least=1)
         require_whole("interval", self.interval, at_least=1)
         require_whole("refresh_every", self.refresh_every, at_least=0)
-        if self.spatial_cfg is not None and not isinstance(self.spatial_cfg, SpatialGuidance):
-            raise InputError(f"spatial_cfg is {self.spatial_cfg!r}; give SpatialGuidance(focus, background) or None.")
+        require_spatial_guidance(self.spatial_cfg)
         _ = self.extrapolation, self.word_scoring  # their own checks
 
     @property

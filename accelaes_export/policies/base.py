@@ -105,6 +105,12 @@ class SpatialGuidance:
             raise InputError(f"Spatial guidance's softness is {self.softness!r}; give a width in tokens of at least 0.")
 
 
+def require_spatial_guidance(value: object) -> None:
+    """InputError unless `value` is SpatialGuidance or None."""
+    if value is not None and not isinstance(value, SpatialGuidance):
+        raise InputError(f"spatial_cfg is {value!r}; give SpatialGuidance(focus, background) or None.")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
-from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance
+from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
 from accelaes_export.policies.drift_plans import SHARE, drift_plan, tuned_options, tuned_steps
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.schedule import require_steps, require_whole
@@ -67,8 +67,7 @@ class Drift(BasePolicy):
         require_whole("mask_step", self.mask_step, at_least=0)
         if self.order == 0:
             raise InputError("order is 0, but drift is the change between a token's last two predictions; give 1 or 2.")
-        if self.spatial_cfg is not None and not isinstance(self.spatial_cfg, SpatialGuidance):
-            raise InputError(f"spatial_cfg is {self.spatial_cfg!r}; give SpatialGuidance(focus, background) or None.")
+        require_spatial_guidance(self.spatial_cfg)
         _ = self.extrapolation, self.word_scoring  # their own checks
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accelaes_export.backends.aoti.targets import NATIVE, freezes, is_gpu, resolve
+from accelaes_export.backends.aoti.targets import INSTRUCTIONS, NATIVE, freezes, is_gpu, resolve
 from accelaes_export.backends.base import (
     Availability,
     CompiledEngine,
@@ -25,9 +25,6 @@ from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 if TYPE_CHECKING:
     from accelaes_export.backends.aoti.session import AotiSession
-
-INSTRUCTIONS = "cpu"
-"""The entry among a CPU package's versions that says what the code needs, see targets.cpu_instructions."""
 
 
 class AotiBackend:

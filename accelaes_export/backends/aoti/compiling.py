@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,39 +47,41 @@ def compile_packages(request: CompileRequest, target: str, progress: Progress) -
     freezing = freezes(options, target)
     device = torch.device("cuda", torch.cuda.current_device()) if is_gpu(target) else torch.device("cpu")
     buckets: tuple[int | None, ...] = contract.buckets if options.per_bucket else (None,)
-    files, constants = [], dict[str, None]()
-    with _settings(target, freezing=freezing, autotune=options.autotune) as settings:
-        for k, n in enumerate(buckets):
-            which = "" if n is None else f" n = {n}"
-            progress(f"trace{which}", k / len(buckets))
-            program = request.program.trace(device, n, filled=freezing, operator=request.attention == "plugin")
-            progress(f"compile{which}", (k + 0.2) / len(buckets))
-            path = request.destination / package_name(n)
-            _compile(program, path, settings)
-            files.append(path.name)
-            if not freezing:
-                constants |= dict.fromkeys(_constants(path, device))
-        instructions = "" if is_gpu(target) else _instructions()
+    settings = _settings(target, freezing=freezing, autotune=options.autotune)
+    files: list[str] = []
+    constants: dict[str, Weight] = {}
+    for k, n in enumerate(buckets):
+        which = "" if n is None else f" n = {n}"
+        progress(f"trace{which}", k / len(buckets))
+        program = request.program.trace(device, n, filled=freezing, operator=request.attention == "plugin")
+        progress(f"compile{which}", (k + 0.2) / len(buckets))
+        path = request.destination / package_name(n)
+        _compile(program, path, settings)
+        files.append(path.name)
+        if not freezing:
+            traced = {**program.state_dict, **program.constants}
+            constants |= {name: _described(name, traced[name]) for name in _constants(path, device)}
     if constants:
         progress("write weights", None)
-        write_constants(request.destination / WEIGHTS_FILE, list(constants), request.program)
+        _write_constants(request.destination / WEIGHTS_FILE, constants.values(), request.program)
         files.append(WEIGHTS_FILE)
     progress("compile", 1.0)
-    return tuple(files), instructions
+    return tuple(files), "" if is_gpu(target) else _instructions(settings)
 
 
-def write_constants(path: Path, names: list[str], program: FocusProgram) -> None:
-    """One safetensors file of the weights `names`, each read when it is written."""
+def _described(name: str, traced: torch.Tensor) -> Weight:
+    """A weight by the tensor it was traced with, which has its dtype and shape but may hold anything."""
+    return Weight(name, _ELEMENTS[traced.dtype], tuple(traced.shape), traced.numel() * traced.element_size())
 
-    def described(name: str) -> Weight:
-        value = program.weight(name)
-        return Weight(name, _ELEMENTS[value.dtype], tuple(value.shape), value.numel() * value.element_size())
+
+def _write_constants(path: Path, weights: Iterable[Weight], program: FocusProgram) -> None:
+    """One safetensors file of the weights, each read once, when it is written."""
 
     def pieces(weight: Weight) -> Iterator[memoryview]:
         value = program.weight(weight.name).cpu()
         yield memoryview(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
-    write_weights_file(path, (described(name) for name in names), pieces)
+    write_weights_file(path, weights, pieces)
 
 
 def _compile(program: torch.export.ExportedProgram, path: Path, settings: dict[str, Any]) -> None:
@@ -103,8 +104,7 @@ def _constants(path: Path, device: torch.device) -> list[str]:
     return list(aoti_load_package(str(path), device_index=index).get_constant_fqns())
 
 
-@contextlib.contextmanager
-def _settings(target: str, *, freezing: bool, autotune: bool) -> Iterator[dict[str, Any]]:
+def _settings(target: str, *, freezing: bool, autotune: bool) -> dict[str, Any]:
     """Inductor's configuration of a build."""
     from torch._inductor import config
 
@@ -127,15 +127,16 @@ def _settings(target: str, *, freezing: bool, autotune: bool) -> Iterator[dict[s
             )
         if target == PORTABLE:
             settings["cpp.simdlen"] = 256
-    # Inductor keeps its kernels in a folder it makes by itself; a build that is stopped leaves nothing else behind.
-    with config.patch({key: value for key, value in settings.items() if key.startswith("cpp.")}):
-        yield settings
+    return settings
 
 
-def _instructions() -> str:
+def _instructions(settings: dict[str, Any]) -> str:
+    """What the code that was compiled with these settings needs of a CPU."""
+    from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    return cpu_instructions(pick_vec_isa().build_arch_flags())
+    with config.patch(settings):
+        return cpu_instructions(pick_vec_isa().build_arch_flags())
 
 
 def compiler() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 
 from accelaes_export.backends.aoti.compiling import PACKAGE, package_name
-from accelaes_export.backends.aoti.targets import check_cpu, check_gpu, is_gpu
+from accelaes_export.backends.aoti.targets import INSTRUCTIONS, check_cpu, check_gpu, is_gpu
 from accelaes_export.backends.cuda import Cuda, Graph, TorchCuda
-from accelaes_export.backends.cuda_graphs import GraphCache
+from accelaes_export.backends.cuda_graphs import GraphCache, GraphedCalls
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.contract import GraphContract
@@ -48,7 +47,7 @@ class AotiSession:
         self.device = device
         self._packages = dict(packages)
         self._cuda = cuda
-        self._graphs_wanted = cuda_graphs and cuda is not None
+        self._graphed = None if cuda is None else GraphedCalls(cuda, cuda_graphs)
         self._graphs: GraphCache[Graph] = GraphCache(capacity=4 * len(contract.buckets))
         self._table = TensorTable(contract, device)
         self._lock = threading.Lock()
@@ -57,33 +56,18 @@ class AotiSession:
         """One focus step; see `Session.run`. On a GPU, read the outputs on the same stream, or synchronise first."""
         sizes = self._table.check(inputs, outputs)
         with self._lock:
-            if self._cuda is None:
+            if self._cuda is None or self._graphed is None:
                 self._call(sizes, inputs, outputs)
                 return
+            key = (sizes, *((name, tensor.data_ptr()) for name, tensor in (*inputs.items(), *outputs.items())))
             with self._cuda.current():
-                self._on_gpu(self._cuda, sizes, inputs, outputs)
-
-    def _on_gpu(
-        self,
-        cuda: Cuda,
-        sizes: StepSizes,
-        inputs: Mapping[str, torch.Tensor],
-        outputs: Mapping[str, torch.Tensor],
-    ) -> None:
-        key = (sizes, *((name, tensor.data_ptr()) for name, tensor in (*inputs.items(), *outputs.items())))
-        graph = self._graphs.get(key) if self._graphs_wanted else None
-        if graph is not None:
-            with cuda.stream() as stream:
-                graph.replay(stream)
-            return
-        self._call(sizes, inputs, outputs)
-        # Captured after a plain call: the first of a kind loads its kernels, which a capture doesn't allow.
-        if self._graphs_wanted and self._graphs.returns(key):
-            try:
-                self._graphs.put(key, cuda.capture(lambda _: self._call(sizes, inputs, outputs)))
-            except (RuntimeError, AccelAesError) as error:
-                self._graphs_wanted = False
-                logging.getLogger(__name__).warning("CUDA graphs are off for this session: %s", error)
+                graph = self._graphed.find(self._graphs, key)
+                if graph is not None:
+                    with self._cuda.stream() as stream:
+                        graph.replay(stream)
+                    return
+                self._call(sizes, inputs, outputs)
+                self._graphed.capture(self._graphs, key, lambda _: self._call(sizes, inputs, outputs))
 
     def _call(self, sizes: StepSizes, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         given = [inputs[spec.name] for spec in self.contract.inputs]
@@ -126,8 +110,8 @@ def open_session(
             raise InputError(
                 f"This package was compiled for the CPU and was asked to run on {device}; build one with --target cuda."
             )
-        if versions.get("cpu"):
-            check_cpu(versions["cpu"])
+        if INSTRUCTIONS in versions:
+            check_cpu(versions[INSTRUCTIONS])
         where = torch.device("cpu")
     weights = load_weights(folder / WEIGHTS_FILE, where) if WEIGHTS_FILE in files else {}
     opened = {name: _open(folder / name, where, weights) for name in files if name.endswith(".pt2")}

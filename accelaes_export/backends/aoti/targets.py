@@ -15,6 +15,8 @@ CPU = "cpu"
 """This machine's CPU with all it can do."""
 PORTABLE = "x86-64-v3"
 """Any x86-64 CPU with AVX2, from 2013 on."""
+INSTRUCTIONS = "cpu"
+"""The entry among a CPU package's versions that says what its code needs, as `cpu_instructions` writes it."""
 TARGETS = (NATIVE, CPU, PORTABLE, "cuda")
 
 _CUDA_TORCH = "install a CUDA build of torch (see https://pytorch.org/get-started)"

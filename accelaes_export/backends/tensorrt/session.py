@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backends.cuda import Cuda, Graph, Stream
-from accelaes_export.backends.cuda_graphs import GraphCache
+from accelaes_export.backends.cuda_graphs import GraphCache, GraphedCalls
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.tensorrt.flavour import Flavour
 from accelaes_export.backends.tensorrt.messages import Messages
@@ -57,7 +56,7 @@ class TensorRTSession:
         self.device: torch.device = cuda.device
         self._trt, self._flavour, self._engine, self._cuda, self._messages = trt, flavour, engine, cuda, messages
         self._table = TensorTable(contract, cuda.device, ADDRESS_ALIGNMENT)
-        self._graphs_wanted = cuda_graphs
+        self._graphed = GraphedCalls(cuda, cuda_graphs)
         self._weights = dict(weights or {})
         self._contexts: dict[int, _BucketContext] = {}
         self._lock = threading.Lock()
@@ -76,19 +75,13 @@ class TensorRTSession:
 
     def _step(self, bucket: _BucketContext, sizes: StepSizes, addresses: dict[str, int], stream: Stream) -> None:
         key = (sizes, *addresses.values())
-        graph = bucket.graphs.get(key) if self._graphs_wanted else None
+        graph = self._graphed.find(bucket.graphs, key)
         if graph is not None:
             graph.replay(stream)
             return
         bucket.bind(sizes, self._table.shapes(sizes)[0], addresses)
         bucket.enqueue(stream)
-        # Captured after a plain call, which lets TensorRT finish what it prepares lazily for new shapes.
-        if self._graphs_wanted and bucket.graphs.returns(key) and bucket.capturable(stream):
-            try:
-                bucket.graphs.put(key, self._cuda.capture(bucket.enqueue))
-            except (RuntimeError, AccelAesError) as error:
-                self._graphs_wanted = False
-                logging.getLogger(__name__).warning("CUDA graphs are off for this session: %s", error)
+        self._graphed.capture(bucket.graphs, key, bucket.enqueue, lambda: bucket.capturable(stream))
 
     def _bucket(self, n: int) -> _BucketContext:
         with self._lock:
@@ -103,7 +96,7 @@ class TensorRTSession:
             if self._flavour.specialises_kernels:
                 options = self._engine.create_runtime_config()
                 options.set_execution_context_allocation_strategy(strategy)
-                if self._graphs_wanted:
+                if self._graphed.wanted:
                     # A graph would otherwise keep the slow stand-in kernels that were there when it was captured.
                     kinds = self._trt.DynamicShapesKernelSpecializationStrategy
                     options.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
