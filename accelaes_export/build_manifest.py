@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from accelaes_export import __version__
 from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.backends.base import CompiledEngine
 from accelaes_export.build_plan import BuildPlan
-from accelaes_export.manifest import BackendRecord, Defaults, Manifest, TransformerCall
+from accelaes_export.manifest import BackendRecord, Defaults, EngineWithout, Manifest, TransformerCall
 from accelaes_export.plugins.sparse_query_attention import NAME as PLUGIN
 from accelaes_export.plugins.sparse_query_attention import VERSION as PLUGIN_VERSION
-from accelaes_export.policies import named
+from accelaes_export.policies import for_model
 from accelaes_export.policies.anchors import ANCHORS
 
 
-def manifest_of(plan: BuildPlan, engine: CompiledEngine) -> Manifest:
-    """Everything but parity and the files' hashes, which come when they are there."""
-    recipe = plan.recipe
-    policy = named(recipe.policy.name, **recipe.policy.options)
+def manifest_of(plan: BuildPlan, engines: Sequence[CompiledEngine]) -> Manifest:
+    """Everything but parity and the files' hashes, which come when they are there.
+
+    Args:
+        engines: of the plan's parts, in their order.
+    """
+    recipe, engine = plan.recipe, engines[0]
+    policy = for_model(
+        recipe.policy.name, recipe.policy.options, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans
+    )
     return Manifest(
         created_by=f"accelaes-export {__version__}",
         build_key=plan.build_key,
@@ -56,10 +64,23 @@ def manifest_of(plan: BuildPlan, engine: CompiledEngine) -> Manifest:
             guidance=recipe.guidance,
             policy=recipe.policy.name,
             policy_options=recipe.policy.options,
-            plan=str(policy.plan(recipe.steps, recipe.buckets)),
+            plan=str(policy.plan(recipe.steps, recipe.buckets, [blocks.share for blocks in plan.contract.ranges])),
+            plans=recipe.plans,
         ),
         bucket_flops=_bucket_flops(plan),
+        without=tuple(_without(part, made) for part, made in zip(plan.parts[1:], engines[1:], strict=True)),
         files={},
+    )
+
+
+def _without(part: BuildPlan, engine: CompiledEngine) -> EngineWithout:
+    blocks = part.contract.without
+    assert blocks is not None, "all parts but the first leave a range out"
+    return EngineWithout(
+        contract=part.contract,
+        folder=f"without_{blocks.first}_{blocks.last}",
+        files=engine.files,
+        flops=_bucket_flops(part)[part.contract.tokens],
     )
 
 

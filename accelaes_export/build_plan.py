@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export import __version__
@@ -22,8 +22,9 @@ from accelaes_export.backbones.checkpoints import (
 )
 from accelaes_export.backbones.weights import Read, hollow_transformer, random_weights, stored_weights
 from accelaes_export.backends.base import Backend, CompileOptions
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract import BlockRange, GraphContract
 from accelaes_export.errors import InputError
+from accelaes_export.graph.ranges import contract_without
 from accelaes_export.graph.tensors import affinity_layers, graph_contract, layers
 from accelaes_export.manifest import Latents, Source
 from accelaes_export.recipes import BuildRecipe
@@ -39,7 +40,11 @@ _GRAPH_VERSION = 2  # raise whenever the exported graph changes for the same mod
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Everything a build decides before it starts working. Its keys name the stages (stages.py)."""
+    """Everything a build decides before it starts working. Its keys name the stages (stages.py).
+
+    A build makes one engine of the focus step, and one more for every range of blocks that steps may leave out:
+    `parts` are all of them, each a plan with the contract and keys of its own graph.
+    """
 
     recipe: BuildRecipe
     adapter: Backbone
@@ -57,6 +62,22 @@ class BuildPlan:
     export_key: str
     engine_key: str
     build_key: str
+
+    @property
+    def parts(self) -> tuple[BuildPlan, ...]:
+        """This plan's focus step, then the step without each of its ranges."""
+        return (self, *(self._without(blocks) for blocks in self.contract.ranges))
+
+    def _without(self, blocks: BlockRange) -> BuildPlan:
+        contract = contract_without(self.contract, blocks)
+        export_key = stage_key(export=self.export_key, without=(blocks.first, blocks.last))
+        return replace(
+            self,
+            contract=contract,
+            weight_bytes=int(blocks.share * self.weight_bytes),  # nearly: what stands around the blocks is left out
+            export_key=export_key,
+            engine_key=stage_key(engine=self.engine_key, export=export_key, contract=contract.model_dump(mode="json")),
+        )
 
     @property
     def options(self) -> CompileOptions:
@@ -131,6 +152,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         fractions=recipe.buckets,
         text_tokens=recipe.text_tokens,
         dynamic_text=engine.dynamic_text,
+        ranges=recipe.block_ranges,
     )
     affinity = affinity_layers(adapter, shapes, recipe.affinity_every, recipe.affinity_blocks)
     import diffusers
@@ -146,6 +168,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         form=recipe.form,
         affinity=affinity,
         external=recipe.weights == "inputs",
+        ranges=recipe.block_ranges,
         versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
     )
     head_dims = sorted({site.head_dim for site in adapter.sites(shapes) if isinstance(site, AttentionSite)})

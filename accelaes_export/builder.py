@@ -18,12 +18,12 @@ from accelaes_export.backends import backend as backend_named
 from accelaes_export.backends.base import CompiledEngine, CompileRequest
 from accelaes_export.build_manifest import manifest_of
 from accelaes_export.build_plan import BuildPlan, plan_build
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle import Bundle, open_engines
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
 from accelaes_export.errors import BuildError, BundleError, OtherDeviceError
 from accelaes_export.manifest import Manifest
 from accelaes_export.memory import drop_weights, release
-from accelaes_export.options import parse_buckets, parse_targets
+from accelaes_export.options import parse_buckets, parse_ranges, parse_targets
 from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.resources import Needs, require
@@ -49,6 +49,7 @@ def build(
     batch: int | None = None,
     dtype: str | None = None,
     buckets: str | Sequence[float] | None = None,
+    block_ranges: str | Sequence[tuple[int, int]] | None = None,
     affinity_layers: int | None = None,
     form: str | None = None,
     weights: str | None = None,
@@ -73,6 +74,7 @@ def build(
         batch: images per engine call.
         dtype: fp32, fp16 or bf16.
         buckets: fractions n/N of focus tokens; dense is always built.
+        block_ranges: (first, last) of blocks that steps may leave out, or "0:12,12:24"; each is another engine.
         affinity_layers: every how manieth block's text attention makes the mask; 1 is all of them.
         form: "token" (only focus tokens go through the network) or "component" (the paper's Eq. 8-10).
         weights: "engine", or "inputs": beside a TensorRT engine, which then needs no memory for them to build.
@@ -100,6 +102,7 @@ def build(
             batch=batch,
             dtype=dtype,
             buckets=None if buckets is None else parse_buckets(buckets),
+            block_ranges=None if block_ranges is None else parse_ranges(block_ranges),
             affinity_every=affinity_layers,
             form=form,
             weights=weights,
@@ -121,23 +124,32 @@ def build(
         else:
             progress.reused("bundle", f"{folder} is already this build and is whole")
             return standing
-    store = StageStore(folder)
+    store, parts = StageStore(folder), plan.parts
     exports = plan.engine.reads == "onnx"
     # Asked once: it hashes what may be gigabytes.
-    exported = store.find("onnx", plan.export_key) if exports else None
-    require(
-        Needs.of_build(plan.weight_bytes, plan.weight_copies, exports=exports and exported is None),
-        folder,
-        progress,
+    exported = [store.find("onnx", part.export_key) if exports else None for part in parts]
+    needs = Needs.of_build(
+        [part.weight_bytes for part in parts],
+        plan.weight_copies,
+        exports=[exports and found is None for found in exported],
     )
+    require(needs, folder, progress)
     with build_lock(folder):
         store.clean()
-        onnx = _exported(plan, store, exported, progress) if exports else None
-        engine = _compiled(plan, store, onnx, progress)
-        stage = store.root / f"engine-{plan.engine_key}"
-        manifest = _verified(plan, manifest_of(plan, engine), stage, progress)
+        engines = []
+        for part, found in zip(parts, exported, strict=True):
+            onnx = _exported(part, store, found, progress) if exports else None
+            engines.append(_compiled(part, store, onnx, progress))
+        stages = [store.root / f"engine-{part.engine_key}" for part in parts]
+        manifest = _verified(plan, manifest_of(plan, engines), stages, progress)
+        folders = ["", *(f"{record.folder}/" for record in manifest.without)]
+        files = {
+            f"{where}{name}": stage / name
+            for where, stage, engine in zip(folders, stages, engines, strict=True)
+            for name in engine.files
+        }
         with progress.stage("write", str(folder)):
-            return write_bundle(folder, manifest, {name: stage / name for name in engine.files}, force=force)
+            return write_bundle(folder, manifest, files, force=force)
 
 
 def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: BuildProgress) -> Path:
@@ -151,7 +163,7 @@ def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: 
         with progress.stage("load", f"{plan.source.location}, {plan.weight_bytes / 1e9:.2f} GB in {plan.recipe.dtype}"):
             read = plan.weights()
             model = plan.load_hollow(read)
-        with progress.stage("trace", f"N = {plan.contract.tokens}, M = {plan.contract.text_tokens}"):
+        with progress.stage("trace", f"N = {plan.contract.tokens}, M = {plan.contract.text_tokens}{_part(plan)}"):
             program = trace(plan.focus_step(model))
         with progress.stage("export", "ONNX opset 23"):
             save_onnx(
@@ -170,7 +182,7 @@ def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: 
 
 def _compiled(plan: BuildPlan, store: StageStore, onnx: Path | None, progress: BuildProgress) -> CompiledEngine:
     """The engine; compiled unless an earlier build left it. `onnx` is None for a backend that reads programs."""
-    name = f"{plan.engine.name} for {', '.join(plan.targets)}"
+    name = f"{plan.engine.name} for {', '.join(plan.targets)}{_part(plan)}"
     found = store.find("engine", plan.engine_key)
     if found is not None:
         progress.reused("compile", f"{found.name} from an earlier build")
@@ -208,6 +220,12 @@ def _compiled(plan: BuildPlan, store: StageStore, onnx: Path | None, progress: B
     )
 
 
+def _part(plan: BuildPlan) -> str:
+    """Which of a build's engines this is, in words; nothing for the focus step."""
+    blocks = plan.contract.without
+    return "" if blocks is None else f", without blocks {blocks.label}"
+
+
 def _program(plan: BuildPlan) -> FocusProgram:
     """The focus step for a backend that traces and compiles it; the model is loaded when it does."""
     from accelaes_export.graph.program import TracedFocusStep
@@ -216,8 +234,8 @@ def _program(plan: BuildPlan) -> FocusProgram:
     return TracedFocusStep(lambda filled: plan.focus_step(plan.load() if filled else plan.load_hollow(read)), read)
 
 
-def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildProgress) -> Manifest:
-    """The manifest with its parity recorded, where the engine runs here and is small enough to try.
+def _verified(plan: BuildPlan, manifest: Manifest, stages: Sequence[Path], progress: BuildProgress) -> Manifest:
+    """The manifest with its parity recorded, where the engines in `stages` run here and are small enough to try.
 
     Raises BuildError where an engine that was built computes something else than the model.
     """
@@ -231,11 +249,9 @@ def _verified(plan: BuildPlan, manifest: Manifest, stage: Path, progress: BuildP
         progress.note("Not verified while building, as it would take long on this machine: run accelaes-export verify.")
         return manifest
     with progress.stage("verify", f"{len(plan.contract.buckets)} buckets") as following:
-        record = manifest.backend
+        folders = dict(zip(("", *(record.folder for record in manifest.without)), stages, strict=True))
         try:
-            session = plan.engine.open(
-                stage, plan.contract, record.files, versions=record.versions, targets=record.targets
-            )
+            session = open_engines(manifest, folders)
         except OtherDeviceError as error:
             progress.note(f"Not verified here: {error}")
             return manifest

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import stat
 import threading
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from accelaes_export.manifest import SCHEMA_VERSION, FileRecord, Manifest
 
 if TYPE_CHECKING:
     from accelaes_export.backends.base import Session
+    from accelaes_export.contract import GraphContract
 
 MANIFEST = "manifest.json"
 
@@ -48,17 +50,9 @@ class Bundle:
         """
         with self._lock:
             if self._session is None:
-                from accelaes_export.backends import backend
-
                 self.check_fit()
-                record = self.manifest.backend
-                self._session = backend(record.name).open(
-                    self.path,
-                    self.manifest.contract,
-                    record.files,
-                    versions=record.versions,
-                    targets=record.targets,
-                )
+                folders = {folder: self.path / folder for folder in ("", *(e.folder for e in self.manifest.without))}
+                self._session = open_engines(self.manifest, folders)
             return self._session
 
     def check(self) -> None:
@@ -80,6 +74,29 @@ class Bundle:
                     f"Bundle {self.path} was built with {package} {built}, and {installed} is installed here, which "
                     f"can't read it; pip install {package}=={built}, or build the bundle again."
                 )
+
+
+def open_engines(manifest: Manifest, folders: Mapping[str, Path]) -> Session:
+    """A session of all the engines a manifest tells of.
+
+    Args:
+        folders: where each engine's files are, by its folder in the bundle, "" for the focus step's.
+
+    Raises:
+        BundleError, MissingComponentError: as `Backend.open`.
+    """
+    from accelaes_export.backends import backend
+    from accelaes_export.backends.joined import joined
+
+    record = manifest.backend
+
+    def opened(folder: str, contract: GraphContract, files: tuple[str, ...]) -> Session:
+        return backend(record.name).open(
+            folders[folder], contract, files, versions=record.versions, targets=record.targets
+        )
+
+    full = opened("", manifest.contract, record.files)
+    return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in manifest.without])
 
 
 def open_bundle(path: str | Path, check_hashes: bool = True) -> Bundle:
@@ -140,7 +157,8 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if not is_plain_name(name):
             raise BundleError(f"{path} names the file {name!r}, which lies outside the bundle; nothing was read.")
-    unlisted = [name for name in manifest.backend.files if name not in manifest.files]
+    files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.without for name in e.files)]
+    unlisted = [name for name in files if name not in manifest.files]
     if unlisted:
         raise BundleError(f"{path} lists the engine file {unlisted[0]!r} without its hash; build the bundle again.")
     contract = manifest.contract
@@ -149,6 +167,13 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
         raise BundleError(
             f"{path} contradicts itself: N is {tokens} by its latents, {contract.tokens} by its contract, and the "
             f"buckets are {', '.join(map(str, contract.buckets)) or 'none'}; build the bundle again."
+        )
+    ranges = [blocks.label for blocks in contract.ranges]
+    engines = [blocks.label if (blocks := engine.contract.without) else "none" for engine in manifest.without]
+    if engines != ranges:
+        raise BundleError(
+            f"{path} contradicts itself: it has engines without the blocks {', '.join(engines) or 'none'}, and its "
+            f"focus step keeps the changes of {', '.join(ranges) or 'none'}; build the bundle again."
         )
     if len(manifest.bucket_fractions) != len(contract.buckets):
         raise BundleError(

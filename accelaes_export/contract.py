@@ -64,6 +64,32 @@ class CacheEntry(_Frozen):
     head_dim: int  # hd; component form D
 
 
+class BlockRange(_Frozen):
+    """Blocks `first` to `last` - 1, which a step may leave out, adding what they added when they were last computed.
+
+    Attributes:
+        first, last: of the L blocks, in the order they are computed in.
+        of: L.
+        changes: what the range adds to each stream that goes through it, as a dense step's outputs: the image's, and
+            the text's where the blocks carry one and a later block reads it. Inputs of the step without the range.
+    """
+
+    first: int
+    last: int
+    of: int
+    changes: tuple[TensorSpec, ...]
+
+    @property
+    def share(self) -> float:
+        """Share of the blocks that a step without this range computes."""
+        return 1 - (self.last - self.first) / self.of
+
+    @property
+    def label(self) -> str:
+        """As it is written: "0:12"."""
+        return f"{self.first}:{self.last}"
+
+
 class GraphContract(_Frozen):
     """What goes into one focus step and what comes out.
 
@@ -78,6 +104,8 @@ class GraphContract(_Frozen):
         conditioning: names of the inputs the pipeline's transformer call provides beside latents and timestep.
         inputs, outputs: the tensor table, in the engine's order.
         cache: per attention the K and V entries, in the engine's order.
+        ranges: of blocks whose changes the outputs have, so that later steps can leave them out.
+        without: the range this graph leaves out; its changes are the last inputs.
     """
 
     dtype: DTypeName
@@ -91,6 +119,8 @@ class GraphContract(_Frozen):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     cache: tuple[CacheEntry, ...]
+    ranges: tuple[BlockRange, ...] = ()
+    without: BlockRange | None = None
 
     @property
     def rows(self) -> int:

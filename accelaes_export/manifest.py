@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from accelaes_export.contract import GraphContract
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class _Record(BaseModel):
@@ -163,6 +163,34 @@ class BackendRecord(_Record):
     notes: tuple[str, ...] = ()
 
 
+class BudgetPlan(_Record):
+    """What drift does on this model for one step budget; see policies.drift.Drift for the three distances.
+
+    Attributes:
+        symbols: one a step, letters standing for the model's buckets.
+    """
+
+    symbols: str = Field(min_length=2)
+    theta: float = Field(ge=0, le=1)
+    trend: float = Field(ge=0, le=1)
+    cache_reach: float = Field(ge=0, allow_inf_nan=False)
+
+
+class EngineWithout(_Record):
+    """The engine of a step that leaves a range of blocks out.
+
+    Attributes:
+        contract: its tensor table; `contract.without` is the range.
+        folder: in the bundle; `files` are in it.
+        flops: of one call at the largest B.
+    """
+
+    contract: GraphContract
+    folder: str
+    files: tuple[str, ...]
+    flops: int
+
+
 class Defaults(_Record):
     """What `run` does when nothing else is asked for."""
 
@@ -171,6 +199,7 @@ class Defaults(_Record):
     policy: str
     policy_options: dict[str, Any] = Field(default_factory=dict)
     plan: str  # the policy's plan for `steps`, one symbol a step
+    plans: dict[float, BudgetPlan] = Field(default_factory=dict)  # drift's by step budget, ascending
 
 
 class Manifest(_Record):
@@ -198,6 +227,22 @@ class Manifest(_Record):
     recipe: dict[str, Any]
     defaults: Defaults
     bucket_flops: dict[int, int]  # n -> FLOPs of one focus step
+    without: tuple[EngineWithout, ...] = ()  # in the order of contract.ranges
     files: dict[str, FileRecord]  # every file but the manifest itself
     parity: tuple[Parity, ...] = ()
     measured_on: str = ""  # machine the parity figures come from
+
+    @property
+    def sparse_fractions(self) -> tuple[float, ...]:
+        """n/N of the buckets below 1, which a plan's letters stand for."""
+        return tuple(fraction for fraction in self.bucket_fractions if fraction < 1)
+
+    @property
+    def range_shares(self) -> tuple[float, ...]:
+        """Share of the blocks that a step without each range computes, which a plan's digits stand for."""
+        return tuple(blocks.share for blocks in self.contract.ranges)
+
+    @property
+    def range_flops(self) -> tuple[int, ...]:
+        """FLOPs of a step without each range."""
+        return tuple(engine.flops for engine in self.without)

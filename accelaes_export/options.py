@@ -73,6 +73,27 @@ def _fraction(item: float | str) -> float:
     return fraction
 
 
+def parse_ranges(given: str | Iterable[str | Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """(first, last) of ranges of blocks, ascending, from "0:12,12:24" or pairs of whole numbers; "none" is none."""
+    if isinstance(given, str):
+        items: list[Any] = [] if given.strip().lower() == "none" else given.split(",")
+    else:
+        items = list(given) if isinstance(given, Iterable) else [given]
+    ranges = []
+    for item in items:
+        match = re.fullmatch(r"\s*(\d{1,4})\s*:\s*(\d{1,4})\s*", item) if isinstance(item, str) else None
+        pair = (int(match[1]), int(match[2])) if match else item
+        whole = isinstance(pair, Sequence) and len(pair) == 2 and all(type(end) is int for end in pair)
+        if not whole or not 0 <= pair[0] < pair[1]:
+            raise InputError(
+                f"Block range {item!r} can't be read; write FIRST:LAST, LAST not included, e.g. 0:12,12:24."
+            )
+        ranges.append((pair[0], pair[1]))
+    if len(set(ranges)) != len(ranges) or len(ranges) > 10:
+        raise InputError(f"Block ranges {given!r} are more than 10 or have one twice; give every range once.")
+    return tuple(sorted(ranges))
+
+
 def parse_compiling(given: str | Mapping[str, Any] | object) -> object:
     """Flags of kernel generation from "autotune,per-bucket" as a mapping; anything else is returned as it is."""
     if not isinstance(given, str):

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import TextSegment
-from accelaes_export.options import parse_buckets, parse_compiling, parse_resolution
+from accelaes_export.manifest import BudgetPlan, TextSegment
+from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges, parse_resolution
+from accelaes_export.policies import Plan
 
 SHIPPED = "shipped:"
 """A checkpoint written ``shipped:NAME`` is the folder engines/checkpoints/NAME that is installed with the package."""
@@ -60,10 +72,13 @@ class BuildRecipe(BaseModel):
         frames: of a video, in latent frames; None: pictures.
         batch: images per call; guidance doubles the rows.
         buckets: fractions n/N < 1, ascending; dense (1.0) is always built beside them.
+        block_ranges: (first, last) of blocks that steps may leave out (policy delta-dit); each is another engine.
         affinity_every: the affinity averages every k-th block's text attention; 1 is all of them.
         affinity_blocks: the blocks by number instead, where it is known which of this checkpoint's look where the words
             point; another checkpoint falls back to `affinity_every`.
         text: runs of text positions in sequence order; their lengths add up to M. Empty for models without text.
+        plans: step budget to drift's plan for it, in place of the table and rule of policies.drift_plans: `symbols`
+            (letters are this recipe's buckets) that cost no more, `theta`, `trend` and `cache_reach`.
         token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
         anchors: anchor phrases, or None for the policy's own.
         vae_scale: pixels per latent cell.
@@ -86,12 +101,14 @@ class BuildRecipe(BaseModel):
     batch: int = Field(ge=1)
     dtype: Literal["fp32", "fp16", "bf16"]
     buckets: Annotated[tuple[float, ...], BeforeValidator(parse_buckets)]
+    block_ranges: Annotated[tuple[tuple[int, int], ...], BeforeValidator(parse_ranges)] = ()
     affinity_every: int = Field(ge=1)
     affinity_blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
     text: tuple[TextSegment, ...]
     steps: int = Field(ge=2)
     guidance: float = Field(ge=0)
     policy: PolicyChoice
+    plans: dict[float, BudgetPlan] = Field(default_factory=dict)
     spatial_cfg: bool
     token_scorer: Literal["clip", "lexical"]
     anchors: tuple[str, ...] | None = None
@@ -107,6 +124,25 @@ class BuildRecipe(BaseModel):
                     f"A text segment of {segment.length} positions needs a tokenizer and a length above 0."
                 )
         return segments
+
+    @field_validator("plans")
+    @classmethod
+    def _plans_keep_their_budgets(cls, plans: dict[float, BudgetPlan], info: ValidationInfo) -> dict[float, BudgetPlan]:
+        for budget, own in plans.items():
+            if not 1 <= budget < math.inf:
+                raise InputError(f"plans.{budget:g}: a step budget is a number of at least 1; correct it.")
+            if "buckets" not in info.data:
+                continue  # they are wrong, which is said in their own place
+            try:
+                cost = Plan(own.symbols, info.data["buckets"]).cost
+            except InputError as error:
+                raise InputError(f"plans.{budget:g}: {error}") from error
+            if cost > budget + 1e-6:
+                raise InputError(
+                    f"plans.{budget:g}: {own.symbols} costs {cost:g} dense steps; leave some out, or list it for a "
+                    "budget that allows them."
+                )
+        return dict(sorted(plans.items()))
 
     @property
     def text_tokens(self) -> int:
@@ -139,10 +175,21 @@ class BuildRecipe(BaseModel):
     def override(self, **given: Any) -> BuildRecipe:
         """This recipe with the given fields replaced; None leaves a field as it is. Validated like a file.
 
-        Resolution and buckets may be written as on the command line: "1024x1024", "0.25,0.5".
+        Resolution and buckets may be written as on the command line: "1024x1024", "0.25,0.5". Plans by budget keep
+        what they compute under other buckets; those that compute a bucket that isn't there any more are left out.
         """
         changes = {field: value for field, value in given.items() if value is not None}
+        if "buckets" in changes:
+            changes = {"plans": self._plans_with(parse_buckets(changes["buckets"]))} | changes
         return _validated(self.model_dump() | changes, "")
+
+    def _plans_with(self, buckets: tuple[float, ...]) -> dict[float, BudgetPlan]:
+        found = {}
+        for budget, own in self.plans.items():
+            with suppress(InputError):
+                symbols = str(Plan(own.symbols, self.buckets).on(buckets))
+                found[budget] = own.model_copy(update={"symbols": symbols})
+        return found
 
 
 def shipped_folder(checkpoint: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +24,17 @@ class Needs:
     memory: int
 
     @classmethod
-    def of_build(cls, weight_bytes: int, copies: float, *, exports: bool) -> Needs:
-        """For weights of `weight_bytes`.
+    def of_build(cls, engines: Sequence[int], copies: float, *, exports: Sequence[bool]) -> Needs:
+        """For engines with so many bytes of weights each, made one after the other.
 
         Args:
             copies: how many times the compiler holds them (Backend.weight_copies).
-            exports: whether an ONNX stage has to be made; False where the backend needs none, or it is there already.
+            exports: which of them need an ONNX stage; False where the backend needs none, or it is there already.
         """
         # The exported graph, and the engine or the weights beside it; the bundle links them.
-        disk = (2 if exports else 1) * weight_bytes + _ENGINE_MARGIN
-        return cls(disk, max(_TRACING_BYTES, int(copies * weight_bytes)) + _PROCESS_BYTES)
+        disk = sum((2 if exported else 1) * size for size, exported in zip(engines, exports, strict=True))
+        memory = max(_TRACING_BYTES, int(copies * max(engines))) + _PROCESS_BYTES
+        return cls(disk + len(engines) * _ENGINE_MARGIN, memory)
 
 
 def require(needs: Needs, folder: Path, progress: BuildProgress) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from accelaes_export.backbones import Backbone, backbone
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
 from accelaes_export.backends import backend
 from accelaes_export.bundle import Bundle
+from accelaes_export.contract import GraphContract
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest, Parity
@@ -117,7 +118,8 @@ def compare(
 ) -> tuple[Parity, ...]:
     """Every bucket of a session on the same random inputs as the model in fp32 (its weights in the bundle's dtype).
 
-    Dense: prediction against the unmodified diffusers model. Sparse: every output against the eager focus step.
+    Dense: prediction against the unmodified diffusers model. Sparse: every output against the eager focus step. A step
+    that leaves blocks out, given what they changed on these very inputs: against the unmodified model as well.
     """
     import torch
 
@@ -140,33 +142,42 @@ def compare(
             else:
                 step.install()
                 expected, kind = step.run(exact), "eager focus step"
-        results.append(_parity(session, inputs, expected, n, kind, TOLERANCES[contract.dtype]))
+        results.append(_parity(_outputs(session, contract, inputs, expected, n), expected, n, kind, contract.dtype))
         if update is not None:
             update((k + 1) / len(contract.buckets), f"n = {n}")
+    # The last bucket is the dense one, so `inputs` and `expected` are of all tokens.
+    for engine in manifest.without:
+        blocks = engine.contract.without
+        assert blocks is not None, "the bundle was checked when it was opened"
+        changes = _outputs(session, contract, inputs, [spec.name for spec in blocks.changes], contract.tokens)
+        given = {spec.name: {**inputs, **changes}[spec.name] for spec in engine.contract.inputs}
+        found = _outputs(session, engine.contract, given, expected, contract.tokens)
+        kind = f"diffusers, blocks {blocks.label} left out"
+        results.append(_parity(found, expected, contract.tokens, kind, contract.dtype))
     return tuple(results)
 
 
-def _parity(
-    session: Session,
-    inputs: Mapping[str, torch.Tensor],
-    expected: Mapping[str, torch.Tensor],
-    n: int,
-    reference: str,
-    tolerance: float,
-) -> Parity:
+def _outputs(
+    session: Session, contract: GraphContract, inputs: Mapping[str, torch.Tensor], names: Iterable[str], n: int
+) -> dict[str, torch.Tensor]:
+    """The outputs called `names` of one call at the largest B, on the session's device."""
     import torch
 
-    contract = session.contract
-    sizes = contract.sizes(n)
-    specs = {spec.name: spec for spec in contract.outputs}
+    specs, sizes = {spec.name: spec for spec in contract.outputs}, contract.sizes(n)
     outputs = {
         name: torch.empty(specs[name].sized(sizes), dtype=torch_dtype(specs[name].dtype), device=session.device)
-        for name in expected
+        for name in names
     }
     session.run({name: tensor.to(session.device) for name, tensor in inputs.items()}, outputs)
+    return outputs
+
+
+def _parity(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], n: int, reference: str, dtype: str
+) -> Parity:
     max_abs = max_rel = 0.0
     for name, wanted in expected.items():
-        error = (outputs[name].float().cpu() - wanted).abs().max().item()
+        error = (found[name].float().cpu() - wanted).abs().max().item()
         # A NaN would vanish in max(); as infinity it fails, which is what it should do.
         error = math.inf if math.isnan(error) else error
         max_abs = max(max_abs, error)
@@ -176,8 +187,8 @@ def _parity(
         reference=reference,
         max_abs=max_abs,
         max_rel=max_rel,
-        tolerance=tolerance,
-        passed=max_rel <= tolerance,
+        tolerance=TOLERANCES[dtype],
+        passed=max_rel <= TOLERANCES[dtype],
     )
 
 

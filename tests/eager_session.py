@@ -21,7 +21,8 @@ class EagerSession:
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         specs = {spec.name: spec for spec in self.contract.inputs}
         assert set(inputs) == set(specs)
-        B, n = inputs["focus_index"].shape
+        B = inputs["hidden_states"].shape[0]
+        n = inputs["focus_index"].shape[1] if "focus_index" in inputs else self.contract.tokens
         text = self.contract.text_input
         sizes = self.contract.sizes(n, B, 0 if text is None else inputs[text].shape[1])
         for name, tensor in inputs.items():

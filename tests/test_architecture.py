@@ -24,10 +24,10 @@ ALLOWED = {
     "manifest": {"contract"},
     "patches": {"manifest"},
     "policies": {"errors", "policies"},
-    "recipes": {"errors", "manifest", "options"},
+    "recipes": {"errors", "manifest", "options", "policies"},
     "attention_choice": {"backends", "contract", "errors", "plugins"},
     "backends": {"backends", "contract", "dtypes", "errors", "memory", "plugins"},
-    "bundle": {"backends", "errors", "hashing", "manifest"},
+    "bundle": {"backends", "contract", "errors", "hashing", "manifest"},
     "bundle_writing": {"bundle", "errors", "hashing", "manifest"},
     "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "manifest"}
     | {"patches", "policies", "recipes", "runtime"},

@@ -53,7 +53,8 @@ def folder(built, tmp_path):
 
 def tiny_build(checkpoint, output, **options):
     progress = Recorder()
-    bundle = build(checkpoint, model="shapes", output=output, resolution=(24, 16), progress=progress, **options)
+    options = {"model": "shapes", **options}
+    bundle = build(checkpoint, output=output, resolution=(24, 16), progress=progress, **options)
     return bundle, progress
 
 
@@ -81,6 +82,14 @@ def test_other_buckets_reuse_the_exported_graph(folder, checkpoint):
     bundle, progress = tiny_build(checkpoint, folder / "second", buckets="0.5")
     assert progress.reused_stages == ["load, trace, export"]
     assert bundle.manifest.bucket_fractions == (0.5, 1.0)
+
+
+def test_other_plans_by_budget_are_written_without_compiling_again(folder, checkpoint):
+    own = {7: {"symbols": "DDDbb.DbD", "theta": 0.1, "trend": 0.5, "cache_reach": 0.0}}
+    recipe = recipes.load("shapes").override(plans=own)
+    bundle, progress = tiny_build(checkpoint, folder / "bundle", model=recipe, force=True)
+    assert progress.reused_stages == ["load, trace, export", "compile"]
+    assert {budget: plan.model_dump() for budget, plan in bundle.manifest.defaults.plans.items()} == own
 
 
 def test_an_edited_bundle_is_refused_when_opened_and_built_again_from_whole_stages(folder, checkpoint):

@@ -126,6 +126,9 @@ class Backbone(ABC):
         timestep_limit: timesteps lie in [0, timestep_limit].
         built_in: arguments of the call that say what the graph has built in.
         forms: of the focus step that make sense for the family.
+        block_lists: the model's lists of blocks, in the order they are computed in.
+        read_parts: of the first block, which `forward` reads beside calling it.
+        text_stream: whether blocks carry the text along and return it, before the image (joint models).
     """
 
     family: str
@@ -136,6 +139,9 @@ class Backbone(ABC):
     timestep_limit: float = 1000.0
     built_in: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("token", "component")
+    block_lists: tuple[str, ...] = ("transformer_blocks",)
+    read_parts: tuple[str, ...] = ()
+    text_stream: bool = False
 
     @abstractmethod
     def latents(

@@ -23,6 +23,7 @@ class DiTBackbone(BasicBlocksBackbone):
     pipelines = ("DiTPipeline",)
     signature = ("hidden_states", "timestep", "class_labels", "cross_attention_kwargs")
     guidance = Guidance(layout="cond_uncond")
+    read_parts = ("norm1",)  # it embeds the timestep for the end of the network, too
 
     def latents(
         self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None

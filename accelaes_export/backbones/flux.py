@@ -41,6 +41,8 @@ class FluxBackbone(Backbone):
     guidance = Guidance(layout="separate")  # true_cfg_scale; the distilled guidance is an input like any other
     timestep_limit = 1.0
     built_in = ("img_ids", "txt_ids")
+    block_lists = ("transformer_blocks", "single_transformer_blocks")
+    text_stream = True
 
     def latents(
         self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None

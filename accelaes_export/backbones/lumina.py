@@ -40,6 +40,7 @@ class LuminaBackbone(Backbone):
     )
     guidance = Guidance(layout="cond_uncond", channels=3)
     timestep_limit = 1.0
+    block_lists = ("layers",)
 
     def latents(
         self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None

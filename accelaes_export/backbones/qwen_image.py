@@ -46,6 +46,7 @@ class QwenImageBackbone(Backbone):
     guidance = Guidance(layout="separate", argument="true_cfg_scale")
     timestep_limit = 1.0
     built_in = ("img_shapes", "txt_seq_lens")
+    text_stream = True
 
     def latents(
         self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None

@@ -23,6 +23,7 @@ class SD3Backbone(Backbone):
     pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline")
     signature = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep")
     guidance = Guidance(layout="uncond_cond")
+    text_stream = True
 
     def latents(
         self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None

@@ -31,6 +31,7 @@ class WanBackbone(Backbone):
     pipelines = ("WanPipeline",)
     signature = ("hidden_states", "timestep", "encoder_hidden_states")
     guidance = Guidance(layout="separate")
+    block_lists = ("blocks",)
 
     def latents(
         self, config: Mapping[str, Any], resolution: tuple[int, int], vae_scale: int, frames: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from accelaes_export.contract import FOCUS_INDEX, GraphContract, TensorSpec
+from accelaes_export.contract import GraphContract, TensorSpec
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 
@@ -38,6 +38,7 @@ class TensorTable:
         self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
         self._batch_axis = _axis_of("B", contract.inputs) or (contract.inputs[0].name, 0)
         self._text_axis = _axis_of("M", contract.inputs)
+        self._focus_axis = _axis_of("n", contract.inputs)  # none in a graph of all tokens
         # A denoiser repeats the same few shapes at every step of every image.
         self.shapes = lru_cache(maxsize=64)(self._shapes)
 
@@ -66,7 +67,7 @@ class TensorTable:
     def _sizes(self, inputs: Mapping[str, torch.Tensor]) -> StepSizes:
         contract = self._contract
         B = self._read(inputs, self._batch_axis)
-        n = self._read(inputs, (FOCUS_INDEX, 1))
+        n = self._read(inputs, self._focus_axis) if self._focus_axis else contract.tokens
         M = self._read(inputs, self._text_axis) if self._text_axis else contract.text_tokens
         if not 1 <= B <= contract.rows:
             twice = "twice its" if contract.pairs else "its"
@@ -132,7 +133,7 @@ class TensorTable:
         raise InputError(f"No {kind} was asked for; name at least one of {_listed(allowed)}.")
 
 
-def _axis_of(letter: Literal["B", "M"], specs: tuple[TensorSpec, ...]) -> tuple[str, int] | None:
+def _axis_of(letter: Literal["B", "M", "n"], specs: tuple[TensorSpec, ...]) -> tuple[str, int] | None:
     """The first tensor and axis that carries `letter`, or None."""
     return next(((spec.name, spec.shape.index(letter)) for spec in specs if letter in spec.shape), None)
 

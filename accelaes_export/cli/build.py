@@ -46,6 +46,12 @@ import click
     "and skip ratio p needs the bucket 1 - p. [default: the recipe's]",
 )
 @click.option(
+    "--block-ranges",
+    metavar="FIRST:LAST,...",
+    help="Ranges of blocks that steps may leave out, for policy delta-dit, e.g. 0:12,12:24; each is another engine. "
+    "[default: the recipe's]",
+)
+@click.option(
     "--affinity-layers",
     type=int,
     metavar="K",
@@ -91,6 +97,7 @@ def command(
     batch: int | None,
     dtype: str | None,
     buckets: str | None,
+    block_ranges: str | None,
     affinity_layers: int | None,
     form: str | None,
     weights: str | None,
@@ -123,6 +130,7 @@ def command(
         targets=targets,
         resolution=resolution,
         buckets=buckets,
+        block_ranges=block_ranges,
         batch=batch,
         dtype=dtype,
         affinity_layers=affinity_layers,

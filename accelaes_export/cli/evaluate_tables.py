@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from rich.console import RenderableType
 from rich.table import Table
 
-from accelaes_export.cli.policy_options import sparse_buckets
 from accelaes_export.cli.timeline import timeline
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies.plan import Plan
@@ -24,7 +23,7 @@ def everything(report: QualityReport, manifest: Manifest) -> Iterator[Renderable
     for policy in report.policies:
         several = f", the first of {policy.plans}" if policy.plans > 1 else ""
         yield f"\nPlan of {policy.label}, {policy.steps} steps{several}"
-        yield timeline(Plan(policy.plan, sparse_buckets(manifest)))
+        yield timeline(Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares))
     yield ""
     yield from _figures(report)
     differences = [metric for metric in report.metrics if any(metric.name in p.differences for p in report.policies)]

@@ -16,7 +16,9 @@ import click
 @click.option("--tensors", is_flag=True, help="List every cache tensor instead of one line for all layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")
 def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, as_json: bool) -> None:
-    """Show a bundle: its manifest, buckets, tensor table and plan. Opens no engine, so it works on any machine.
+    """Show a bundle: its manifest, buckets, plans by budget, tensor table and plan.
+
+    Opens no engine, so it works on any machine.
 
     \b
     Examples:
@@ -32,7 +34,7 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
         click.echo(manifest.model_dump_json(indent=2))
         return
     from accelaes_export.cli import manifest_tables
-    from accelaes_export.cli.policy_options import chosen_policy, default_plan, run_steps, sparse_buckets
+    from accelaes_export.cli.policy_options import chosen_policy, default_plan, run_steps
     from accelaes_export.cli.terminal import results
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.errors import BundleError
@@ -40,12 +42,18 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     plan, whose = default_plan(manifest), manifest.defaults.policy
     if steps is not None or policy is not None:
         chosen = chosen_policy(manifest, policy)
-        plan = chosen.plan(run_steps(manifest, chosen, steps), sparse_buckets(manifest))
+        plan = chosen.plan(run_steps(manifest, chosen, steps), manifest.sparse_fractions, manifest.range_shares)
         whose = chosen.name
     console = results()
     console.print(manifest_tables.overview(opened))
     console.print()
     console.print(manifest_tables.buckets(manifest))
+    console.print()
+    left_out = manifest_tables.ranges(manifest)
+    if left_out is not None:
+        console.print(left_out)
+        console.print()
+    console.print(manifest_tables.budgets(manifest))
     console.print()
     console.print(manifest_tables.tensors(manifest.contract, every_layer=tensors))
     console.print()

@@ -10,7 +10,10 @@ from rich.text import Text
 from accelaes_export.bundle import Bundle
 from accelaes_export.cli.progress import readable_size
 from accelaes_export.contract import GraphContract, TensorSpec
+from accelaes_export.errors import InputError
 from accelaes_export.manifest import Latents, Manifest, Parity
+from accelaes_export.policies import Drift, listed_budgets
+from accelaes_export.runtime.policy_choice import policy_for
 
 
 def overview(bundle: Bundle) -> Table:
@@ -81,6 +84,39 @@ def buckets(manifest: Manifest) -> Table:
         counted = ("", "") if flops is None or not dense else (f"{flops / 1e9:.3g}", f"{flops / dense:.1%}")
         letter = "D" if n == manifest.contract.tokens else chr(ord("a") + k)
         table.add_row(letter, f"{fraction:g}", str(n), f"{1 - fraction:g}", *counted)
+    return table
+
+
+def ranges(manifest: Manifest) -> Table | None:
+    """Every range of blocks that a step may leave out, with its symbol in plans; None where there is none."""
+    if not manifest.without:
+        return None
+    table = Table("digit", "blocks left out", "GFLOPs a step", "share", title="Block ranges", title_justify="left")
+    dense = manifest.bucket_flops[manifest.contract.tokens]
+    for k, (blocks, flops) in enumerate(zip(manifest.contract.ranges, manifest.range_flops, strict=True)):
+        table.add_row(str(k), f"{blocks.label} of {blocks.of}", f"{flops / 1e9:.3g}", f"{flops / dense:.1%}")
+    return table
+
+
+def budgets(manifest: Manifest) -> Table:
+    """What `--policy drift --budget` takes, for every budget there is a plan for: the bundle's own and drift's."""
+    table = Table(
+        *("budget", "steps", "cost", "θ", "trend", "cache reach", "plan", "from"),
+        title="Plans of drift by budget",
+        title_justify="left",
+    )
+    defaults = manifest.defaults
+    for budget in listed_budgets(defaults.steps, defaults.plans):
+        try:
+            policy = policy_for(manifest, Drift.name, {"budget": budget})
+            plan = policy.plan(policy.own_steps or defaults.steps, manifest.sparse_fractions)
+        except InputError:  # not with the default policy's options
+            continue
+        far = policy.extrapolation
+        distances = (f"{far.ahead:g}", f"{far.trend:g}", f"{far.cache_reach:g}")
+        origin = "this model" if budget in defaults.plans else "every model"
+        table.add_row(f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *distances, str(plan), origin)
+    table.caption, table.caption_justify = "other budgets get a plan by the rule of docs/method.md", "left"
     return table
 
 

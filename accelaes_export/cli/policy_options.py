@@ -10,6 +10,7 @@ from typing import Any
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies import Plan, Policy, named
+from accelaes_export.runtime.policy_choice import policy_for
 
 
 def chosen_policy(
@@ -17,18 +18,13 @@ def chosen_policy(
 ) -> Policy:
     """The policy `name`, or the bundle's default; None among `options` means not given, among `more` it is a value.
 
-    The bundle's default options hold for its default policy, under what is given. InputError for a name or an
-    option that doesn't exist.
+    InputError for a name or an option that doesn't exist, or is given twice.
     """
-    defaults = manifest.defaults
     given = {option: value for option, value in options.items() if value is not None}
     twice = sorted(set(given) & set(more))
     if twice:
         raise InputError(f"Policy option {twice[0]} is given twice; give it once.")
-    given |= more
-    if name is None or name == defaults.policy:
-        return named(defaults.policy, **(defaults.policy_options | given))
-    return named(name, **given)
+    return policy_for(manifest, name, given | dict(more))
 
 
 def run_steps(manifest: Manifest, policy: Policy, given: int | None) -> int:
@@ -72,11 +68,6 @@ def labelled_policies(manifest: Manifest, given: str) -> dict[str, Policy]:
     return policies
 
 
-def sparse_buckets(manifest: Manifest) -> tuple[float, ...]:
-    """The fractions n/N below 1, which a plan's letters stand for."""
-    return tuple(fraction for fraction in manifest.bucket_fractions if fraction < 1)
-
-
 def default_plan(manifest: Manifest) -> Plan:
     """The plan stored in the bundle."""
-    return Plan(manifest.defaults.plan, sparse_buckets(manifest))
+    return Plan(manifest.defaults.plan, manifest.sparse_fractions, manifest.range_shares)

@@ -84,12 +84,11 @@ def _kernels(bucket: BucketProfile) -> Table:
 
 
 def _policies(report: ProfileReport, manifest: Manifest) -> Iterator[RenderableType]:
-    fractions = tuple(fraction for fraction in manifest.bucket_fractions if fraction < 1)
     first = report.request["batches"][0]
     for policy in report.policies:
         if policy.images == first:
             yield f"\nPlan of {policy.name}, {len(policy.plan)} steps"
-            yield timeline(Plan(policy.plan, fractions))
+            yield timeline(Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares))
     yield ""
     table = _table(
         f"Whole denoise, {report.request['iterations']} rounds, text and VAE left out",

@@ -33,7 +33,10 @@ import click
     "--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is."
 )
 @click.option(
-    "--budget", type=float, metavar="COST", help="Token-steps to spend, in dense steps (drift and fewer-steps)."
+    "--budget",
+    type=float,
+    metavar="COST",
+    help="Token-steps to spend, in dense steps (drift and fewer-steps); inspect lists drift's plans.",
 )
 @click.option("--plan", metavar="SYMBOLS", help="Any policy's plan by hand: D, '.' or a bucket letter for every step.")
 @click.option(
@@ -95,7 +98,7 @@ def command(
     """
     from accelaes_export.bundle import open_bundle
     from accelaes_export.cli import run_report
-    from accelaes_export.cli.policy_options import chosen_policy, parsed_options, run_steps, sparse_buckets
+    from accelaes_export.cli.policy_options import chosen_policy, parsed_options, run_steps
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
@@ -118,7 +121,7 @@ def command(
         plan=plan,
     )
     T = run_steps(manifest, chosen, steps)
-    planned = chosen.plan(T, sparse_buckets(manifest))
+    planned = chosen.plan(T, manifest.sparse_fractions, manifest.range_shares)
     if mask_out is not None:
         run_report.require_mask(chosen.name, planned)
     console = results()

@@ -8,7 +8,12 @@ from accelaes_export.policies.plan import Plan, StepKind
 
 _GROUP = 10
 _GROUPS_A_LINE = 5
-_STYLES = {StepKind.DENSE: "bold blue", StepKind.SPARSE: "green", StepKind.SKIP: "dim"}
+_STYLES = {
+    StepKind.DENSE: "bold blue",
+    StepKind.PARTIAL: "magenta",
+    StepKind.SPARSE: "green",
+    StepKind.SKIP: "dim",
+}
 
 
 def timeline(plan: Plan) -> Text:
@@ -32,6 +37,7 @@ def timeline(plan: Plan) -> Text:
 def _legend(plan: Plan) -> Text:
     """Every symbol that occurs, what it means and how often it does."""
     entries = [("D", "dense", StepKind.DENSE)]
+    entries += [(digit, f"{share:.3g} of the blocks", StepKind.PARTIAL) for digit, share in plan.digits.items()]
     entries += [(letter, f"sparse n/N = {fraction:g}", StepKind.SPARSE) for letter, fraction in plan.letters.items()]
     entries += [(".", "skip", StepKind.SKIP)]
     legend = Text()

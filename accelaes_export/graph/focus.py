@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, TOKEN_WEIGHTS
+from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, HIDDEN_STATES, TOKEN_WEIGHTS
 from accelaes_export.plugins.sparse_query_attention.torch_operator import sparse_query_attention
 
 
@@ -132,6 +132,44 @@ class ComponentFocus(TokenFocus):
         """A part's output [B, (M +) n, D] with the background's cached rows behind it: [B, (M +) N, D]."""
         self._fresh[slot] = computed[:, self.text_tokens if text_first else 0 :].unsqueeze(1)
         return torch.cat([computed, self._background[slot].squeeze(1)], dim=1)
+
+
+class WholeFocus(TokenFocus):
+    """All tokens in their own order, for a graph that has no other steps: nothing is gathered, cached or observed.
+
+    Args:
+        text: the input with a text axis, [B, M, ...]; None for models without text.
+    """
+
+    def __init__(self, text: str | None) -> None:
+        super().__init__((), ())
+        self._text = text
+
+    def begin(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        self._rows = inputs[HIDDEN_STATES].shape[0]
+        self._text_tokens = 0 if self._text is None else inputs[self._text].shape[1]
+
+    @property
+    def text_tokens(self) -> int:
+        return self._text_tokens
+
+    def gather(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens
+
+    def rows(self, table: torch.Tensor) -> torch.Tensor:
+        return table.expand(self._rows, *table.shape)
+
+    def _background_of(
+        self, slot: int, k: torch.Tensor, v: torch.Tensor, image: slice
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return k[:, :, :0], v[:, :, :0]
+
+    def observe(self, layer: int, q: torch.Tensor, text_k: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """Nobody asks: a step that leaves blocks out makes no mask."""
+
+    @property
+    def fresh(self) -> list[torch.Tensor]:
+        return []
 
 
 def _over_keys(

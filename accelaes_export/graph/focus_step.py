@@ -2,7 +2,8 @@
 
     focus_step(latents, t, text, focus_index[B,n], background[m]) -> prediction[B,n], affinity[B,n], fresh[n]
 
-n = N with m = 0 is the dense model. The blocks, norms, embeddings and weights are diffusers' own.
+n = N with m = 0 is the dense model. The blocks, norms, embeddings and weights are diffusers' own. A step without a
+range of blocks (ranges.py) is a graph of its own: all tokens, and the range's changes in its place.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from accelaes_export.contract import (
 )
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.example_inputs import example_inputs as example_inputs
-from accelaes_export.graph.focus import ComponentFocus, TokenFocus
+from accelaes_export.graph.focus import ComponentFocus, TokenFocus, WholeFocus
+from accelaes_export.graph.ranges import LeftOutRange, RangeChange
 from accelaes_export.manifest import Latents
 
 
@@ -57,10 +59,16 @@ class FocusStep(torch.nn.Module):
             self.register_buffer(self._tables[name], table.to(device), persistent=False)
         cache = [entry.name for entry in contract.cache]
         self._component = BACKGROUND_INDEX in contract.has
-        self._focus = (ComponentFocus if self._component else TokenFocus)(cache, affinity_layers)
+        self._focus = (
+            (ComponentFocus if self._component else TokenFocus)(cache, affinity_layers)
+            if contract.without is None
+            else WholeFocus(contract.text_input)
+        )
         self._sites = backbone.sites(model)
         self._own = [site.module.processor for site in self._attentions]
         self._hooks: list[Any] = []
+        self._changes: list[RangeChange] = []
+        self._left_out: LeftOutRange | None = None
         self.install()
 
     @property
@@ -79,9 +87,16 @@ class FocusStep(torch.nn.Module):
             for part in (site for site in self._sites if isinstance(site, PartSite)):
                 self._hooks += _hooked(part, self._focus, slot)
                 slot += bool(part.name)
+        self._changes = [RangeChange(self.backbone, self.model, blocks) for blocks in self.contract.ranges]
+        self._hooks += [hook for change in self._changes for hook in change.hooks]
+        if self.contract.without is not None:
+            self._left_out = LeftOutRange(self.backbone, self.model, self.contract.without)
 
     def restore(self) -> None:
-        """Put the model's own attention processors back and take the hooks out."""
+        """Put the model's own attention processors and blocks back and take the hooks out."""
+        if self._left_out is not None:
+            self._left_out.restore()
+            self._left_out = None
         for site, own in zip(self._attentions, self._own, strict=True):
             site.module.set_processor(own)
         for hook in self._hooks:
@@ -92,12 +107,17 @@ class FocusStep(torch.nn.Module):
         """From the contract's inputs, in its order, to its outputs, in theirs."""
         named = {spec.name: tensor for spec, tensor in zip(self.contract.inputs, inputs, strict=True)}
         self._focus.begin(named)
+        if self._left_out is not None:
+            self._left_out.begin(named)
         tables = {name: getattr(self, buffer) for name, buffer in self._tables.items()}
         prediction = self.backbone.forward(self.model, named, tables, self._focus)
+        if self._left_out is not None:
+            return (prediction,)
         n = named[FOCUS_INDEX].shape[1]
         predictions = (prediction[:, :n], prediction[:, n:]) if self._component else (prediction,)
         affinity = (self._focus.affinity,) if AFFINITY in self.contract.has else ()
-        return *predictions, *affinity, *self._focus.fresh
+        changes = [change for found in self._changes for change in found.changes]
+        return *predictions, *affinity, *self._focus.fresh, *changes
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The same call by tensor names, as a session sees it."""

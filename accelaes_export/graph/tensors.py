@@ -20,6 +20,7 @@ from accelaes_export.contract import (
     TensorSpec,
 )
 from accelaes_export.errors import InputError
+from accelaes_export.graph.ranges import block_ranges
 from accelaes_export.manifest import Latents
 
 # cuBLAS and the attention kernels work in tiles; a focus count that is a multiple of 8 keeps them full in fp16.
@@ -45,6 +46,7 @@ def graph_contract(
     fractions: Sequence[float],
     text_tokens: int,
     dynamic_text: bool,
+    ranges: Sequence[tuple[int, int]] = (),
 ) -> GraphContract:
     """The contract of one form of a model's focus step.
 
@@ -53,9 +55,11 @@ def graph_contract(
         form: "token" or "component".
         fractions: buckets n/N below 1, ascending; the dense bucket is added.
         text_tokens: M; 0 for a model without text.
+        ranges: (first, last) of blocks that other graphs leave out; what they change is among the outputs.
 
     Raises:
-        InputError: two fractions give the same number of tokens at this resolution, or the family has no such form.
+        InputError: two fractions give the same number of tokens at this resolution, the family has no such form, or
+            the model no such blocks.
     """
     if form not in backbone.forms:
         raise InputError(f"The family {backbone.family} has no {form} form; allowed are {', '.join(backbone.forms)}.")
@@ -84,12 +88,14 @@ def graph_contract(
             for entry in cache
         ),
     ]
+    left_out = block_ranges(backbone, model, ranges, latents, form=form, dtype=dtype)
     width = latents.token_width
     outputs = [
         TensorSpec(name=FOCUS_PREDICTION, dtype=dtype, shape=("B", "n", width)),
         *([TensorSpec(name=BACKGROUND_PREDICTION, dtype=dtype, shape=("B", "m", width))] if component else []),
         *([TensorSpec(name=AFFINITY, dtype="fp32", shape=("B", "n"))] if affinity else []),
         *(TensorSpec(name=entry.name, dtype=dtype, shape=("B", entry.heads, "n", entry.head_dim)) for entry in cache),
+        *(spec for blocks in left_out for spec in blocks.changes),
     ]
     return GraphContract(
         dtype=dtype,
@@ -103,6 +109,7 @@ def graph_contract(
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         cache=cache,
+        ranges=left_out,
     )
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from accelaes_export.policies.accelaes import AccelAes
 from accelaes_export.policies.base import Extrapolation, Gate, Policy, Selector, SpatialGuidance
+from accelaes_export.policies.budgets import for_model, listed_budgets
+from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
 from accelaes_export.policies.drift import Drift
-from accelaes_export.policies.given import WithPlan
+from accelaes_export.policies.given import DefaultPlan, WithPlan
 from accelaes_export.policies.plan import Plan, Step, StepKind, bucket_letter
 from accelaes_export.policies.ras import RAS
 from accelaes_export.policies.registry import named, names, options_of
@@ -21,6 +23,8 @@ from accelaes_export.policies.teacache import TeaCache
 __all__ = [
     "RAS",
     "AccelAes",
+    "DefaultPlan",
+    "DeltaDiT",
     "Dense",
     "Drift",
     "Extrapolation",
@@ -38,6 +42,8 @@ __all__ = [
     "TeaCache",
     "WithPlan",
     "bucket_letter",
+    "for_model",
+    "listed_budgets",
     "named",
     "names",
     "options_of",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
-from accelaes_export.policies.plan import Plan, bucket_letter
+from accelaes_export.policies.plan import Plan, StepKind, bucket_letter
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
@@ -30,7 +30,8 @@ class AccelAes(BasePolicy):
         clock: "step" or "sigma", what the extrapolation distance is counted in.
         spatial_cfg: region-wise guidance (Eq. 11), or None for the pipeline's own scale everywhere.
         threshold: smallest α of a word that counts.
-        scope: "phrase": an aesthetic word's weight goes to its noun phrase; "word": to the word alone, as in the paper.
+        scope: "phrase": an aesthetic word's weight goes to its noun phrase; "word": to the word alone, as in the paper;
+            "others": all words outside those phrases weigh 1; "all": all content words do.
         reach: furthest a token is extrapolated, in gaps between its last two computations; 0 holds, None: no limit.
         theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
         cache_reach: furthest the background's keys and values are extrapolated, in gaps; 0: taken as they are.
@@ -80,7 +81,7 @@ class AccelAes(BasePolicy):
     def spatial_guidance(self) -> SpatialGuidance | None:
         return self.spatial_cfg
 
-    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """T = 28 by default, buckets .25 and .5: ``DDDDDD.b.D.b.D.b.D.b.D.b.D.b``, cost 14.
 
         Raises:
@@ -115,5 +116,5 @@ class AccelAes(BasePolicy):
 
     def affinity_steps(self, plan: Plan) -> frozenset[int]:
         """The mask step, where anything uses the mask: a SPARSE step of the plan, or spatial guidance."""
-        used = self.spatial_cfg is not None or any(0 < step.fraction < 1 for step in plan)
+        used = self.spatial_cfg is not None or plan.count(StepKind.SPARSE) > 0
         return frozenset({self.mask_step}) if used else frozenset()

@@ -172,8 +172,13 @@ class Policy(Protocol):
     def own_steps(self) -> int | None:
         """The T this policy was made for, where nobody asks for another; None: any."""
 
-    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
-        """The plan for T = `steps` and the bundle's buckets below 1; InputError where the options can't make one."""
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
+        """The plan for T = `steps`; InputError where the options can't make one.
+
+        Args:
+            buckets: the bundle's fractions n/N below 1, ascending.
+            shares: of the blocks that a step without each of the bundle's block ranges computes.
+        """
 
     def selector(self) -> Selector | None:
         """A fresh selector for one run, or None where no step is SPARSE."""

@@ -32,7 +32,7 @@ class Dense(BasePolicy):
         """No token goes uncomputed, so without θ no second prediction is kept."""
         return Extrapolation(order=1 if self.theta else 0, ahead=self.theta)
 
-    def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """``D`` for each of the T steps; InputError for fewer than 2 steps."""
         require_steps(steps)
         return Plan("D" * steps, tuple(buckets))
@@ -59,11 +59,11 @@ class FewerSteps(Dense):
     def own_steps(self) -> int | None:
         return int(self.budget)
 
-    def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """``D`` for each of the steps, of which there may be fewer (img2img), but no more than the budget."""
         if isinstance(steps, int) and steps > self.budget:
             raise InputError(
                 f"Policy fewer-steps has a budget of {self.budget:g} steps, but the run has {steps}: ask for "
                 f"{self.budget:g} steps, or raise the budget."
             )
-        return super().plan(steps, buckets)
+        return super().plan(steps, buckets, shares)

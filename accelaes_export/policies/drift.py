@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
-from accelaes_export.policies.drift_plans import SHARE, drift_plan, tuned_options, tuned_steps
-from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.drift_plans import SHARE, TUNED, drift_plan, require_budget, tuned_options, tuned_steps
+from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.schedule import require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
@@ -58,12 +58,10 @@ class Drift(BasePolicy):
     name: ClassVar[str] = "drift"
 
     def __post_init__(self) -> None:
-        for option, least in (("budget", 1.0), ("mask_weight", 0.0)):
-            value = getattr(self, option)
-            if option == "budget" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-                raise InputError(f"{option} is {value!r}; give a number of at least {least:g}.")
+        require_budget(self.budget, TUNED)
+        weight = self.mask_weight
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise InputError(f"mask_weight is {weight!r}; give a number of at least 0.")
         require_whole("mask_step", self.mask_step, at_least=0)
         if self.order == 0:
             raise InputError("order is 0, but drift is the change between a token's last two predictions; give 1 or 2.")
@@ -95,7 +93,7 @@ class Drift(BasePolicy):
         """The tuned plan's for the budget; None without one, as any number will do."""
         return None if self.budget is None else tuned_steps(self.budget)
 
-    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The plan for the budget in so many steps: the tuned one where it has as many, or one made by the same rule.
 
         Raises:
@@ -122,5 +120,5 @@ class Drift(BasePolicy):
 
     def affinity_steps(self, plan: Plan) -> frozenset[int]:
         """The mask step, where the mask plays a part: at SPARSE steps of the plan, or for spatial guidance."""
-        sparse = any(0 < step.fraction < 1 for step in plan)
+        sparse = plan.count(StepKind.SPARSE) > 0
         return frozenset({self.mask_step}) if self._masked and (sparse or self.spatial_cfg) else frozenset()

@@ -6,9 +6,10 @@ Tuned on the shipped checkpoint, on prompts that no reported figure uses (docs/q
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import bucket_letter
 
 SHARE = 12 / 28
@@ -41,6 +42,16 @@ TUNED: dict[float, Tuned] = {
 """By budget, ascending."""
 
 _LETTERS = {"a": 0.25, "b": 0.5, "c": 0.75}
+
+
+def require_budget(budget: object, listed: Iterable[float]) -> None:
+    """InputError, which names the budgets that plans are `listed` for, unless it is None or at least a dense step."""
+    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+    if budget is None or (is_number and 1 <= budget < math.inf):  # type: ignore[operator]
+        return
+    known = [f"{one:g}" for one in listed]
+    such_as = f"; there are plans for {', '.join(known)}" if known else ""
+    raise InputError(f"budget is {budget!r}; give a number of at least 1{such_as}.")
 
 
 def tuned_options(budget: float | None) -> Tuned:

@@ -1,4 +1,4 @@
-"""Plans given by hand: any policy's selector, extrapolation and guidance with another plan than its own."""
+"""Plans from elsewhere: any policy's selector, extrapolation and guidance with another plan than its own."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class WithPlan:
         """As many as the plan has symbols."""
         return len(self.symbols)
 
-    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The given plan.
 
         Raises:
             InputError: for symbols that aren't allowed, another number of steps, or what the policy can't carry out.
         """
-        plan = Plan(self.symbols, tuple(buckets))
+        plan = Plan(self.symbols, tuple(buckets), tuple(shares))
         if len(plan) != steps:
             raise InputError(
                 f"The plan given has {len(plan)} steps, but the run has {steps}: ask for {len(plan)} steps, or give a "
@@ -71,6 +71,16 @@ class WithPlan:
 
     def gate(self) -> Gate | None:
         return self.policy.gate()
+
+
+@dataclass(frozen=True)
+class DefaultPlan(WithPlan):
+    """The same for a plan that nobody insists on: a run of another number of steps gets the policy's own."""
+
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
+        """The plan for T = `steps`; InputError for what the policy can't carry out."""
+        own = steps != len(self.symbols)
+        return self.policy.plan(steps, buckets, shares) if own else super().plan(steps, buckets, shares)
 
 
 def require_runnable(policy: Policy, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 D        DENSE: all N tokens are computed
 a b c …  SPARSE: the focus tokens of a bucket are computed (a is the bundle's smallest bucket)
+0 1 2 …  PARTIAL: all tokens, but one of the bundle's block ranges is left out (0 is the first)
 .        SKIP: nothing is computed, the prediction is extrapolated
 """
 
@@ -17,16 +18,23 @@ from accelaes_export.errors import InputError
 
 class StepKind(enum.Enum):
     DENSE = "D"
+    PARTIAL = "0"
     SPARSE = "s"
     SKIP = "."
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan. `fraction` is n/N: 1 for DENSE, the bucket's for SPARSE, 0 for SKIP."""
+    """One step of a plan.
+
+    Attributes:
+        fraction: of a dense step's work: n/N, the bucket's for SPARSE; the share of blocks for PARTIAL; 0 for SKIP.
+        left_out: which block range a PARTIAL step leaves out.
+    """
 
     kind: StepKind
     fraction: float
+    left_out: int | None = None
 
     @property
     def computed(self) -> bool:
@@ -38,12 +46,14 @@ class Plan:
     """A denoising run's step kinds in sampling order.
 
     Attributes:
-        symbols: one of ``D``, ``.`` or a bucket letter for each of the T steps.
+        symbols: one of ``D``, ``.``, a bucket letter or a block range's digit for each of the T steps.
         buckets: the fractions n/N < 1 that the letters a, b, c, … stand for, strictly ascending, at most 26.
+        shares: of the blocks that a step without each block range computes, which the digits 0, 1, … stand for.
     """
 
     symbols: str
     buckets: tuple[float, ...] = ()
+    shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         ascending = all(low < high for low, high in zip((0.0, *self.buckets), (*self.buckets, 1.0), strict=True))
@@ -54,12 +64,13 @@ class Plan:
             )
         if not self.symbols:
             raise InputError("The plan is empty; give one symbol a step: D, '.' or a bucket letter.")
-        allowed = {"D", ".", *self.letters}
+        allowed = {"D", ".", *self.letters, *self.digits}
         for i, symbol in enumerate(self.symbols):
             if symbol not in allowed:
+                built = ", and it was built without block ranges" if symbol.isdecimal() and not self.shares else ""
                 raise InputError(
                     f"Step {i} of the plan is {symbol!r}; allowed are {', '.join(sorted(allowed))} "
-                    f"(letters stand for the buckets {', '.join(f'{b:g}' for b in self.buckets) or 'none'})."
+                    f"(letters stand for the buckets {', '.join(f'{b:g}' for b in self.buckets) or 'none'}{built})."
                 )
         if self.symbols[0] != "D":
             raise InputError(
@@ -71,6 +82,16 @@ class Plan:
         """Bucket letter to fraction."""
         return {chr(ord("a") + k): fraction for k, fraction in enumerate(self.buckets)}
 
+    @property
+    def digits(self) -> dict[str, float]:
+        """Block range's digit to the share of the blocks that is computed without it."""
+        return {str(k): share for k, share in enumerate(self.shares)}
+
+    def on(self, buckets: Sequence[float]) -> Plan:
+        """The same steps on a bundle with `buckets`; InputError where it lacks one that a step computes."""
+        letters = {ord(old): bucket_letter(n, buckets) for old, n in self.letters.items() if old in self.symbols}
+        return Plan(self.symbols.translate(letters), tuple(buckets), self.shares)
+
     def __len__(self) -> int:
         return len(self.symbols)
 
@@ -80,6 +101,8 @@ class Plan:
             return Step(StepKind.DENSE, 1.0)
         if symbol == ".":
             return Step(StepKind.SKIP, 0.0)
+        if symbol in self.digits:
+            return Step(StepKind.PARTIAL, self.digits[symbol], int(symbol))
         return Step(StepKind.SPARSE, self.letters[symbol])
 
     def __iter__(self) -> Iterator[Step]:
@@ -90,7 +113,7 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """Computed token-steps in units of one dense step: the sum of n/N over the steps."""
+        """Computed token-steps in units of one dense step: the sum of n/N, or the share of blocks, over the steps."""
         return math.fsum(step.fraction for step in self)
 
     def count(self, kind: StepKind) -> int:

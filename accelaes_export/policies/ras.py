@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation
-from accelaes_export.policies.plan import Plan, bucket_letter
+from accelaes_export.policies.plan import Plan, StepKind, bucket_letter
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
@@ -84,7 +84,7 @@ class RAS(BasePolicy):
     def word_scoring(self) -> WordScoring:
         return WordScoring(self.threshold, self.scope)
 
-    def plan(self, steps: int, buckets: Sequence[float]) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """T = 28 by default, buckets .25 .5: ``DDDDbbbbbbbbDbbbbbbbDbbbbbbb``, cost 17.
 
         Raises:
@@ -128,7 +128,7 @@ class RAS(BasePolicy):
 
     def affinity_steps(self, plan: Plan) -> frozenset[int]:
         """The last warm-up step, where the mask plays a part and the plan has a SPARSE step."""
-        used = self.mask_share > 0 and any(0 < step.fraction < 1 for step in plan)
+        used = self.mask_share > 0 and plan.count(StepKind.SPARSE) > 0
         return frozenset({self.warmup - 1}) if used else frozenset()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from accelaes_export.errors import InputError
 from accelaes_export.policies.accelaes import AccelAes
 from accelaes_export.policies.base import Policy, SpatialGuidance
+from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
 from accelaes_export.policies.drift import Drift
 from accelaes_export.policies.given import WithPlan
@@ -18,11 +19,8 @@ from accelaes_export.policies.stepcache import StepCache
 from accelaes_export.policies.teacache import TeaCache
 
 _POLICIES: dict[str, type[Any]] = {
-    policy.name: policy for policy in (Dense, StepCache, AccelAes, Drift, RAS, Fora, TaylorSeer, TeaCache, FewerSteps)
-}
-_IMPOSSIBLE = {
-    "delta-dit": "it skips a range of blocks and keeps the rest, and an engine computes all of them or none; "
-    "take fora or taylorseer, which reuse whole steps",
+    policy.name: policy
+    for policy in (Dense, StepCache, AccelAes, Drift, RAS, Fora, TaylorSeer, TeaCache, DeltaDiT, FewerSteps)
 }
 
 
@@ -40,8 +38,6 @@ def named(name: str, **options: Any) -> Policy:
     Raises:
         InputError: for a name or option that doesn't exist (the message lists those that do), or a value out of range.
     """
-    if name in _IMPOSSIBLE:
-        raise InputError(f"Policy {name} isn't possible with a bundle: {_IMPOSSIBLE[name]}.")
     if name not in _POLICIES:
         raise InputError(f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them.")
     kind = _POLICIES[name]
@@ -61,7 +57,10 @@ def named(name: str, **options: Any) -> Policy:
 
 
 def options_of(policy: Policy) -> dict[str, Any]:
-    """The policy's options as plain data, so that ``named(policy.name, **options_of(policy)) == policy``."""
+    """The policy's options as plain data, so that ``named(policy.name, **options_of(policy)) == policy``.
+
+    A model's own plan for a budget is among them as one given by hand.
+    """
     if isinstance(policy, WithPlan):
         return {**options_of(policy.policy), "plan": policy.symbols}
     return asdict(policy)  # type: ignore[call-overload]

@@ -35,7 +35,7 @@ class Fora(BasePolicy):
     def extrapolation(self) -> Extrapolation:
         return Extrapolation(order=0)
 
-    def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """T = 28 by default: ``D.D.D.D.D.D.D.D.D.D.D.D.D.D.``, cost 14. InputError for fewer than 2 steps."""
         require_steps(steps)
         return Plan("".join("." if i % self.interval else "D" for i in range(steps)), tuple(buckets))
@@ -68,7 +68,7 @@ class TaylorSeer(BasePolicy):
         series: Literal["newton", "taylor"] = "taylor"
         return Extrapolation(order=self.order, series=series)
 
-    def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """T = 28 by default: ``DDD..D..D..D..D..D..D..D..D.``, cost 11. InputError for fewer than 2 steps."""
         require_steps(steps)
         since = [(i - self.warmup + 1) % self.interval for i in range(steps)]

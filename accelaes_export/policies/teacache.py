@@ -51,7 +51,7 @@ class TeaCache(BasePolicy):
     def extrapolation(self) -> Extrapolation:
         return Extrapolation(order=0)
 
-    def plan(self, steps: int, buckets: Sequence[float] = ()) -> Plan:
+    def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """``D`` for each step: what is computed at most. A run's report has the plan as carried out."""
         require_steps(steps)
         return Plan("D" * steps, tuple(buckets))

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.anchors import ANCHORS
@@ -14,11 +14,10 @@ from accelaes_export.policies.stop_words import is_stop_word
 
 THRESHOLD = 0.60  # table 3: minimum score for anchor weighting
 
-Scope = Literal["word", "phrase"]
+Scope = Literal["word", "phrase", "others", "all"]
 ScorerName = Literal["clip", "lexical"]
 
 
-# Inside a word, between two of its letters: hyphens, apostrophes, underscore, soft hyphen, the zero-width joiners.
 @dataclass(frozen=True)
 class WordScoring:
     """Which of a prompt's words count, and for whom.
@@ -26,7 +25,9 @@ class WordScoring:
     Attributes:
         threshold: smallest α that counts (table 3).
         scope: "phrase" carries an aesthetic word's weight over to its noun phrase, because the adjective's attention
-            alone doesn't tell two objects apart; "word" is the paper's, the aesthetic word by itself.
+            alone doesn't tell two objects apart; "word" is the paper's, the aesthetic word by itself. Two are for
+            telling what the choice of words is worth (the paper's table 8): "others" weighs what "phrase" leaves out,
+            "all" every content word, 1 each.
 
     Raises:
         InputError: for an unknown scope, or a threshold outside (0, 1].
@@ -36,12 +37,14 @@ class WordScoring:
     scope: Scope = "phrase"
 
     def __post_init__(self) -> None:
-        if self.scope not in ("word", "phrase"):
-            raise InputError(f"scope is {self.scope!r}; allowed are 'word' and 'phrase': give one of them.")
+        if self.scope not in (allowed := get_args(Scope)):
+            listed = ", ".join(repr(scope) for scope in allowed)
+            raise InputError(f"scope is {self.scope!r}; allowed are {listed}: give one of them.")
         if not 0 < self.threshold <= 1:
             raise InputError(f"threshold is {self.threshold!r}; allowed are numbers above 0 and up to 1.")
 
 
+# Inside a word, between two of its letters: hyphens, apostrophes, underscore, soft hyphen, the zero-width joiners.
 _JOINERS = frozenset("-\u2010\u2011'\u2019_\u00ad\u200c\u200d")
 _DECIMAL = frozenset(".,")  # inside a number, between two digits
 
@@ -126,7 +129,8 @@ class WordWeights:
         spans: their characters, (start, end) in `prompt`.
         weights: α of each, 0 to 1.
         scorer: what scored them.
-        fallback: True where no word reached the threshold and all weigh 1 alike (a normal mode: A.3, E.3).
+        fallback: True where no word reached the threshold, or there are no others that scope "others" asks for, and
+            all weigh 1 alike (a normal mode: A.3, E.3).
     """
 
     prompt: str
@@ -161,7 +165,7 @@ def weigh_words(
         scorer: LexicalScorer() or ClipScorer(tokenizer, text_encoder).
         anchors: phrases that speak of looks.
         scoring: threshold and scope. In scope "phrase", "an intricate red star on the left" gives α to intricate, red
-            and star, but not to left.
+            and star, but not to left; "others" gives 1 to left alone, "all" to the four.
 
     Raises:
         InputError: for a list without anchors.
@@ -173,12 +177,17 @@ def weigh_words(
     scores = scorer.score(prompt, words, anchors) if words else ()
     content = [(word, score) for word, score in zip(words, scores, strict=True) if not word.stop]
     weights = [min(score, 1.0) if score >= scoring.threshold else 0.0 for _, score in content]
-    fallback = not any(weights)
+    if scoring.scope in ("phrase", "others"):
+        weights = _carried_over([word.phrase for word, _ in content], weights)
+    aesthetic = any(weights)
+    if scoring.scope == "others":
+        weights = [0.0 if weight else 1.0 for weight in weights]
+    elif scoring.scope == "all":
+        weights = [1.0] * len(weights)
+    fallback = not (aesthetic and any(weights))
     if fallback:
         content = content or list(zip(words, scores, strict=True))
         weights = [1.0] * len(content)
-    elif scoring.scope == "phrase":
-        weights = _carried_over([word.phrase for word, _ in content], weights)
     return WordWeights(
         prompt=prompt,
         words=tuple(word.text for word, _ in content),

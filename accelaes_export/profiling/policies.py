@@ -35,10 +35,9 @@ class PolicyRun:
     """
 
     def __init__(self, policy: Policy, session: Session, manifest: Manifest, problem: DenoiseProblem, spans: Spans):
-        buckets = [fraction for fraction in manifest.bucket_fractions if fraction < 1]
         self.name = policy.name
         self.policy = policy
-        self.plan: Plan = policy.plan(problem.steps, buckets)
+        self.plan: Plan = policy.plan(problem.steps, manifest.sparse_fractions, manifest.range_shares)
         self.taken: list[tuple[Span, ...]] = []
         self._manifest, self._problem, self._spans = manifest, problem, spans
         self._denoiser = Denoiser(
@@ -78,7 +77,7 @@ class PolicyRun:
             dense_steps: T of dense.
         """
         own, report = timings[self.name], self._denoiser.report()  # of the last run
-        cost = flop_cost(report.steps, self._manifest.bucket_flops)
+        cost = flop_cost(report.steps, self._manifest.bucket_flops, self._manifest.range_flops)
         seconds = spread(own.rounds)
         against = ratios(timings[DENSE], own) if DENSE in timings else None
         limit = dense_steps / cost
@@ -102,9 +101,16 @@ class PolicyRun:
         )
 
 
-def flop_cost(records: Sequence[StepRecord], flops: Mapping[int, int]) -> float:
-    """Counted FLOPs of all engine calls, in dense steps. A skipped step has n = 0 and costs none."""
-    return sum(flops[record.n] for record in records if record.n) / flops[max(flops)]
+def flop_cost(records: Sequence[StepRecord], flops: Mapping[int, int], without: Sequence[int] = ()) -> float:
+    """Counted FLOPs of all engine calls, in dense steps. A skipped step has n = 0 and costs none.
+
+    Args:
+        flops: of a step with n focus tokens.
+        without: of a step that leaves out each block range.
+    """
+    whole = [record.n for record in records if record.n and record.left_out is None]
+    left_out = [record.left_out for record in records if record.left_out is not None]
+    return (sum(flops[n] for n in whole) + sum(without[k] for k in left_out)) / flops[max(flops)]
 
 
 def step_kinds(records: Sequence[StepRecord], taken: Sequence[Sequence[Span]]) -> tuple[StepKindTime, ...]:

@@ -72,10 +72,10 @@ class ProfileRequest:
 
     def plans(self, manifest: Manifest) -> dict[str, Plan]:
         """Every policy's plan on this bundle; InputError where it has none, or the model lacks what it needs."""
-        buckets = [fraction for fraction in manifest.bucket_fractions if fraction < 1]
         plans = {}
         for policy in self.policies:
-            plans[policy.name] = plan = policy.plan(self.steps_of(policy, manifest), buckets)
+            steps = self.steps_of(policy, manifest)
+            plans[policy.name] = plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
             if policy.affinity_steps(plan) and "affinity" not in manifest.contract.has:
                 raise InputError(
                     f"Policy {policy.name} needs a mask from the text, and this model has no text; leave it out."

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from accelaes_export.contract import FOCUS_INDEX, HIDDEN_STATES
 from accelaes_export.profiling.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class RecordedSession:
 
     def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         """See `Session.run`."""
-        B, n = inputs["focus_index"].shape
+        B = inputs[HIDDEN_STATES].shape[0]
+        n = inputs[FOCUS_INDEX].shape[1] if FOCUS_INDEX in inputs else self.contract.tokens
         with self._spans.span(ENGINE, f"n = {n}", n=n, rows=B):
             self._session.run(inputs, outputs)

@@ -177,7 +177,7 @@ class _Evaluation:
     ) -> PictureRow:
         from accelaes_export.profiling.policies import flop_cost
 
-        report = result.report
+        report, manifest = result.report, self.bundle.manifest
         return PictureRow(
             policy=label,
             prompt_index=k,
@@ -187,7 +187,7 @@ class _Evaluation:
             steps=len(report.plan),
             plan=str(report.plan),
             token_cost=report.cost,
-            flop_cost=flop_cost(report.steps, self.bundle.manifest.bucket_flops),
+            flop_cost=flop_cost(report.steps, manifest.bucket_flops, manifest.range_flops),
             seconds=seconds,
             denoise_seconds=report.seconds,
             attempt=self.folder.attempt,

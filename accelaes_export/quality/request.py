@@ -15,6 +15,7 @@ from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
 from accelaes_export.quality.metrics import check_names
 from accelaes_export.quality.report import DENSE
+from accelaes_export.runtime.policy_choice import policy_for
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -103,7 +104,7 @@ class EvaluationRequest:
 
 def check_policy(policy: Policy, steps: int, manifest: Manifest) -> None:
     """InputError where the policy has no plan of T = `steps` on this bundle, or the model lacks what it needs."""
-    plan = policy.plan(steps, [fraction for fraction in manifest.bucket_fractions if fraction < 1])
+    plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
     if policy.affinity_steps(plan) and "affinity" not in manifest.contract.has:
         raise InputError(f"Policy {policy.name} needs a mask from the text, and this model has no text; leave it out.")
 
@@ -114,9 +115,8 @@ def possible_policies(manifest: Manifest, steps: int | None) -> tuple[dict[str, 
     found: dict[str, Policy] = {}
     impossible: dict[str, str] = {}
     for name in registry.names():
-        options = defaults.policy_options if name == defaults.policy else {}
         try:
-            policy = registry.named(name, **options)
+            policy = policy_for(manifest, name)
             check_policy(policy, policy.own_steps or steps or defaults.steps, manifest)
         except InputError as error:
             impossible[name] = str(error)

@@ -77,7 +77,7 @@ def _direction(about: MetricAbout) -> str:
 
 def timeline(policy: PolicyQuality, manifest: Manifest) -> Timeline:
     """The plan of the policy's first picture, as it was carried out."""
-    plan = Plan(policy.plan, tuple(fraction for fraction in manifest.bucket_fractions if fraction < 1))
+    plan = Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares)
     several = f"; one of {policy.plans} plans" if policy.plans > 1 else ""
     detail = f"{len(plan)} steps, cost {significant(plan.cost)}{several}"
     return Timeline(policy.label, policy.plan, tuple(step.fraction for step in plan), detail)

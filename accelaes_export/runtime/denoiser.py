@@ -8,6 +8,7 @@ call a step have a branch for each, with caches of their own and one selector.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,7 +17,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.given import require_runnable
-from accelaes_export.policies.plan import Plan, StepKind
+from accelaes_export.policies.plan import StepKind
 from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.report import RunReport, StepTimer
 from accelaes_export.runtime.trajectory import Run, Trajectory
@@ -50,6 +51,12 @@ class Denoiser:
             InputError: a policy that needs what this engine or pipeline doesn't have, or a plan it can't carry out.
         """
         require_runnable(run.policy, run.plan)
+        ranges = self.session.contract.ranges
+        if len(run.plan.shares) > len(ranges):
+            raise InputError(
+                f"The plan is for a bundle with {len(run.plan.shares)} block ranges, and this one has {len(ranges)}; "
+                "plan with this bundle's."
+            )
         if run.policy.affinity_steps(run.plan) and "affinity" not in self.session.contract.has:
             raise InputError(
                 f"Policy {run.policy.name} needs a mask from the text, and this model has no text; "
@@ -95,7 +102,8 @@ class Denoiser:
         self._timer.start()
         last = i + 1 == len(self._run.plan)
         skipped = self._gate is not None and not self._gate.computes(i, now.hidden_states, last=last)
-        n = 0 if skipped else self._tokens_of[self._run.plan[i].fraction]
+        planned = self._run.plan[i]
+        n = 0 if skipped or planned.kind is StepKind.PARTIAL else self._tokens_of[planned.fraction]
         trajectories = self._trajectories_for(images, branch, now.paired)
         for trajectory in trajectories if renewed else ():
             trajectory.renew()
@@ -103,7 +111,9 @@ class Denoiser:
             kind, result = trajectories[0].step(i, n, now, skipped=skipped)
         else:
             kind, result = self._in_turn(trajectories, i, n, now, skipped)
-        self._timer.stop(i, kind, self.latents.tokens if kind is StepKind.DENSE else n)
+        whole = kind in (StepKind.DENSE, StepKind.PARTIAL)
+        left_out = planned.left_out if kind is StepKind.PARTIAL else None
+        self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
         return result.to(now.hidden_states)
 
     def _in_turn(
@@ -138,7 +148,7 @@ class Denoiser:
         plan, steps = self._run.plan, self._timer.steps()
         if self._gate is not None:  # the plan of such a policy is what it may compute at most
             done = {step.index: "." if step.kind is StepKind.SKIP else plan.symbols[step.index] for step in steps}
-            plan = Plan("".join(done.get(i, symbol) for i, symbol in enumerate(plan.symbols)), plan.buckets)
+            plan = replace(plan, symbols="".join(done.get(i, symbol) for i, symbol in enumerate(plan.symbols)))
         return RunReport(
             plan=plan,
             tokens=self.latents.tokens,

@@ -17,6 +17,7 @@ from accelaes_export.contract import (
     HIDDEN_STATES,
     TIMESTEP,
     TOKEN_WEIGHTS,
+    BlockRange,
 )
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.runtime.buffers import StepBuffers
@@ -79,11 +80,7 @@ class EngineCalls:
         """
         contract, buffers = self._session.contract, self._buffers
         (B, n), M = focus_rows.shape, self.text_tokens(now)
-        given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
-        inputs = {
-            name: buffers.holding(name, _padded(tensor, self._text_axes.get(name), M), self._dtypes[name])
-            for name, tensor in given.items()
-        }
+        inputs = self._conditions(now, M)
         ours = {FOCUS_INDEX: focus_rows, BACKGROUND_INDEX: background_rows, TOKEN_WEIGHTS: weights}
         inputs |= {name: tensor for name, tensor in ours.items() if name in self._dtypes} | dict(cached)
         shapes = contract.output_shapes(contract.sizes(n, B, M))
@@ -91,6 +88,33 @@ class EngineCalls:
         outputs = {name: buffers.empty(name, shapes[name], self._dtypes[name]) for name in wanted} | dict(fresh)
         self._session.run(inputs, outputs)
         return outputs
+
+    def run_without(self, now: Conditions, changes: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The step that leaves out the range whose `changes` these are: the prediction [B, N, w], in a buffer that
+        the next call of this kind writes over."""
+        contract = self._session.contract
+        sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
+        shape = contract.output_shapes(sizes)[FOCUS_PREDICTION]
+        prediction = self._buffers.empty(FOCUS_PREDICTION, shape, self._dtypes[FOCUS_PREDICTION])
+        self._session.run({**self._conditions(now, sizes["M"]), **changes}, {FOCUS_PREDICTION: prediction})
+        return prediction
+
+    def changes(self, now: Conditions, blocks: BlockRange) -> dict[str, torch.Tensor]:
+        """Buffers for what `blocks` change in a dense step of `now`."""
+        contract = self._session.contract
+        sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
+        return {
+            spec.name: self._buffers.empty(spec.name, spec.sized(sizes), self._dtypes[spec.name])
+            for spec in blocks.changes
+        }
+
+    def _conditions(self, now: Conditions, M: int) -> dict[str, torch.Tensor]:
+        """The inputs that the pipeline brings, with a text of M tokens."""
+        given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
+        return {
+            name: self._buffers.holding(name, _padded(tensor, self._text_axes.get(name), M), self._dtypes[name])
+            for name, tensor in given.items()
+        }
 
 
 def _padded(tensor: torch.Tensor, axis: int | None, size: int) -> torch.Tensor:

@@ -19,11 +19,11 @@ from accelaes_export.bundle import Bundle
 from accelaes_export.contract import TensorSpec
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
-from accelaes_export.policies import named
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.arguments import Arguments
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
 from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.policy_choice import policy_for
 from accelaes_export.runtime.prompts import PromptWeights, Texts
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.trajectory import Run
@@ -33,17 +33,19 @@ _REMEMBERED = 4  # prompts and negative prompts of a run or two
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
 
 
-def accelerate(pipe: Any, bundle: Bundle, policy: Policy | None = None) -> Any:
+def accelerate(pipe: Any, bundle: Bundle, policy: Policy | str | None = None, **options: Any) -> Any:
     """Give a diffusers pipeline a bundle in place of its transformer; returns the pipeline.
 
     Args:
         pipe: a pipeline of the bundle's family; text-to-image, img2img and inpaint alike. Its own transformer may be
             None (loaded without, to save memory) and is kept for `restore`.
         bundle: an opened bundle; it may serve many pipelines and threads at once.
-        policy: what to compute when; the bundle's default policy if None.
+        policy: what to compute when; the bundle's default policy if None. By name it is the bundle's as well, with
+            `options` and the bundle's plan for its budget: ``accelerate(pipe, bundle, "drift", budget=12)``.
 
     Raises:
-        InputError: a pipeline of another family or with a transformer of another architecture.
+        InputError: a pipeline of another family or with a transformer of another architecture; a policy's name or an
+            option that doesn't exist.
         BundleError, MissingComponentError: the bundle's engine can't run on this machine.
     """
     manifest = bundle.manifest
@@ -60,7 +62,13 @@ def accelerate(pipe: Any, bundle: Bundle, policy: Policy | None = None) -> Any:
     if isinstance(getattr(pipe, "transformer", None), AcceleratedTransformer):
         restore(pipe)
     _check_architecture(pipe.transformer, bundle)
-    policy = policy or named(manifest.defaults.policy, **manifest.defaults.policy_options)
+    if policy is None or isinstance(policy, str):
+        policy = policy_for(manifest, policy, options)
+    elif options:
+        raise InputError(
+            f"{next(iter(options))} was given beside a policy made already; give it when making the policy, or give "
+            "the policy by name."
+        )
     original, encode = pipe.transformer, getattr(pipe, "encode_prompt", None)
     accelerated = AcceleratedTransformer(pipe, bundle, policy, original)
     pipe.transformer = accelerated
@@ -141,7 +149,7 @@ class AcceleratedTransformer(torch.nn.Module):
         self._session = bundle.session()
         self._arguments = Arguments(manifest)
         self._policy = policy
-        self._fractions = manifest.bucket_fractions
+        self._shares = manifest.sparse_fractions, manifest.range_shares
         self._has_text = bool(manifest.text)
         self._pipe = weakref.ref(pipe)
         self._denoiser = Denoiser(self._session, manifest.latents, manifest.bucket_fractions, manifest.call.guidance)
@@ -246,7 +254,7 @@ class AcceleratedTransformer(torch.nn.Module):
                 _check_labels(conditioning[spec.name], spec)
         begin = getattr(scheduler, "begin_index", None) or 0
         steps = len(scheduler.timesteps) - begin
-        plan = self._policy.plan(steps, [fraction for fraction in self._fractions if fraction < 1])
+        plan = self._policy.plan(steps, *self._shares)
         weights, self._words, self._images = None, (), None
         if encoded and contract.text_input is not None:
             text = conditioning[contract.text_input]

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One denoising step: its index, kind, focus tokens n (0 for SKIP) and seconds."""
+    """One denoising step: its index, kind, focus tokens n (0 for SKIP), seconds, and the block range it left out."""
 
     index: int
     kind: StepKind
     n: int
     seconds: float
+    left_out: int | None = None
 
 
 @dataclass
@@ -46,8 +47,9 @@ class RunReport:
 
     @property
     def cost(self) -> float:
-        """Computed token-steps in dense steps: the sum of n/N."""
-        return sum(step.n for step in self.steps) / self.tokens
+        """Computed token-steps in dense steps: the sum of n/N, times the share of blocks where a range was left out."""
+        shares = (1.0 if step.left_out is None else self.plan.shares[step.left_out] for step in self.steps)
+        return sum(step.n * share for step, share in zip(self.steps, shares, strict=True)) / self.tokens
 
     @property
     def dense_cost(self) -> float:
@@ -94,15 +96,15 @@ class StepTimer:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[tuple[int, StepKind, int, Any, Any]] = []
+        self._marks: list[tuple[int, StepKind, int, int | None, Any, Any]] = []
 
     def start(self) -> None:
         """A step begins."""
         self._start = self._mark()
 
-    def stop(self, index: int, kind: StepKind, n: int) -> None:
+    def stop(self, index: int, kind: StepKind, n: int, left_out: int | None = None) -> None:
         """The step begun last ends."""
-        self._marks.append((index, kind, n, self._start, self._mark()))
+        self._marks.append((index, kind, n, left_out, self._start, self._mark()))
 
     def steps(self) -> list[StepRecord]:
         """All recorded steps, a step's several calls as one; waits for the device once."""
@@ -111,9 +113,9 @@ class StepTimer:
 
             torch.cuda.synchronize()
         steps: dict[int, StepRecord] = {}
-        for i, kind, n, start, end in self._marks:
+        for i, kind, n, left_out, start, end in self._marks:
             seconds = 1e-3 * start.elapsed_time(end) if self._cuda else end - start
-            steps[i] = StepRecord(i, kind, n, seconds + (steps[i].seconds if i in steps else 0.0))
+            steps[i] = StepRecord(i, kind, n, seconds + (steps[i].seconds if i in steps else 0.0), left_out)
         return list(steps.values())
 
     def _mark(self) -> Any:

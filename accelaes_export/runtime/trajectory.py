@@ -98,6 +98,8 @@ class Trajectory:
         self._calls = EngineCalls(session)
         self._selector = selector
         self._observed = run.policy.affinity_steps(run.plan) if conditional else frozenset[int]()
+        left_out = sorted({step.left_out for step in run.plan if step.left_out is not None})
+        self._ranges = {k: session.contract.ranges[k] for k in left_out}
         self._paired: bool | None = None
         self._forget()
 
@@ -137,8 +139,8 @@ class Trajectory:
         kind = StepKind.SKIP if skipped else self._run.plan[i].kind
         kind = kind if self._filled else StepKind.DENSE
         region, target = self._region(), self._run.target(i)
-        if kind is StepKind.DENSE:
-            tokens = self._dense(i, now)
+        if kind in (StepKind.DENSE, StepKind.PARTIAL):
+            tokens = self._dense(i, now) if kind is StepKind.DENSE else self._partial(i, now)
             if region is None and target == self._run.clock[i]:
                 # A copy: the next step writes over the engine's output, and a callback may keep this one.
                 return kind, unpatchify(tokens, self._latents).clone()
@@ -156,8 +158,18 @@ class Trajectory:
             self._everything = torch.arange(N, device=device).expand(B, N).contiguous()
             self._nothing = self._everything[:, :0].contiguous()
         written = self._cache.renewing(self._run.clock[i])
+        for blocks in self._ranges.values():
+            written = {**written, **self._calls.changes(now, blocks)}
         tokens = self._engine(i, self._everything, self._nothing, now, written)[FOCUS_PREDICTION]
         self._filled = True
+        self._history.update(None, tokens.float(), self._run.clock[i])
+        return tokens
+
+    def _partial(self, i: int, now: Conditions) -> torch.Tensor:
+        """Compute every token without a range of blocks, which adds what it did at the last dense step: [B, N, w]."""
+        left_out = self._run.plan[i].left_out
+        assert left_out is not None, "a partial step says which range it leaves out"
+        tokens = self._calls.run_without(now, self._calls.changes(now, self._ranges[left_out]))
         self._history.update(None, tokens.float(), self._run.clock[i])
         return tokens
 
@@ -194,7 +206,7 @@ class Trajectory:
         now: Conditions,
         fresh: Mapping[str, torch.Tensor],
     ) -> Mapping[str, torch.Tensor]:
-        """One session call: its outputs by name. `fresh` are buffers for what is cached (none: it isn't fetched)."""
+        """One session call: its outputs by name. `fresh` are buffers for what is kept (none: it isn't fetched)."""
         assert self._cache is not None
         weights = self._weights(focus_rows.shape[0], self._calls.text_tokens(now))
         observed = self._selector is not None and i in self._observed

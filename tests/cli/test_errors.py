@@ -103,7 +103,7 @@ def test_bad_input_is_named_and_nothing_is_written(
         (["--policy", "dense", "--interval", "2"], "no option 'interval'"),
         (["--policy", "stepcache", "--mask-out", "mask.png"], "no sparse step"),
         (["-o", "picture.txt"], "names no picture format"),
-        (["--policy", "delta-dit"], "delta-dit isn't possible with a bundle"),
+        (["--policy", "delta-dit"], "this bundle was built without any"),
         (["--policy", "dense", "--plan", "DDb"], "policy dense chooses no focus tokens"),
         (["--policy", "drift", "--plan", "DDx"], "Step 2 of the plan is 'x'"),
         (["--policy", "drift", "--plan", "DDbD", "--steps", "28"], "has 4 steps, but the run has 28"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from accelaes_export.bundle import Bundle
+from accelaes_export.manifest import BudgetPlan
 from accelaes_export.policies import RAS, AccelAes, Drift, Plan, StepKind, WithPlan
 from accelaes_export.policies.words import WordWeights
 from accelaes_export.runtime.report import RunReport, StepRecord
@@ -84,12 +85,31 @@ def test_a_budget_or_a_plan_brings_its_own_number_of_steps(
     assert asked["steps"] == 9
 
 
+def test_a_budget_takes_the_bundles_own_plan_and_a_few_step_models_own_steps(
+    command: Command, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    plan = BudgetPlan(symbols="DDDbb.DbD", theta=0.1, trend=0.5, cache_reach=0.0)
+    few = {"steps": 4, "policy_options": {"mask_step": 1}, "plan": "DDbD", "plans": {7: plan}}
+    defaults = fake_manifest().defaults.model_copy(update=few)
+    drift = ["run", write_fake_bundle(tmp_path / "few", defaults=defaults).path, "--prompt", "x", "--policy", "drift"]
+    result = command(*drift, "--budget", "7")
+    assert "Plan of drift, 9 steps\n" in result.stdout and "DDDbb.DbD" in result.stdout
+    assert (asked["steps"], asked["policy"].extrapolation.ahead) == (9, 0.1)
+    result = command(*drift, "--budget", "3")
+    assert "Plan of drift, 4 steps\n" in result.stdout and asked["steps"] == 4
+    command(*drift, "--budget", "7", "--steps", "12")
+    assert asked["steps"] == 12
+    result = command(*drift, "--budget", "0")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "budget is 0.0; give a number of at least 1; there are plans for 7." in result.stderr
+
+
 def test_any_option_of_a_policy_can_be_given_by_name(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
-    options = ["metric=norm", "resets=[0.5]", "ramp=true", "ratio=0.5", "order=1", "reach=none"]
+    options = ["metric=norm", "resets=[0.5]", "ramp=true", "ratio=0.5", "order=1", "reach=none", "scope=others"]
     given = [part for option in options for part in ("--policy-option", option)]
     result = command("run", bundle.path, "--prompt", "x", "--policy", "ras", *given)
     assert result.exit_code == 0, result.stderr
-    assert asked["policy"] == RAS(metric="norm", resets=(0.5,), ramp=True, order=1, reach=None)
+    assert asked["policy"] == RAS(metric="norm", resets=(0.5,), ramp=True, order=1, reach=None, scope="others")
 
 
 def test_says_where_the_data_decides_what_is_skipped(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from accelaes_export import builder, diagnosis
 from accelaes_export.backends.base import Availability
 from accelaes_export.bundle import Bundle
 from accelaes_export.diagnosis import Diagnosis, Gpu
+from accelaes_export.manifest import BudgetPlan
 from accelaes_export.progress import BuildProgress
 from tests.cli.conftest import Command
 from tests.fake_bundle import fake_contract, fake_manifest, write_fake_bundle
@@ -50,7 +51,7 @@ class TestBuild:
         monkeypatch.setattr(builder, "build", build)
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
         more = "--dtype bf16 --buckets 0.25,0.5 --affinity-layers 2 --form component --frames 3 --weights inputs "
-        more += "--compiling autotune --attention plugin -o here --force --random-weights"
+        more += "--compiling autotune --attention plugin --block-ranges 0:12 -o here --force --random-weights"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
         assert result.exit_code == 0, result.stderr
         assert asked == {
@@ -63,6 +64,7 @@ class TestBuild:
             "batch": 2,
             "dtype": "bf16",
             "buckets": "0.25,0.5",
+            "block_ranges": "0:12",
             "affinity_layers": 2,
             "form": "component",
             "weights": "inputs",
@@ -101,6 +103,17 @@ class TestInspect:
         assert "passed" in text and "measured on a test" in text
         assert "DDDDDD.b.D .b.D.b.D.b .D.b.D.D" in text
         assert "cost 14.5 of 28 dense steps" in text
+
+    def test_lists_every_budgets_plan_and_whose_it_is(self, command: Command, tmp_path: Path) -> None:
+        own = BudgetPlan(symbols="DDDbb.DbD", theta=0.15, trend=0.45, cache_reach=0.35)
+        defaults = fake_manifest().defaults.model_copy(update={"plans": {7: own}})
+        text = command("inspect", write_fake_bundle(tmp_path / "own", defaults=defaults).path).stdout
+        rows = {cells[0]: cells for line in text.splitlines() if len(cells := line.replace("│", " ").split()) > 8}
+        assert rows["7"][:9] == ["7", "9", "6.5", "0.15", "0.45", "0.35", "DDDbb.DbD", "this", "model"]
+        assert rows["12"][:3] == ["12", "28", "12"] and rows["12"][7:9] == ["every", "model"]
+        few = defaults.model_copy(update={"steps": 4})
+        text = command("inspect", write_fake_bundle(tmp_path / "few", defaults=few).path).stdout
+        assert "this model" in text and "every model" not in text
 
     def test_folds_cache_tensors_into_one_row_unless_all_are_asked_for(self, command: Command, bundle: Bundle) -> None:
         folded = command("inspect", bundle.path).stdout

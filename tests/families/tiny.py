@@ -65,6 +65,7 @@ class Family:
         dtype: str = "fp32",
         dynamic_text: bool = True,
         fractions: tuple[float, ...] = (0.25, 0.5, 0.75),
+        ranges: tuple[tuple[int, int], ...] = (),
     ) -> FocusStep:
         """The focus step of `model`, every layer's affinity in it."""
         latents = self.latents(variant, resolution or self.resolutions[0])
@@ -79,6 +80,7 @@ class Family:
             fractions=fractions,
             text_tokens=self.text_tokens,
             dynamic_text=dynamic_text,
+            ranges=ranges,
         )
         layers = affinity_layers(self.adapter, shapes, 1)
         return FocusStep(model, self.adapter, contract, latents, layers).eval()

@@ -14,6 +14,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies import (
     RAS,
     AccelAes,
+    DeltaDiT,
     Dense,
     Drift,
     Extrapolation,
@@ -208,6 +209,7 @@ def test_every_policy_can_be_named_and_comes_back_from_its_options_as_data():
         Fora(interval=3),
         TaylorSeer(order=2),
         TeaCache(threshold=0.3, coefficients=(2.0, 0.0, 1.0)),
+        DeltaDiT(interval=3, boundary=0.3),
         FewerSteps(budget=9),
     ]
     assert names() == tuple(policy.name for policy in policies)

@@ -14,6 +14,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies import (
     RAS,
     AccelAes,
+    DeltaDiT,
     Dense,
     Drift,
     FewerSteps,
@@ -232,7 +233,13 @@ def test_a_given_plan_is_carried_out_or_refused_with_a_reason(symbols, policy):
         (lambda: TeaCache(coefficients=()), r"coefficients are \(\)"),
         (lambda: FewerSteps(budget=14).plan(28), "budget of 14 steps, but the run has 28"),
         (lambda: FewerSteps(budget=14.5), "budget is 14.5.*whole"),
-        (lambda: named("delta-dit"), "delta-dit isn't possible with a bundle.*fora or taylorseer"),
+        (
+            lambda: DeltaDiT().plan(28, BUCKETS),
+            "leaves out ranges of blocks.*build it again with --block-ranges",
+        ),
+        (lambda: DeltaDiT(interval=0), "interval is 0"),
+        (lambda: DeltaDiT(boundary=1.5), "boundary is 1.5"),
+        (lambda: named("delta-dit", plan="D2").plan(2, BUCKETS, (0.5, 0.5)), "Step 1 of the plan is '2'"),
         (lambda: named("drift", plan=12), "plan is 12; give one symbol a step"),
         (lambda: named("dense", plan="DDb").plan(3, BUCKETS), "Step 2 of the plan is 'b', but policy dense chooses no"),
         (lambda: named("drift", plan="DDb").plan(28, BUCKETS), "has 3 steps, but the run has 28"),

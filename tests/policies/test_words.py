@@ -165,6 +165,39 @@ def test_the_largest_weight_of_a_phrase_holds_for_all_of_it():
     }  # fmt: skip
 
 
+@given(st.lists(st.sampled_from(["a", "on", "ornate", "faint", "vase", "left", "sky,", "red"]), max_size=12))
+@settings(deadline=None, max_examples=100)
+def test_scope_others_weighs_exactly_the_content_words_that_scope_phrase_leaves_out(pieces):
+    prompt, scorer = " ".join(pieces), Scored({"ornate": 0.9, "faint": 0.61, "on": 0.99})
+    phrase, others, uniform = (
+        weigh_words(prompt, scorer, scoring=WordScoring(scope=scope)) for scope in ("phrase", "others", "all")
+    )
+    assert set(uniform.weights) <= {1.0}
+    assert uniform.words == phrase.words == others.words
+    if phrase.fallback or all(phrase.weights):  # no word is aesthetic, or none is not
+        assert others.fallback
+        assert others.weights == uniform.weights
+    else:
+        assert not others.fallback
+        assert others.weights == tuple(0.0 if weight else 1.0 for weight in phrase.weights)
+
+
+def test_the_papers_non_aesthetic_and_uniform_weights_of_a_prompt():
+    prompt = "an intricate red star on the left, plain blue background"
+    assert weighted(prompt, scoring=WordScoring(scope="others")) == ["left", "plain", "blue", "background"]
+    uniform = weigh_words(prompt, LexicalScorer(), scoring=WordScoring(scope="all"))
+    assert set(uniform.weights) == {1.0}
+    assert uniform.words == ("intricate", "red", "star", "left", "plain", "blue", "background")
+    assert not uniform.fallback, "chosen, not fallen back to"
+
+
+def test_a_threshold_of_1_is_uniform_for_a_model_s_scores_and_not_for_lexical_ones():
+    prompt, highest = "an intricate red star on the left", WordScoring(threshold=1.0)
+    assert set(weights_of(prompt, Scored({"intricate": 0.99}), scoring=highest).values()) == {1.0}
+    assert weights_of(prompt, scoring=highest) == weights_of(prompt)
+    assert weighted(prompt, scoring=highest) == ["intricate", "red", "star"]
+
+
 def test_below_the_threshold_every_content_word_weighs_the_same():
     scorer = Scored({"red": 0.5999, "the": 0.99})
     result = weigh_words("the red star", scorer)
@@ -195,7 +228,11 @@ def test_anchors_can_be_replaced():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"scope": "noun"}, "'noun'.*word.*phrase"), ({"threshold": 0}, "threshold is 0"), ({"threshold": 1.1}, "is 1.1")],
+    [
+        ({"scope": "noun"}, "'noun'.*word.*phrase.*others.*all"),
+        ({"threshold": 0}, "threshold is 0"),
+        ({"threshold": 1.1}, "is 1.1"),
+    ],
 )
 def test_impossible_options_are_refused(options, said):
     with pytest.raises(InputError, match=said):

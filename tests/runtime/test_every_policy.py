@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelaes_export.backends.joined import joined
 from accelaes_export.errors import InputError
 from accelaes_export.example_inputs import example_inputs
+from accelaes_export.graph.focus_step import FocusStep
+from accelaes_export.graph.ranges import contract_without
 from accelaes_export.manifest import Guidance
-from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, StepKind, TeaCache
+from accelaes_export.policies import RAS, AccelAes, DeltaDiT, Dense, Drift, StepCache, StepKind, TeaCache
 from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.trajectory import Run
@@ -65,6 +68,33 @@ def test_every_policy_runs_on_every_family_in_both_forms_as_planned(family):
                     kinds = [record.kind for record in denoiser.report().steps]
                     assert kinds == [planned.kind for planned in plan], (policy, T)
         step.restore()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_delta_dit_runs_on_every_family_in_both_forms_and_computes_what_it_says(family):
+    tiny = FAMILIES[family]
+    variant = next(iter(tiny.variants))
+    guidance, T = tiny.adapter.guidance, 6
+    for form in tiny.adapter.forms:
+        step = tiny.step(tiny.model(variant), variant, form=form, ranges=((0, 1), (1, 2)))
+        contracts = [contract_without(step.contract, blocks) for blocks in step.contract.ranges]
+        without = [
+            EagerSession(FocusStep(tiny.model(variant), tiny.adapter, contract, step.latents, ()).eval())
+            for contract in contracts
+        ]
+        full = EagerSession(step)
+        denoiser = Denoiser(joined(full, without), step.latents, FRACTIONS, guidance)
+        shares = [blocks.share for blocks in step.contract.ranges]
+        policy = DeltaDiT()
+        denoiser.start(Run(policy, policy.plan(T, BUCKETS, shares), range(T)))
+        for i in range(T):
+            inputs = example_inputs(step.contract, step.contract.tokens, B=2 if guidance.pairs else 1, seed=i)
+            conditioning = {name: inputs[name] for name in step.contract.conditioning}
+            now = Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
+            assert denoiser.step(i, now).isfinite().all()
+        assert str(denoiser.report().plan) == "D1D0D0"
+        assert denoiser.report().cost == pytest.approx(3 + shares[1] + 2 * shares[0])
+        assert [len(session.calls) for session in (full, *without)] == [3, 2, 1]
 
 
 @given(

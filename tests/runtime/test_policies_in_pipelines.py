@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import accelaes_export as ax
+from accelaes_export.bundle import Bundle
+from accelaes_export.manifest import BudgetPlan
 from accelaes_export.policies import RAS, Dense, Drift, FewerSteps, Fora, StepCache, TaylorSeer, TeaCache, WithPlan
 from accelaes_export.runtime.generate import generate
 from tests.shapes_pipeline import load_shapes
@@ -91,6 +93,23 @@ def test_a_picture_is_made_in_the_steps_its_policy_was_made_for(policy, steps, p
     result = generate(shapes_bundle, PROMPT, policy=policy, pipe=pipe)
     assert len(result.report.steps) == steps
     assert result.report.cost == pytest.approx(policy.plan(steps, (0.25, 0.5, 0.75)).cost)
+
+
+def test_a_policy_by_name_is_the_bundles_with_its_plan_for_the_budget(pipe, shapes_bundle):
+    plan = BudgetPlan(symbols="DDbb.bD.D", theta=0.0, trend=0.5, cache_reach=0.0)
+    defaults = shapes_bundle.manifest.defaults.model_copy(update={"plans": {6: plan}})
+    bundle = Bundle(shapes_bundle.path, shapes_bundle.manifest.model_copy(update={"defaults": defaults}))
+    ax.accelerate(pipe, bundle, WithPlan(Drift(theta=0.0, trend=0.5, cache_reach=0.0), plan.symbols))
+    expected = latents(pipe)
+    ax.accelerate(pipe, bundle, "drift", budget=6)
+    assert torch.equal(latents(pipe), expected)
+    assert str(pipe.transformer.report().plan) == plan.symbols
+    latents(pipe, steps=12)  # another number of steps than the plan's
+    assert pipe.transformer.report().plan == Drift(budget=6).plan(12, (0.25, 0.5, 0.75))
+    with pytest.raises(ax.InputError, match="budget was given beside a policy"):
+        ax.accelerate(pipe, bundle, Drift(), budget=6)
+    with pytest.raises(ax.InputError, match="no policy 'drifts'"):
+        ax.accelerate(pipe, bundle, "drifts")
 
 
 def test_a_plan_of_another_length_is_refused_before_anything_is_computed(pipe, shapes_bundle):

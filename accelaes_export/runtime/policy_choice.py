@@ -1,0 +1,24 @@
+"""The policy a bundle runs: its default one or one by name, with the bundle's own options and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from accelaes_export.manifest import Manifest
+from accelaes_export.policies import Policy, for_model
+
+
+def policy_for(
+    manifest: Manifest, name: str | None = None, options: Mapping[str, Any] = MappingProxyType({})
+) -> Policy:
+    """The policy `name`, or the bundle's default, with `options`, and drift with the bundle's plan for its budget.
+
+    The bundle's default options hold for its default policy, under what is given. InputError for a name or an
+    option that doesn't exist.
+    """
+    defaults = manifest.defaults
+    if name is None or name == defaults.policy:
+        name, options = defaults.policy, defaults.policy_options | dict(options)
+    return for_model(name, options, steps=defaults.steps, buckets=manifest.sparse_fractions, plans=defaults.plans)
