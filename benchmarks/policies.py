@@ -1,6 +1,7 @@
 """Every policy on the shipped checkpoint: what it costs, and how far its pictures are from exact ones.
 
     python -m benchmarks.policies --output benchmarks/results/policies.json
+    python -m benchmarks.policies --output benchmarks/results/policies.json --times     # adds whole runs' times
     python -m benchmarks.policies --output benchmarks/results/policies.json --tables    # prints what it holds
 
 Pictures of held-out prompts, from several noises each, against the same model's 28-step dense picture and its 160-step
@@ -22,6 +23,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +31,43 @@ import numpy as np
 
 import accelaes_export as ax
 from accelaes_export.policies import Policy, options_of
-from benchmarks.policy_cases import CASES, CURVE, CURVE_THETA, DENSE, EXACT, PolicyCase
+from benchmarks.policy_cases import BUCKETS, CASES, CURVE, CURVE_THETA, DENSE, EXACT, TIMED, PolicyCase
 from benchmarks.policy_tables import tables
 from benchmarks.shapes_quality import HeldOut, attribute_accuracy, heldout
-from benchmarks.shapes_runs import console, flop_cost, machine, sample
+from benchmarks.shapes_runs import Case, console, denoise_times, flop_cost, machine, sample
 
 CHUNK = 16
 DRAWS = 1000
 
 
 class Work:
-    """Finished chunks in a folder, one file for a case, seed and chunk of prompts."""
+    """The bundles and the finished chunks in a folder: one file for a case, seed and chunk of prompts."""
 
-    def __init__(self, folder: Path, bundle: ax.Bundle, pipe: Any) -> None:
-        self._folder, self._bundle, self._pipe = folder, bundle, pipe
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bundles: dict[str, ax.Bundle] = {}
         folder.mkdir(parents=True, exist_ok=True)
+
+    def bundle(self, case: PolicyCase = DENSE, batch: int = CHUNK) -> ax.Bundle:
+        """The shipped checkpoint with the buckets and block ranges of a case, built where the folder lacks it."""
+        fractions = "" if case.buckets == BUCKETS else "".join(f"-{100 * bucket:.0f}" for bucket in case.buckets)
+        ranges = "".join(f"-{first}-{last}" for first, last in case.ranges)
+        name = f"bundle{fractions}{'-without' if ranges else ''}{ranges}{'' if batch == CHUNK else f'-batch-{batch}'}"
+        if name not in self._bundles:
+            folder = self._folder / name
+            options: dict[str, Any] = {"buckets": case.buckets, "block_ranges": case.ranges, "output": folder}
+            self._bundles[name] = (
+                ax.open(folder) if folder.is_dir() else ax.build(model="shapes", batch=batch, **options)
+            )
+        return self._bundles[name]
+
+    @cached_property
+    def _pipe(self) -> Any:
+        from accelaes_export.runtime.generate import load_pipeline
+
+        pipe = load_pipeline(self.bundle())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     def pictures(self, case: PolicyCase, prompts: Sequence[HeldOut], first: int, seed: int) -> np.ndarray:
         """[P, 48, 48, 3] in [0, 1], kept for references, with what they cost."""
@@ -73,20 +97,30 @@ class Work:
         if path.is_file():
             stored = np.load(path)
             return stored["pictures"].astype(np.float32), stored["costs"]
-        ax.accelerate(self._pipe, self._bundle, case.policy)
+        bundle = self.bundle(case)
+        ax.accelerate(self._pipe, bundle, case.policy)
         captions = [prompt.caption for prompt in prompts]
         noise = 10_000 * seed + first
-        made = sample(self._pipe, captions, case.steps, self._bundle, seed=noise, output="np")
+        made = sample(self._pipe, captions, case.steps, bundle, seed=noise, output="np")
         report = self._pipe.transformer.report()
-        costs = np.array([report.cost, flop_cost(report, self._bundle)])
+        costs = np.array([report.cost, flop_cost(report, bundle)])
         if keep or case in (DENSE, EXACT):
             _write(path, {"pictures": made.astype(np.float32), "costs": costs})
         return made, costs
 
     def _path(self, kind: str, case: PolicyCase, first: int, seed: int) -> Path:
-        rules = [options_of(case.policy), asdict(case.policy.extrapolation), _plan(case)]
-        described = json.dumps([type(case.policy).__name__, rules, case.steps], sort_keys=True)
-        return self._folder / f"{kind}-{hashlib.sha256(described.encode()).hexdigest()[:16]}-{seed}-{first}.npz"
+        return self._folder / f"{kind}-{key(case)}-{seed}-{first}.npz"
+
+
+def key(case: PolicyCase) -> str:
+    """What a case's chunks are called: another one for whatever makes other pictures."""
+    rules = [options_of(case.policy), asdict(case.policy.extrapolation), _plan(case)]
+    described: list[Any] = [type(case.policy).__name__, rules, case.steps]
+    if case.buckets != BUCKETS:
+        described.append(case.buckets)
+    if case.ranges:
+        described.append({"ranges": case.ranges})
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -115,6 +149,14 @@ def measure(work: Work, labels: Sequence[str], prompts: int, seeds: Sequence[int
         }
         for label, figures in found.items()
     }
+
+
+def times(work: Work, rounds: int) -> dict[str, Any]:
+    """Whole denoising runs of one picture, the cases in turn in every round; the machine they ran on."""
+    cases = {
+        label: Case(work.bundle(CASES[label], batch=1), CASES[label].policy, CASES[label].steps) for label in TIMED
+    }
+    return {"machine": machine(), "rounds": rounds, "rows": denoise_times(cases, rounds)}
 
 
 def psnr(errors: np.ndarray) -> float:
@@ -175,7 +217,7 @@ def _changed(policy: Policy) -> dict[str, Any]:
 
 
 def _plan(case: PolicyCase) -> str:
-    return "decided in the run" if case.policy.gate() else str(case.policy.plan(case.steps, (0.25, 0.5, 0.75)))
+    return "decided in the run" if case.policy.gate() else str(case.policy.plan(case.steps, case.buckets, case.shares))
 
 
 def main() -> None:
@@ -185,24 +227,27 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--seeds", default="1,2,3", help="one noise a prompt for each of these numbers")
     parser.add_argument("--groups", default="policies,ablations", help="of the cases in benchmarks/policy_cases.py")
+    parser.add_argument(
+        "--times", action="store_true", help="measure the time of whole runs instead; on a quiet machine"
+    )
+    parser.add_argument("--rounds", type=int, default=30, help="of --times")
     parser.add_argument("--tables", action="store_true", help="only print the tables of what --output holds")
     options = parser.parse_args()
-    if options.tables:
-        print(tables(json.loads(options.output.read_text(encoding="utf-8"))))
-        return
-    from accelaes_export.runtime.generate import load_pipeline
-
-    folder = options.work / "bundle"
-    bundle = ax.open(folder) if folder.is_dir() else ax.build(model="shapes", batch=CHUNK, output=folder)
-    pipe = load_pipeline(bundle)
-    pipe.set_progress_bar_config(disable=True)
-    groups = ["curves", *options.groups.split(",")]
-    labels = [label for label, case in CASES.items() if case.group in groups]
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-    found = measure(Work(options.work, bundle, pipe), labels, options.prompts, seeds)
-    figures = {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    figures = (
+        json.loads(options.output.read_text(encoding="utf-8")) if options.tables or options.output.exists() else {}
+    )
+    if not options.tables:
+        work = Work(options.work)
+        if options.times:
+            figures["times"] = times(work, options.rounds)
+        else:
+            groups = ["curves", *options.groups.split(",")]
+            labels = [label for label, case in CASES.items() if case.group in groups]
+            seeds = [int(seed) for seed in options.seeds.split(",")]
+            found = measure(work, labels, options.prompts, seeds)
+            figures |= {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found)}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(tables(figures))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from accelaes_export.policies import (
     RAS,
     AccelAes,
+    DeltaDiT,
     Dense,
     Drift,
     FewerSteps,
@@ -19,14 +20,30 @@ from accelaes_export.policies import (
 )
 from benchmarks.shapes_quality import RandomFocus
 
+BUCKETS = (0.25, 0.5, 0.75)  # the recipe's
+BLOCKS = 6  # L of the shipped checkpoint
+HALVES = ((0, 3), (3, 6))
+ALL_BUT_ONE = ((0, 5), (1, 6))
+FINE_BUCKETS = (0.3, 0.4, 0.5, 0.6, 0.7)  # skip ratios .3 to .7; without .5 a bundle's default policy has no bucket
+
 
 @dataclass(frozen=True)
 class PolicyCase:
-    """A policy for a number of steps. Groups: "curves" (what k is read from), "policies" and "ablations"."""
+    """A policy for a number of steps, on the bundle with these buckets and block ranges.
+
+    Groups: "curves" (what k is read from), "policies" and "ablations".
+    """
 
     policy: Policy
     steps: int = 28
     group: str = "policies"
+    buckets: tuple[float, ...] = BUCKETS
+    ranges: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of the blocks that a step without each range computes."""
+        return tuple(1 - (last - first) / BLOCKS for first, last in self.ranges)
 
 
 THETA = Drift(budget=12).extrapolation.ahead
@@ -78,6 +95,11 @@ def _policies() -> dict[str, PolicyCase]:
         "taylorseer, every 2nd, order 2": PolicyCase(TaylorSeer(interval=2, order=2)),
         "taylorseer, every 3rd, order 2": PolicyCase(TaylorSeer(interval=3, order=2)),
     }
+    cases |= {
+        f"delta-dit, {kept} of 6 blocks, every {nth}": PolicyCase(DeltaDiT(interval=int(nth[0])), ranges=ranges)
+        for kept, ranges, intervals in ((3, HALVES, ("2nd", "4th")), (1, ALL_BUT_ONE, ("2nd", "3rd", "4th")))
+        for nth in intervals
+    }
     cases |= {f"teacache, threshold {t:g}": PolicyCase(TeaCache(threshold=t)) for t in (0.1, 0.15, 0.2)}
     return cases
 
@@ -96,6 +118,8 @@ def _ablations() -> dict[str, PolicyCase]:
         ),
         "accelaes, random mask": PolicyCase(RandomFocus()),
         "accelaes, the word alone": PolicyCase(AccelAes(scope="word")),
+        "accelaes, all words alike": PolicyCase(AccelAes(scope="all")),
+        "accelaes, the other words": PolicyCase(AccelAes(scope="others")),
         "accelaes, space only": PolicyCase(AccelAes(interval=1)),
         "accelaes, never refreshed": PolicyCase(AccelAes(refresh_every=0)),
         "accelaes, p = .25": PolicyCase(AccelAes(skip_ratio=0.25)),
@@ -113,10 +137,27 @@ def _ablations() -> dict[str, PolicyCase]:
         "ras, ramped": PolicyCase(RAS(ramp=True)),
         "ras, with AesMask": PolicyCase(RAS(mask_share=0.25)),
     }
-    cases |= {f"accelaes, mask step {i}": PolicyCase(AccelAes(mask_step=i)) for i in (3, 8, 11, 15)}
+    cases |= {
+        f"accelaes, p = {p:g}".replace("0.", "."): PolicyCase(AccelAes(skip_ratio=p), buckets=FINE_BUCKETS)
+        for p in (0.3, 0.4, 0.6, 0.7)
+    }
+    cases |= {f"accelaes, mask step {i}": PolicyCase(AccelAes(mask_step=i)) for i in (3, 7, 8, 10, 11, 15)}
     return {label: replace(case, group="ablations") for label, case in cases.items()}
 
 
 CASES = {**_curves(0.0), **_curves(THETA), **_policies(), **_ablations()}
 CURVE = list(_curves(0.0))
 CURVE_THETA = list(_curves(THETA))
+# What is timed. The first is what the others are compared with.
+TIMED = (
+    "dense, 28 steps",
+    "dense, 14 steps",
+    *(f"drift, budget {budget}" for budget in (8, 10, 12, 14)),
+    "accelaes, p = .5",
+    "accelaes, p = .75",
+    "stepcache",
+    "teacache, threshold 0.15",
+    "taylorseer, every 2nd, order 1",
+    "ras, ratio .5",
+    "delta-dit, 1 of 6 blocks, every 2nd",
+)

@@ -21,6 +21,7 @@ from rich.table import Table
 import accelaes_export as ax
 from accelaes_export.bundle import Bundle
 from accelaes_export.policies.base import Policy
+from accelaes_export.profiling import policies
 from accelaes_export.runtime.generate import load_pipeline
 from benchmarks.shapes_quality import attribute_accuracy, heldout, psnr
 
@@ -138,8 +139,7 @@ def case_cost(reports: Mapping[str, Any], cases: Mapping[str, Case]) -> float:
 
 def flop_cost(report: Any, bundle: Bundle) -> float:
     """A run's counted FLOPs in dense steps."""
-    flops = bundle.manifest.bucket_flops
-    return sum(flops[step.n] for step in report.steps if step.n) / flops[bundle.manifest.contract.tokens]
+    return policies.flop_cost(report.steps, bundle.manifest.bucket_flops, bundle.manifest.range_flops)
 
 
 def pipeline_of(cases: Mapping[str, Case]) -> Any:
