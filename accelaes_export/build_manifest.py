@@ -11,7 +11,6 @@ from accelaes_export.build_plan import BuildPlan
 from accelaes_export.manifest import BackendRecord, Defaults, EngineWithout, Manifest, TransformerCall
 from accelaes_export.plugins.sparse_query_attention import NAME as PLUGIN
 from accelaes_export.plugins.sparse_query_attention import VERSION as PLUGIN_VERSION
-from accelaes_export.policies import for_model
 from accelaes_export.policies.anchors import ANCHORS
 
 
@@ -22,9 +21,6 @@ def manifest_of(plan: BuildPlan, engines: Sequence[CompiledEngine]) -> Manifest:
         engines: of the plan's parts, in their order.
     """
     recipe, engine = plan.recipe, engines[0]
-    policy = for_model(
-        recipe.policy.name, recipe.policy.options, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans
-    )
     return Manifest(
         created_by=f"accelaes-export {__version__}",
         build_key=plan.build_key,
@@ -64,7 +60,7 @@ def manifest_of(plan: BuildPlan, engines: Sequence[CompiledEngine]) -> Manifest:
             guidance=recipe.guidance,
             policy=recipe.policy.name,
             policy_options=recipe.policy.options,
-            plan=str(policy.plan(recipe.steps, recipe.buckets, [blocks.share for blocks in plan.contract.ranges])),
+            plan=str(plan.default_plan),
             plans=recipe.plans,
         ),
         bucket_flops=_bucket_flops(plan),

@@ -27,6 +27,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.graph.tensors import affinity_layers, graph_contract, layers
 from accelaes_export.manifest import Latents, Source
+from accelaes_export.policies import Plan, for_model
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.stages import stage_key
 
@@ -58,6 +59,7 @@ class BuildPlan:
     layers: int
     affinity_layers: tuple[int, ...]
     attention: Attention
+    default_plan: Plan
     weight_bytes: int
     export_key: str
     engine_key: str
@@ -197,8 +199,20 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         layers=layers(adapter, shapes),
         affinity_layers=affinity,
         attention=attention,
+        default_plan=_default_plan(recipe, contract),
         weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
         export_key=export_key,
         engine_key=engine_key,
         build_key=build_key,
     )
+
+
+def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:
+    """What the recipe's own policy does; InputError where it lacks a bucket, before anything is built."""
+    policy, shares = recipe.policy, [blocks.share for blocks in contract.ranges]
+    try:
+        return for_model(
+            policy.name, policy.options, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans
+        ).plan(recipe.steps, recipe.buckets, shares)
+    except InputError as error:
+        raise InputError(f"A bundle's default policy must run on it, and here {policy.name} can't. {error}") from error

@@ -50,6 +50,7 @@ THETA = Drift(budget=12).extrapolation.ahead
 BUDGETS = (6, 8, 10, 12, 14, 16)
 EXACT = PolicyCase(Dense(), 160, "curves")
 DENSE = PolicyCase(Dense(), 28, "curves")
+PLAN_ACCELAES = str(AccelAes().plan(28, BUCKETS))
 PLAN_12 = str(Drift(budget=12).plan(Drift(budget=12).own_steps or 28, (0.5,))).replace("a", "b")
 
 
@@ -142,6 +143,13 @@ def _ablations() -> dict[str, PolicyCase]:
         for p in (0.3, 0.4, 0.6, 0.7)
     }
     cases |= {f"accelaes, mask step {i}": PolicyCase(AccelAes(mask_step=i)) for i in (3, 7, 8, 10, 11, 15)}
+    # The same with the default plan's end, so that nothing but the mask and the steps before it differ.
+    cases |= {
+        f"accelaes, mask step {i}, the same end": PolicyCase(
+            WithPlan(AccelAes(mask_step=i), "D" * (i + 1) + PLAN_ACCELAES[i + 1 :])
+        )
+        for i in (1, 3, 8, 11, 15)
+    }
     return {label: replace(case, group="ablations") for label, case in cases.items()}
 
 

@@ -129,6 +129,10 @@ def test_another_build_needs_force_and_the_old_one_stays_until_then(folder, chec
         ({"buckets": "1.5"}, "above 1"),
         ({"buckets": "0.5,0.5"}, "twice"),
         ({"buckets": "0.5,0.51"}, "its own number below N"),
+        (
+            {"buckets": "0.25"},
+            "here accelaes can't. Skip ratio 0.5 needs the bucket",
+        ),
         ({"dtype": "bf16"}, "bf16"),
         ({"dtype": "fp8"}, "fp8"),
         ({"backend": "openvino"}, "openvino.*onnxruntime"),

@@ -11,6 +11,7 @@ import pytest
 
 import accelaes_export as ax
 from accelaes_export import policies
+from accelaes_export.quality import published
 from benchmarks.policy_tables import tables
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,57 @@ def test_the_plans_in_the_method_page_are_what_the_policies_make():
 def test_the_tables_in_the_quality_page_are_what_the_benchmark_found():
     figures = json.loads((ROOT / "benchmarks/results/policies.json").read_text(encoding="utf-8"))
     assert tables(figures) in (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+
+
+def published_table(paper, table):
+    """Markdown: the heading that labels it, and the figures as printed."""
+    arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
+    units = (f", {column.unit}" if column.unit else "" for column in table.columns)
+    heads = [f"{c.title}{unit}{arrows[c.better]}" for c, unit in zip(table.columns, units, strict=True)]
+    lines = [f"*{' '.join(filter(None, (paper.heading(table) + '.', table.remark)))}*", ""]
+    lines += [f"| {' | '.join(row)} |" for row in ([table.rows_are, *heads], ["---"] * (1 + len(heads)), *table.rows)]
+    return "\n".join(lines)
+
+
+def papers_section():
+    return (ROOT / "docs/quality.md").read_text(encoding="utf-8").partition("## What the papers report\n")[2]
+
+
+def test_the_published_ablations_in_the_quality_page_are_the_data_each_under_its_label():
+    section = papers_section()
+    ablations = [(paper, table) for paper in published.papers() for table in paper.tables if table.ablation]
+    for paper, table in ablations:
+        assert f"\n\n{published_table(paper, table)}\n\n" in section
+    # No table of the section is anything else, and none of them stands elsewhere on the page.
+    tables_there = re.findall(r"^\|[ |:-]+\|$", section, re.MULTILINE)
+    assert len(tables_there) == section.count(f"*{published.LABEL}: ") == len(ablations)
+    page = (ROOT / "docs/quality.md").read_text(encoding="utf-8")
+    assert published.LABEL not in page.removesuffix(section)
+
+
+def test_what_the_quality_page_says_of_ras_and_fewer_steps_is_in_its_table():
+    ras = next(paper for paper in published.papers() if paper.name == "RAS")
+    rows = next(table for table in ras.tables if table.number == "11").rows
+    speed, fid = next((float(row[3]), float(row[4])) for row in rows if row[:2] == ("RFlow", "10"))
+    own = [(float(row[3]), float(row[4])) for row in rows if row[:2] == ("RAS", "28")]
+    assert len(own) == 4 and all(other[0] < speed and other[1] > fid for other in own)
+    section = " ".join(papers_section().split())
+    said = "a worse FID ({:.2f} to {:.2f}) at fewer pictures a second ({:.2f} to {:.2f}) than ten plain steps"
+    extremes = (f(pair[k] for pair in own) for k in (1, 0) for f in (min, max))
+    assert f"{said.format(*extremes)} ({fid} at {speed:.2f})".replace("0.", ".") in section
+    few = {row[:3]: (row[4], row[3]) for row in rows}
+    said = "7 steps at 25 %: {} at {}, 5 plain steps: {} at {}"
+    assert said.format(*few["RAS", "7", "25.0"], *few["RFlow", "5", "100"]) in section
+
+
+def test_the_evaluation_page_lists_every_model_with_published_figures():
+    text = (ROOT / "docs/evaluate.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^\| `([\w.-]+)` \| ((?:AccelAes|RAS|DiffSparse) [^|]+) \|$", text, re.MULTILINE))
+    names = sorted({name for paper in published.papers() for table in paper.tables for name in table.recipes})
+    assert found == {
+        name: "; ".join(f"{p.name} {', '.join(t.number for t in p.tables)}" for p in published.papers_about(name))
+        for name in names
+    }
 
 
 def test_the_public_names_in_the_readme_exist():

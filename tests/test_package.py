@@ -81,6 +81,11 @@ def test_the_wheel_carries_the_recipes_and_the_shipped_checkpoint(wheel: zipfile
         assert f"accelaes_export/engines/checkpoints/shapes/{file}" in names
 
 
+def test_the_wheel_carries_the_published_figures(wheel: zipfile.ZipFile) -> None:
+    files = {f"accelaes_export/engines/published/{name}.yaml" for name in ("accelaes", "diffsparse", "ras")}
+    assert files <= set(wheel.namelist())
+
+
 def test_the_wheel_carries_the_reports_templates(wheel: zipfile.ZipFile) -> None:
     folder = ROOT / "accelaes_export" / "report" / "templates"
     files = {f"accelaes_export/report/templates/{path.name}" for path in folder.iterdir()}

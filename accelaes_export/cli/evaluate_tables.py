@@ -11,6 +11,7 @@ from rich.table import Table
 from accelaes_export.cli.timeline import timeline
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies.plan import Plan
+from accelaes_export.quality.published import LABEL, Column, papers_about
 from accelaes_export.quality.report import Interval, MetricAbout, PolicyQuality, QualityReport
 
 _WIDEST_LABEL = 24
@@ -19,7 +20,7 @@ _ARROWS = {"higher": " ↑", "lower": " ↓", "neither": ""}
 
 
 def everything(report: QualityReport, manifest: Manifest) -> Iterator[RenderableType]:
-    """The whole report, top to bottom."""
+    """The whole report, top to bottom; what papers publish of the same model stands apart, at its end."""
     for policy in report.policies:
         several = f", the first of {policy.plans}" if policy.plans > 1 else ""
         yield f"\nPlan of {policy.label}, {policy.steps} steps{several}"
@@ -35,6 +36,7 @@ def everything(report: QualityReport, manifest: Manifest) -> Iterator[Renderable
         yield f"{absent.name} was not measured: {absent.reason}; {absent.remedy}."
     for note in report.notes:
         yield f"Doubtful: {note}"
+    yield from _published(manifest.model)
 
 
 def _figures(report: QualityReport) -> Iterator[Table]:
@@ -53,6 +55,27 @@ def _figures(report: QualityReport) -> Iterator[Table]:
         for policy in report.policies:
             table.add_row(_label(policy), *_metrics(policy, some))
         yield table
+
+
+def _published(recipe: str) -> Iterator[RenderableType]:
+    """Tables of whole methods out of papers about this recipe's model, labelled; of ablations, where they stand."""
+    ablations = []
+    for paper in papers_about(recipe):
+        for published in paper.tables:
+            if published.ablation:
+                ablations.append(f"{paper.name} {published.number}")
+                continue
+            yield f"\n{paper.heading(published)}"
+            table = Table(show_lines=False)
+            for k, name in enumerate((published.rows_are, *map(_head, published.columns))):
+                table.add_column(name, justify="right" if k else "left", overflow="fold", no_wrap=not k)
+            for row in published.rows:
+                table.add_row(*row)
+            yield table
+            if published.remark:
+                yield published.remark
+    if ablations:
+        yield f"\n{LABEL}: also ablations in tables {', '.join(ablations)}, which the page of --report shows."
 
 
 def _label(policy: PolicyQuality) -> str:
@@ -74,7 +97,7 @@ def _differences(report: QualityReport, metrics: list[MetricAbout]) -> Table:
     return table
 
 
-def _head(metric: MetricAbout) -> str:
+def _head(metric: MetricAbout | Column) -> str:
     return f"{metric.title}{_ARROWS[metric.better]}" + (f"\n{metric.unit}" if metric.unit else "")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies.plan import Plan
+from accelaes_export.quality import published
 from accelaes_export.quality.report import DENSE, MetricAbout, PictureRow, PolicyQuality, QualityReport
 from accelaes_export.report.chart import Point, Scatter, Timeline, scatter
 from accelaes_export.report.formats import significant
@@ -45,6 +46,8 @@ def evaluation_page(report: QualityReport, rows: Sequence[PictureRow], folder: P
         pictures=len(rows),
         heat_gradient=HEAT_GRADIENT,
         summary=summary(report, manifest, rows),
+        published_label=published.LABEL,
+        papers=published.papers_about(manifest.model),
     )
 
 

@@ -12,6 +12,7 @@ from accelaes_export.cli.policy_options import labelled_policies
 from accelaes_export.errors import AccelAesError, InputError
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, registry
 from accelaes_export.quality.folder import read_rows
+from accelaes_export.quality.published import LABEL, papers_about
 from accelaes_export.quality.report import QualityReport
 from accelaes_export.quality.request import EvaluationRequest
 from tests.cli.conftest import Command
@@ -98,9 +99,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EvaluationRequest, Any]
 def test_by_default_all_policies_three_seeds_and_whatever_can_be_measured(
     command: Command, world: tuple[Bundle, Pictures], prompts: Path, asked: list[Any]
 ) -> None:
-    command("evaluate", world[0].path, "--prompts", prompts)
+    result = command("evaluate", world[0].path, "--prompts", prompts)
     ((request, folder),) = asked
-    assert set(request.policies) == set(registry.names())
+    assert set(request.policies) == set(registry.names()) - {"delta-dit"}
+    assert "delta-dit is left out: " in result.stderr and "built without any" in result.stderr
     assert (request.prompts, request.seeds) == (("a red star", "a blue ring"), (1, 2, 3))
     assert (request.metrics, request.steps, request.guidance, folder) == (None, None, None, Path("out/evaluation"))
 
@@ -150,7 +152,7 @@ def test_policies_that_can_not_be_read_are_one_sentence(given: str, said: str) -
         (["--metrics", "beauty"], "no metric 'beauty'"),
         (["--json", "."], "is a folder"),
         (["--checkpoint", "."], "has no model_index.json"),
-        (["-o", "prompts.txt"], "is a file"),
+        (["--policies", "dense", "-o", "prompts.txt"], "is a file"),
     ],
 )
 def test_bad_input_is_one_sentence_before_anything_is_loaded(
@@ -223,3 +225,51 @@ def test_tables_show_every_digit_however_many_metrics_and_long_labels_there_are(
         for number in (found.value, found.low, found.high):
             assert f" {number:.4g} " in text
     assert "".join(line.split("│")[1].strip() for line in lines if line.startswith("│")).count(label) >= 1
+
+
+def heads(text: str) -> list[list[str]]:
+    """The column heads of every table drawn in `text`."""
+    found: list[list[str]] = []
+    for line in text.splitlines():
+        if line.startswith("┏"):
+            found.append([""] * line.count("┳") + [""])
+        elif line.startswith("┃"):
+            found[-1] = [f"{a} {b.strip()}".strip() for a, b in zip(found[-1], line.split("┃")[1:], strict=False)]
+    return found
+
+
+def test_what_papers_publish_of_the_model_stands_apart_after_what_was_measured_and_not_in_the_summary(
+    command: Command, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = fake_world(tmp_path / "sd3", monkeypatch, model="sd3")
+    options = ["--policies", "stepcache", "--seeds", "1", "--metrics", "psnr,edges", "-o", "ev"]
+    result = command("evaluate", bundle.path, "--prompts", prompts, *options, "--report", "page.html")
+    assert result.exit_code == 0, result.stderr
+    measured, label, rest = result.stdout.partition(LABEL)
+    published = label + rest
+    # Every table is one or the other: policies are the rows of measured ones, methods of published ones.
+    assert [head[0] for head in heads(measured)] == ["policy", "policy"]
+    whole = [(p, t) for p in papers_about("sd3") for t in p.tables if not t.ablation]
+    assert [head[0] for head in heads(published)] == [table.rows_are for _, table in whole] == ["method", "method"]
+    assert "PSNR" not in published and "│ stepcache" not in published and "│ TeaCache" not in measured
+    lines = published.splitlines()
+    for paper, table in whole:
+        start = lines.index(paper.heading(table))
+        drawn = [line for line in lines[start : lines.index("", start)] if "│" in line]
+        assert [tuple(cell.strip() for cell in line.split("│")[1:-1]) for line in drawn] == list(table.rows)
+        assert table.remark in lines
+    assert f"{LABEL}: also ablations in tables RAS 6a, RAS 6c, RAS 6d, RAS 9" in " ".join(published.split())
+    summary = (tmp_path / "ev/summary.json").read_text()
+    assert not [word for word in (LABEL, "TeaCache", "0.2662") if word in summary]
+    assert LABEL in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("model", ["shapes", "sd35-medium"])
+def test_a_model_of_which_nothing_is_published_shows_nothing_published(
+    command: Command, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    bundle, _ = fake_world(tmp_path / model, monkeypatch, model=model)
+    options = ["--policies", "stepcache", "--seeds", "1", "--metrics", "psnr", "--report", "page.html"]
+    result = command("evaluate", bundle.path, "--prompts", prompts, *options)
+    assert result.exit_code == 0, result.stderr
+    assert LABEL not in result.stdout and LABEL not in (tmp_path / "page.html").read_text()

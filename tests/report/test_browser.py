@@ -33,13 +33,15 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both kinds of page, as files."""
+    """Both kinds of page, as files, and an evaluation's with published figures, unfolded."""
     folder = tmp_path_factory.mktemp("pages")
     made = rows(folder)
     texts = {
         "profile": profile_page(profile_report(), fake_manifest()),
         "evaluation": evaluation_page(quality_report(), made, folder, fake_manifest()),
     }
+    published = evaluation_page(quality_report(), made, folder, fake_manifest(model="lumina-next"))
+    texts["published"] = published.replace("<details>", "<details open>")
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in texts}
@@ -63,7 +65,7 @@ def test_the_slider_comes_to_life_and_hostile_texts_do_not(pages: dict[str, Path
     assert "hidden" not in page.all("button")[0].attributes
 
 
-@pytest.mark.parametrize("name", ["profile", "evaluation"])
+@pytest.mark.parametrize("name", ["profile", "evaluation", "published"])
 def test_nothing_is_wider_than_a_phone(pages: dict[str, Path], tmp_path: Path, name: str) -> None:
     # In a frame 360 pixels wide, without the page's policy, so that it can be asked.
     text = re.sub(r"<meta http-equiv[^>]*>", "", pages[name].read_text(encoding="utf-8"))

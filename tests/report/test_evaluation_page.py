@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from accelaes_export.errors import InputError
+from accelaes_export.quality.published import LABEL, Column, Paper, PublishedTable, papers_about
 from accelaes_export.quality.report import Interval, PictureRow
 from accelaes_export.report.evaluation_page import evaluation_page
 from accelaes_export.report.gallery import gallery
@@ -223,3 +224,50 @@ def test_a_missing_picture_is_named(tmp_path: Path, folder: Path, made: tuple[Pi
     (tmp_path / "copy" / gone).write_bytes(b"no picture")
     with pytest.raises(InputError, match="can't be read .*; run the evaluation again"):
         evaluation_page(quality_report(), made, tmp_path / "copy", fake_manifest())
+
+
+def test_published_figures_stand_in_folded_tables_of_their_own_under_their_label(
+    folder: Path, made: tuple[PictureRow, ...], page: Page
+) -> None:
+    html = evaluation_page(quality_report(), made, folder, fake_manifest(model="lumina-next"))
+    shown = Page(html)
+    assert_self_contained(shown)
+    assert shown.all("h2")[4].text == LABEL and LABEL not in page.html
+    section = next(e for e in shown.all("section") if e.attributes["aria-labelledby"] == "published")
+    assert [e.text[: len(LABEL)] for e in shown.all("p", "doubt") if section in e.around] == [LABEL]
+    folded = [e for e in shown.all("details") if section in e.around]
+    assert len(folded) == 2 and not any("open" in e.attributes for e in folded)
+    assert all(e.text.startswith(LABEL) for e in shown.all("summary") if section in e.around)
+    tables = [(paper, table) for paper in papers_about("lumina-next") for table in paper.tables]
+    found = [e for e in shown.all("table") if section in e.around]
+    assert [e.text for e in shown.all("h3") if section in e.around] == [paper.heading(table) for paper, table in tables]
+    for element, (paper, table) in zip(found, tables, strict=True):
+        assert element.around[-2] in folded
+        assert element.around[-1].attributes["aria-label"] == paper.heading(table)
+        cells = [e.text for e in shown.elements if element in e.around and e.tag in ("th", "td")]
+        width = 1 + len(table.columns)
+        assert cells[0] == table.rows_are and cells[width:] == [cell for row in table.rows for cell in row]
+    # What was measured is shown as without them, in tables that hold nothing else.
+    regions = ("Policies in figures", "Differences to dense")
+    assert [shown.rows(name) for name in regions] == [page.rows(name) for name in regions]
+    assert LABEL not in shown.all("script")[0].text
+
+
+def test_published_texts_are_shown_and_are_not_markup(
+    folder: Path, made: tuple[PictureRow, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = PublishedTable(
+        number=HOSTILE,
+        model=HOSTILE,
+        recipes=("shapes",),
+        note=HOSTILE,
+        rows_are=HOSTILE,
+        columns=(Column(title=HOSTILE, unit=HOSTILE, better="lower"),),
+        rows=((HOSTILE, "~0.10"),),
+    )
+    paper = Paper(name=HOSTILE, title=HOSTILE, year=2026, source=HOSTILE, tables=(table,))
+    monkeypatch.setattr("accelaes_export.quality.published.papers", lambda: (paper,))
+    shown = Page(evaluation_page(quality_report(), made, folder, fake_manifest()))
+    assert len(shown.all("script")) == 2 and all(e.attributes["src"] != "x" for e in shown.all("img"))
+    assert shown.rows(paper.heading(table)) == {HOSTILE: ["~0.10"]}
+    assert f"{HOSTILE}, {HOSTILE} ↓" in [e.text for e in shown.all("th")]
