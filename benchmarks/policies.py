@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import accelaes_export as ax
-from accelaes_export.policies import Policy, options_of
+from accelaes_export.policies import Extrapolation, Policy, options_of
 from benchmarks.policy_cases import BUCKETS, CASES, CURVE, CURVE_THETA, DENSE, EXACT, TIMED, PolicyCase
 from benchmarks.policy_tables import tables
 from benchmarks.shapes_quality import HeldOut, attribute_accuracy, heldout
@@ -114,8 +114,10 @@ class Work:
 
 def key(case: PolicyCase) -> str:
     """What a case's chunks are called: another one for whatever makes other pictures."""
-    rules = [options_of(case.policy), asdict(case.policy.extrapolation), _plan(case)]
-    described: list[Any] = [type(case.policy).__name__, rules, case.steps]
+    # Without what is as by default, so that a new option leaves old chunks alone.
+    ordinary = asdict(Extrapolation())
+    extrapolation = {name: v for name, v in asdict(case.policy.extrapolation).items() if v != ordinary[name]}
+    described: list[Any] = [type(case.policy).__name__, _changed(case.policy), extrapolation, _plan(case), case.steps]
     if case.buckets != BUCKETS:
         described.append(case.buckets)
     if case.ranges:

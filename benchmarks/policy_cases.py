@@ -46,7 +46,7 @@ class PolicyCase:
         return tuple(1 - (last - first) / BLOCKS for first, last in self.ranges)
 
 
-THETA = Drift(budget=12).extrapolation.ahead
+THETA = 0.3  # of dense steps and others that are compared with drift
 BUDGETS = (6, 8, 10, 12, 14, 16)
 EXACT = PolicyCase(Dense(), 160, "curves")
 DENSE = PolicyCase(Dense(), 28, "curves")
@@ -110,6 +110,10 @@ def _ablations() -> dict[str, PolicyCase]:
     T = drift.own_steps or 28
     cases = {
         "drift, without extrapolated caches": PolicyCase(replace(drift, cache_reach=0.0), T),
+        "drift, not calibrated": PolicyCase(replace(drift, calibrated=False), T),
+        "drift, budget 8, not calibrated": PolicyCase(
+            Drift(budget=8, calibrated=False), Drift(budget=8).own_steps or 28
+        ),
         "drift, θ = 0": PolicyCase(replace(drift, theta=0.0), T),
         "drift, stale tokens extrapolated": PolicyCase(replace(drift, stale_reach=None), T),
         "drift, weighted by the mask": PolicyCase(replace(drift, mask_weight=0.5), T),
@@ -132,6 +136,9 @@ def _ablations() -> dict[str, PolicyCase]:
         "stepcache, order 2": PolicyCase(StepCache(order=2)),
         "stepcache, in σ": PolicyCase(StepCache(clock="sigma")),
         "stepcache, θ": PolicyCase(StepCache(theta=THETA)),
+        "stepcache, calibrated": PolicyCase(StepCache(calibrated=True)),
+        "stepcache, 20 steps, calibrated": PolicyCase(StepCache(warmup=3, calibrated=True), 20),
+        "accelaes, p = .75, calibrated": PolicyCase(AccelAes(skip_ratio=0.75, calibrated=True)),
         "ras, no starvation control": PolicyCase(RAS(starvation=0.0)),
         "ras, no resets": PolicyCase(RAS(resets=())),
         "ras, neither": PolicyCase(RAS(starvation=0.0, resets=())),

@@ -35,6 +35,7 @@ class AccelAes(BasePolicy):
         reach: furthest a token is extrapolated, in gaps between its last two computations; 0 holds, None: no limit.
         theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
         cache_reach: furthest the background's keys and values are extrapolated, in gaps; 0: taken as they are.
+        calibrated: whether no more of a change is carried on than has come true so far in the run.
 
     Raises:
         InputError: for an option outside its range.
@@ -53,6 +54,7 @@ class AccelAes(BasePolicy):
     scope: Scope = "phrase"
     theta: float = 0.0
     cache_reach: float = 0.0
+    calibrated: bool = False
 
     name: ClassVar[str] = "accelaes"
 
@@ -71,7 +73,14 @@ class AccelAes(BasePolicy):
 
     @property
     def extrapolation(self) -> Extrapolation:
-        return Extrapolation(self.order, self.clock, self.reach, ahead=self.theta, cache_reach=self.cache_reach)
+        return Extrapolation(
+            self.order,
+            self.clock,
+            self.reach,
+            ahead=self.theta,
+            cache_reach=self.cache_reach,
+            calibrated=self.calibrated,
+        )
 
     @property
     def word_scoring(self) -> WordScoring:

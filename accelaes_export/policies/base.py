@@ -36,6 +36,9 @@ class Extrapolation:
             and at most so many gaps; 0 takes them as they are. Keeps two of everything cached.
         trend: how much of a prediction's change is carried on, 1 all of it and 0 none: its distances are multiplied by
             it. Below 1 it keeps coarse schedules from swinging.
+        calibrated: in each row no more of a change is carried on than has come true so far in the run: distances are
+            multiplied by the least-squares coefficient, 0 to 1, between what the linear form foresaw at computed
+            steps and what came; 0 until there is something to compare.
         series: order 2 is "newton", the parabola through the last three, or "taylor", with backward differences for
             derivatives (TaylorSeer).
 
@@ -50,6 +53,7 @@ class Extrapolation:
     ahead: float = 0.0
     cache_reach: float = 0.0
     trend: float = 1.0
+    calibrated: bool = False
     series: Literal["newton", "taylor"] = "newton"
 
     def __post_init__(self) -> None:
@@ -73,6 +77,8 @@ class Extrapolation:
             )
         if self.ahead and not self.order:
             raise InputError(f"theta is {self.ahead!r}, but order 0 extrapolates nothing; give order 1, or theta 0.")
+        if not isinstance(self.calibrated, bool):
+            raise InputError(f"calibrated is {self.calibrated!r}; give true or false.")
         if self.series not in SERIES:
             raise InputError(f"series is {self.series!r}; allowed are 'newton' and 'taylor': give one of them.")
 

@@ -27,6 +27,7 @@ class Drift(BasePolicy):
             theta, trend and cache_reach are where they are None: the coarser the steps, the less is extrapolated.
         theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
         trend: how much of a prediction's change is carried on, 0 to 1.
+        calibrated: whether that is cut down to what has come true so far in the run, in each row by itself.
         order: 1 extrapolates tokens linearly from their own last two predictions, 2 through three.
         clock: "step" or "sigma", what extrapolation and drift are counted in.
         stale_reach: furthest a token is extrapolated that the latest computed step left out, in gaps; 0 holds it, None:
@@ -45,6 +46,7 @@ class Drift(BasePolicy):
     budget: float | None = None
     theta: float | None = None
     trend: float | None = None
+    calibrated: bool = True
     order: int = 1
     clock: Literal["step", "sigma"] = "step"
     stale_reach: float | None = 0.0
@@ -77,6 +79,7 @@ class Drift(BasePolicy):
             stale_reach=self.stale_reach,
             ahead=tuned.theta if self.theta is None else self.theta,
             trend=tuned.trend if self.trend is None else self.trend,
+            calibrated=self.calibrated,
             cache_reach=tuned.cache_reach if self.cache_reach is None else self.cache_reach,
         )
 

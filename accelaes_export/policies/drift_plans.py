@@ -32,12 +32,12 @@ class Tuned:
 
 
 TUNED: dict[float, Tuned] = {
-    6: Tuned("DDb..D.bD.D.", theta=0.0, trend=0.3, cache_reach=0.3),
-    8: Tuned("DDDbb..b.D.bDD.", theta=0.2, trend=0.6, cache_reach=0.3),
-    10: Tuned("DDDbb.b..D.b.b.D.bDD.", theta=0.2, trend=0.7, cache_reach=0.3),
-    12: Tuned("DDD.b.b.D..bb.D.b.b.D.b.bDD.", theta=0.3, trend=0.8, cache_reach=0.5),
-    14: Tuned("DDD.b.b.D.b.b.D.b.b.D.b.b.D.b.bDD.", theta=0.3, trend=0.8, cache_reach=1.0),
-    16: Tuned("DDD.bb.D..bb.D.bb.D.bb.D.b.bD.b.bDD.", theta=0.3, trend=0.8, cache_reach=1.0),
+    6: Tuned("DDDD.b.bD.", theta=0.3, trend=1.0, cache_reach=0.5),
+    8: Tuned("DDDD.bb.D.bbD.", theta=0.3, trend=1.0, cache_reach=0.5),
+    10: Tuned("DDDbb.b..D.b.b.D.bDD.", theta=0.2, trend=1.0, cache_reach=0.3),
+    12: Tuned("DDD.b.b.D..bb.D.b.b.D.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
+    14: Tuned("DDD.b.b.D.b.b.D.b.b.D.b.b.D.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
+    16: Tuned("DDD.bb.D..bb.D.bb.D.bb.D.b.bD.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
 }
 """By budget, ascending."""
 

@@ -9,6 +9,9 @@ import torch
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
 
+MEMORY = 0.8
+"""How much of what a computed step showed of the foreseeable still counts at the next one."""
+
 
 class History:
     """The last `order` + 1 computed guided predictions of every token, with the clock values they were computed at.
@@ -18,18 +21,23 @@ class History:
 
     Args:
         order: the highest extrapolation order `at` will be asked for: 0, 1 or 2.
+        calibrated: whether computed steps are compared with what was foreseen of them.
     """
 
-    def __init__(self, order: int = 1) -> None:
+    def __init__(self, order: int = 1, *, calibrated: bool = False) -> None:
         if order not in (0, 1, 2):
             raise InputError(f"History's order is {order!r}; allowed are 0, 1 and 2: give one of them.")
         self.order = order
+        self.calibrated = calibrated and order > 0
         # Newest first. Lists, so that a dense update rotates the slots instead of copying them.
         self._predictions: list[torch.Tensor] = []  # (order + 1) x [b, N, d] fp32
         self._clocks: list[torch.Tensor] = []  # (order + 1) x [b, N] fp32
         self._count: torch.Tensor | None = None  # [b, N] int8, how many of the slots are filled
         self._drops: torch.Tensor  # [b, N] int32, computed steps since the token ran itself
         self._ran: torch.Tensor  # [b, N] fp32, the clock when it did
+        # Sums over the run of <foreseen, came> and |foreseen|^2, [b] fp32: their ratio says what came true.
+        self._agreed: torch.Tensor
+        self._foreseen: torch.Tensor
 
     def update(
         self,
@@ -58,6 +66,8 @@ class History:
                 )
             self._allocate(prediction)
         assert self._count is not None
+        if self.calibrated:
+            self._compare(focus_index, prediction, clock)
         if focus_index is None:
             self._predictions.insert(0, self._predictions.pop().copy_(prediction))
             self._clocks.insert(0, self._clocks.pop().fill_(clock))
@@ -102,15 +112,14 @@ class History:
         last = self._predictions[0]
         if extrapolation.order == 0:
             return last.clone()
-        gap = self._clocks[0] - self._clocks[1]  # [b, N]
-        # Two computations at one clock value have no slope: such a token is held.
-        linear = (self._count >= 2) & (gap != 0)
-        distance = torch.where(linear, (clock - self._clocks[0]) / torch.where(linear, gap, 1.0), 0.0)  # k / gap
+        gap, linear, distance = self._distance(clock)
         if extrapolation.reach is not None:
             distance = distance.clamp(max=extrapolation.reach)
         if extrapolation.stale_reach is not None:
             distance = torch.where(self._drops > 0, distance.clamp(max=extrapolation.stale_reach), distance)
         distance = distance * extrapolation.trend
+        if self.calibrated:
+            distance = distance * self.came_true.unsqueeze(1)
         change = last - self._predictions[1]  # [b, N, d]
         moved = last + distance.unsqueeze(-1) * change
         if extrapolation.order == 2:
@@ -125,6 +134,30 @@ class History:
             moved = moved + weight.unsqueeze(-1) * (change - ratio.unsqueeze(-1) * earlier_change)
         return torch.where((distance == 0).unsqueeze(-1), last, moved)
 
+    @property
+    def came_true(self) -> torch.Tensor:
+        """[b] fp32: how much of the changes foreseen so far came, 0 to 1; 0 while nothing could be foreseen."""
+        known = self._foreseen > 0
+        return torch.where(known, self._agreed / torch.where(known, self._foreseen, 1.0), 0.0).clamp(0, 1)
+
+    def _distance(self, clock: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[b, N] of the gap between a token's last two computations, whether it has a slope, and k / gap at `clock`."""
+        assert self._count is not None, "asked for after the first update"
+        gap = self._clocks[0] - self._clocks[1]
+        # Two computations at one clock value have no slope: such a token is held.
+        linear = (self._count >= 2) & (gap != 0)
+        return gap, linear, torch.where(linear, (clock - self._clocks[0]) / torch.where(linear, gap, 1.0), 0.0)
+
+    def _compare(self, focus_index: torch.Tensor | None, prediction: torch.Tensor, clock: float) -> None:
+        """Take in how far the linear form foresaw the tokens computed now; older steps count less and less."""
+        last = self._predictions[0]
+        foreseen = self._distance(clock)[2].unsqueeze(-1) * (last - self._predictions[1])
+        if focus_index is not None:
+            rows = focus_index.unsqueeze(-1).expand(-1, -1, prediction.shape[-1])
+            last, foreseen = last.gather(1, rows), foreseen.gather(1, rows)
+        self._agreed.mul_(MEMORY).add_((foreseen * (prediction - last)).sum(dim=(1, 2)))
+        self._foreseen.mul_(MEMORY).add_(foreseen.square().sum(dim=(1, 2)))
+
     def _allocate(self, prediction: torch.Tensor) -> None:
         b, tokens, _ = prediction.shape
         self._predictions = [torch.zeros_like(prediction) for _ in range(self.order + 1)]
@@ -132,6 +165,7 @@ class History:
         self._count = prediction.new_zeros(b, tokens, dtype=torch.int8)
         self._drops = prediction.new_zeros(b, tokens, dtype=torch.int32)
         self._ran = prediction.new_zeros(b, tokens)
+        self._agreed, self._foreseen = prediction.new_zeros(b), prediction.new_zeros(b)
 
     def estimates(self, rows: slice, clock: float) -> Estimates:
         """What is known of the tokens of some rows at `clock`; after the first update. `last` has P = 1, C = d."""

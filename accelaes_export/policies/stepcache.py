@@ -21,6 +21,7 @@ class StepCache(BasePolicy):
         order: 0 holds the last prediction, 1 is linear (the paper's), 2 quadratic.
         clock: "step" or "sigma", what the extrapolation distance is counted in.
         theta: θ, how far past each step the prediction fed to the scheduler is extrapolated, in steps.
+        calibrated: whether no more of a change is carried on than has come true so far in the run.
 
     Raises:
         InputError: for an option outside its range.
@@ -31,6 +32,7 @@ class StepCache(BasePolicy):
     order: int = 1
     clock: Literal["step", "sigma"] = "step"
     theta: float = 0.0
+    calibrated: bool = False
 
     name: ClassVar[str] = "stepcache"
 
@@ -42,7 +44,7 @@ class StepCache(BasePolicy):
     @property
     def extrapolation(self) -> Extrapolation:
         """As in Eq. 13: without a limit, since every token was computed less than one interval ago."""
-        return Extrapolation(order=self.order, clock=self.clock, ahead=self.theta)
+        return Extrapolation(order=self.order, clock=self.clock, ahead=self.theta, calibrated=self.calibrated)
 
     def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """T = 28 by default: ``DDDDD.D.D.D.D.D.D.D.D.D.D.DD``, cost 17. InputError for fewer than 2 steps."""

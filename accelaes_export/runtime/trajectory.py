@@ -104,7 +104,8 @@ class Trajectory:
         self._forget()
 
     def _forget(self) -> None:
-        self._history = History(self._run.policy.extrapolation.order)
+        extrapolation = self._run.policy.extrapolation
+        self._history = History(extrapolation.order, calibrated=extrapolation.calibrated)
         self._cache: BackgroundCache | None = None
         self._sets: _TokenSets | None = None
         self._alpha: torch.Tensor | None = None

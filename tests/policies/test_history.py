@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
-from accelaes_export.policies.history import History
+from accelaes_export.policies.history import MEMORY, History
 from tests.no_host_sync import NoHostSync
 
 torch.set_num_threads(1)
@@ -55,8 +55,8 @@ def by_token(b, N, d, steps, clock, order, reach):
     return predicted, size
 
 
-def taken_in(steps, order):
-    history = History(order)
+def taken_in(steps, order, calibrated=False):
+    history = History(order, calibrated=calibrated)
     for step in steps:
         history.update(*step)
     return history
@@ -120,6 +120,48 @@ def test_a_token_computed_once_is_held_and_one_computed_twice_is_extrapolated_li
 def test_two_computations_at_one_clock_value_hold_instead_of_dividing_by_zero():
     history = taken_in([(None, torch.zeros(1, 1, 1), 0.5), (None, torch.ones(1, 1, 1), 0.5)], 2)
     assert history.at(0.25, Extrapolation(order=2)).item() == 1.0
+
+
+def came_true(b, steps):
+    """The definition of what came true, row by row and token by token, in double precision."""
+    shares = []
+    for image in range(b):
+        known, agreed, foreseen = {}, 0.0, 0.0
+        for focus, prediction, when in steps:
+            agreed, foreseen, when = MEMORY * agreed, MEMORY * foreseen, float(np.float32(when))
+            tokens = range(prediction.shape[1]) if focus is None else focus[image].tolist()
+            for place, token in enumerate(tokens):
+                points, now = known.setdefault(token, []), prediction[image, place].double().numpy()
+                if len(points) > 1:
+                    (t0, before), (t1, last) = points[-2:]
+                    change = (when - t1) / (t1 - t0) * (last - before)
+                    agreed, foreseen = agreed + change @ (now - last), foreseen + change @ change
+                points.append((when, now))
+        shares.append(min(1.0, max(0.0, agreed / foreseen)) if foreseen else 0.0)
+    return shares
+
+
+@given(runs(), st.sampled_from([1, 2]), reaches)
+@settings(max_examples=100)
+def test_a_calibrated_history_carries_on_what_came_true_so_far_in_each_row_alone(run, order, reach):
+    b, _, _, steps, clock = run
+    plain, history = taken_in(steps, order), taken_in(steps, order, calibrated=True)
+    shares = came_true(b, steps)
+    assert history.came_true.tolist() == pytest.approx(shares, rel=1e-3, abs=1e-4)
+    found = history.at(clock, Extrapolation(reach=reach))
+    for row, share in enumerate(shares):
+        expected = plain.at(clock, Extrapolation(reach=reach, trend=share))[row]
+        assert torch.allclose(found[row], expected, atol=2e-3 * max(1.0, plain.at(clock, Extrapolation()).abs().max()))
+
+
+def test_predictions_on_a_line_are_carried_on_whole_and_ones_that_swing_are_held():
+    line = [(None, torch.tensor([[[float(t)]]]), float(t)) for t in range(5)]
+    assert taken_in(line, 1, calibrated=True).at(7.0, Extrapolation()).item() == pytest.approx(7.0)
+    swing = [(None, torch.tensor([[[float(t % 2)]]]), float(t)) for t in range(5)]
+    assert taken_in(swing, 1, calibrated=True).at(7.0, Extrapolation()).item() == 0.0
+    assert taken_in(swing, 1).at(7.0, Extrapolation()).item() == -3.0
+    # Of two predictions nobody knows yet whether the change goes on.
+    assert taken_in(line[:2], 1, calibrated=True).at(3.0, Extrapolation()).item() == 1.0
 
 
 @given(runs(), reaches, st.sampled_from([0.0, 0.5, 1.0]))
@@ -222,7 +264,7 @@ def test_half_precision_predictions_are_kept_in_single_precision():
 
 
 def test_no_operation_waits_for_the_device():
-    history = History(2)
+    history = History(2, calibrated=True)
     with NoHostSync():
         history.update(None, torch.randn(2, 4, 3), 0.0)
         history.update(torch.tensor([[0, 2], [1, 3]]), torch.randn(2, 2, 3), 1.0)

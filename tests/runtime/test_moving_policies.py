@@ -13,6 +13,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.manifest import Guidance
 from accelaes_export.patches import by_cell, patchify
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, WithPlan
+from accelaes_export.policies.history import MEMORY
 from accelaes_export.policies.moving import FLOOR
 from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.trajectory import Run
@@ -96,6 +97,7 @@ def test_moving_focus_sets_are_chosen_computed_and_cached_as_the_method_says(pol
     memory = [[[] for _ in range(N)] for _ in range(2)]  # per row and token: (step, prediction)
     cached = {entry.name: [[[] for _ in range(N)] for _ in range(2)] for entry in session.contract.cache}
     ran, drops, affinity = [0] * N, [0] * N, None
+    agreed, foreseen = [0.0, 0.0], [0.0, 0.0]  # per row, of what the lines foresaw
     for i, symbol in enumerate(plan.symbols):
         now = conditions(denoiser, 1000 * seed + i, 2)
         got = patchify(denoiser.step(i, now), denoiser.latents).double()
@@ -129,21 +131,31 @@ def test_moving_focus_sets_are_chosen_computed_and_cached_as_the_method_says(pol
                     for place, token in enumerate(focus):
                         rows[row][token].append((i, out[name][row, :, place]))
             for row in range(2):
-                for place, token in enumerate(focus):
-                    memory[row][token].append((i, out["focus_prediction"][row, place].double()))
-                for place, token in enumerate(rest if form == "component" else ()):
-                    memory[row][token].append((i, out["background_prediction"][row, place].double()))
+                agreed[row], foreseen[row] = MEMORY * agreed[row], MEMORY * foreseen[row]
+                found = [(token, out["focus_prediction"][row, place]) for place, token in enumerate(focus)]
+                if form == "component":
+                    found += [(token, out["background_prediction"][row, place]) for place, token in enumerate(rest)]
+                for token, prediction in found:
+                    points, prediction = memory[row][token], prediction.double()
+                    if len(points) > 1:
+                        change = on_the_line(points, i, None) - points[-1][1]
+                        agreed[row] += (change * (prediction - points[-1][1])).sum().item()
+                        foreseen[row] += change.square().sum().item()
+                    points.append((i, prediction))
             ran = [i if token in focus else when for token, when in enumerate(ran)]
             drops = [0 if token in focus else dropped + 1 for token, dropped in enumerate(drops)]
             if i in policy.affinity_steps(plan):
                 affinity = out["affinity"][1].tolist()
         for row in range(2):
+            trend = rules.trend
+            if rules.calibrated:
+                trend *= min(1.0, max(0.0, agreed[row] / foreseen[row])) if foreseen[row] else 0.0
             for token in range(N):
                 reach = rules.reach
                 if drops[token] and rules.stale_reach is not None:
                     reach = rules.stale_reach if reach is None else min(reach, rules.stale_reach)
                 points = memory[row][token] if rules.order else memory[row][token][-1:]
-                expected = on_the_line(points, i + rules.ahead, reach, rules.trend)
+                expected = on_the_line(points, i + rules.ahead, reach, trend)
                 assert torch.allclose(got[row, token], expected, atol=2e-3 * max(1.0, expected.abs().max())), (i, token)
 
 
