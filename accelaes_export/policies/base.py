@@ -13,7 +13,7 @@ from accelaes_export.policies.words import WordScoring
 if TYPE_CHECKING:
     import torch
 
-    from accelaes_export.policies.history import Estimates
+    from accelaes_export.policies.estimates import Estimates
 
 ORDERS = (0, 1, 2)
 CLOCKS = ("step", "sigma")

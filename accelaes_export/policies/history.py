@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
+from accelaes_export.policies.estimates import Estimates
 
 MEMORY = 0.8
 """How much of what a computed step showed of the foreseeable still counts at the next one."""
@@ -179,22 +178,3 @@ class History:
             # Nobody knows how fast a token moves that has one prediction: it comes first.
             drift = torch.where(known, change / torch.where(known, gap, 1.0), torch.inf)
         return Estimates(last.unsqueeze(2), drift, (clock - self._ran[rows]).abs(), self._drops[rows])
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What a selector may know of b images' tokens before a SPARSE step. Views of a history: not to be written to.
-
-    Attributes:
-        last: the latest estimated prediction [b, N, P, C] fp32, every token's own last one, as the channels of each of
-            its P latent cells.
-        drift: norm of the change between a token's last two predictions, per unit of the clock [b, N] fp32; inf where
-            there are no two. None: the history keeps one (order 0).
-        age: time on the clock since the token ran [b, N] fp32.
-        drops: computed steps since the token ran [b, N] int32.
-    """
-
-    last: torch.Tensor
-    drift: torch.Tensor | None
-    age: torch.Tensor
-    drops: torch.Tensor

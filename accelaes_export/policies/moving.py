@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from accelaes_export.errors import InputError
-from accelaes_export.policies.history import Estimates
+from accelaes_export.policies.estimates import Estimates
 from accelaes_export.policies.selection import focus_count, focus_mask, top_tokens
 
 FLOOR = 1e-3

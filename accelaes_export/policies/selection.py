@@ -7,7 +7,7 @@ import math
 import torch
 
 from accelaes_export.errors import InputError
-from accelaes_export.policies.history import Estimates
+from accelaes_export.policies.estimates import Estimates
 
 
 def top_tokens(score: torch.Tensor, n: int) -> torch.Tensor:

@@ -16,7 +16,8 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
 from accelaes_export.progress import BuildProgress, Silent, Stage
 from accelaes_export.quality.folder import SUMMARY, EvaluationFolder, picture_name
-from accelaes_export.quality.metrics import Metric, Sample, load_metrics
+from accelaes_export.quality.metric_names import load_metrics
+from accelaes_export.quality.metrics import Metric, Sample
 from accelaes_export.quality.report import DENSE, PictureRow, QualityReport, Words
 from accelaes_export.quality.request import EvaluationRequest
 

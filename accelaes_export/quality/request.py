@@ -13,7 +13,7 @@ from accelaes_export.manifest import Manifest
 from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
-from accelaes_export.quality.metrics import check_names
+from accelaes_export.quality.metric_names import check_names
 from accelaes_export.quality.report import DENSE
 from accelaes_export.runtime.policy_choice import policy_for
 

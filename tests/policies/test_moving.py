@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
-from accelaes_export.policies.history import Estimates, History
+from accelaes_export.policies.estimates import Estimates
+from accelaes_export.policies.history import History
 from accelaes_export.policies.moving import FLOOR, LargestDrift, RegionAdaptive
 from tests.no_host_sync import NoHostSync
 

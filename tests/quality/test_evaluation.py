@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from accelaes_export.bundle import Bundle
+from accelaes_export.contract import BlockRange
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Source
 from accelaes_export.policies import named
@@ -244,9 +245,13 @@ def test_a_bundle_of_random_weights_has_no_pictures_to_compare(tmp_path: Path) -
 def test_by_default_every_policy_is_there_that_the_bundle_can_have() -> None:
     from accelaes_export.policies import registry
 
-    found, impossible = possible_policies(fake_manifest(), None)
-    assert set(found) == set(registry.names()) and not impossible
     contract = fake_manifest().contract
+    found, impossible = possible_policies(fake_manifest(), None)
+    assert set(found) == set(registry.names()) - {"delta-dit"}
+    assert set(impossible) == {"delta-dit"} and "built without any" in impossible["delta-dit"]
+    ranges = (BlockRange(first=0, last=1, of=2, changes=()),)
+    found, impossible = possible_policies(fake_manifest(contract=contract.model_copy(update={"ranges": ranges})), None)
+    assert set(found) == set(registry.names()) and not impossible
     blind = contract.model_copy(update={"outputs": tuple(o for o in contract.outputs if o.name != "affinity")})
     found, impossible = possible_policies(fake_manifest(contract=blind), None)
     assert "accelaes" in impossible and "no text" in impossible["accelaes"]

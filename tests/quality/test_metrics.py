@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from accelaes_export.errors import InputError, MissingComponentError
-from accelaes_export.quality.metrics import BUILT_IN, Metric, check_names, load_metrics
+from accelaes_export.quality.metric_names import BUILT_IN, check_names, load_metrics
+from accelaes_export.quality.metrics import Metric
 
 CPU = torch.device("cpu")
 
