@@ -32,6 +32,7 @@ class MovingFocus:
         self._mask_step = mask_step
         self._fraction = fraction
         self._affinity: torch.Tensor | None = None
+        self._region: torch.Tensor | None = None
         self._chosen: tuple[int, torch.Tensor] | None = None  # the latest step and its focus index
 
     def score(self, estimates: Estimates, affinity: torch.Tensor | None) -> torch.Tensor:
@@ -42,6 +43,8 @@ class MovingFocus:
         """Keep `affinity` [b, N] if `i` is the mask step; any other step's is ignored."""
         if i == self._mask_step:
             self._affinity = affinity.clone()  # the caller may reuse its output buffer
+            tokens = affinity.shape[1]
+            self._region = focus_mask(top_tokens(self._affinity, focus_count(self._fraction, tokens)), tokens)
 
     def select(self, i: int, n: int, estimates: Estimates) -> torch.Tensor:
         """The focus index [b, n] of step i; a second call for the same step gets the first one's.
@@ -64,10 +67,7 @@ class MovingFocus:
 
     def region(self) -> torch.Tensor | None:
         """M [b, N] fp32 of Eq. 7 at this selector's fraction, or None where there is no mask."""
-        if self._affinity is None:
-            return None
-        tokens = self._affinity.shape[1]
-        return focus_mask(top_tokens(self._affinity, focus_count(self._fraction, tokens)), tokens)
+        return self._region
 
 
 class RegionAdaptive(MovingFocus):

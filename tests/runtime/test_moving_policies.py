@@ -186,11 +186,11 @@ def test_a_solver_of_higher_order_gets_the_prediction_of_the_step_itself():
     found = []
     for options in ({"first_order": False}, {}):
         denoiser, _ = make()
-        policy = Drift(theta=0.5)
+        policy = Drift(theta=0.5, calibrated=False)
         denoiser.start(Run(policy, policy.plan(6, BUCKETS), range(6), **options))
         found.append([denoiser.step(i, conditions(denoiser, i, 2)) for i in range(6)])
     plain, _ = make()
-    policy = Drift(theta=0.0)
+    policy = Drift(theta=0.0, calibrated=False)
     plain.start(Run(policy, policy.plan(6, BUCKETS), range(6)))
     expected = [plain.step(i, conditions(plain, i, 2)) for i in range(6)]
     assert all(torch.equal(a, b) for a, b in zip(found[0], expected, strict=True))
