@@ -47,7 +47,7 @@ class PolicyCase:
 
 
 THETA = 0.3  # of dense steps and others that are compared with drift
-BUDGETS = (6, 8, 10, 12, 14, 16)
+BUDGETS = (6, 7, 8, 9, 10, 11, 12, 13, 14, 16)  # 7, 9, 11 and 13 get plans by the rule
 EXACT = PolicyCase(Dense(), 160, "curves")
 DENSE = PolicyCase(Dense(), 28, "curves")
 PLAN_ACCELAES = str(AccelAes().plan(28, BUCKETS))

@@ -27,7 +27,7 @@ PROMPT = "an intricate red star on the left"
 
 
 def command(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner(env={"COLUMNS": "160"}).invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ import click
 @click.option(
     "--policy",
     metavar="NAME",
-    help="dense, fewer-steps, stepcache, accelaes, drift, ras, fora, taylorseer or teacache. [default: the bundle's]",
+    help="dense, fewer-steps, stepcache, accelaes, drift, ras, fora, taylorseer, teacache or delta-dit. "
+    "[default: the bundle's]",
 )
 @click.option("--steps", type=int, help="Denoising steps T. [default: the plan's or budget's, or the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
@@ -85,7 +86,8 @@ def command(
     Options that aren't given come from the bundle, then from the policy. Policies: dense computes every token at
     every step, fewer-steps the same on a shorter schedule, stepcache skips whole steps; at sparse steps accelaes
     computes the prompt's focus tokens alone, drift those that have moved farthest, ras those it finds most certain.
-    fora, taylorseer and teacache are what other papers do, to compare with. docs/method.md has every policy's options.
+    fora, taylorseer, teacache and delta-dit are what other papers do, to compare with. docs/method.md has all policies'
+    options.
 
     \b
     Examples:

@@ -18,7 +18,11 @@ SHARE = 12 / 28
 SPARSE = 0.5
 """n/N of sparse steps: the bundle's nearest bucket is taken."""
 
-DENSE_BEGINNING = 3
+COARSE = 24
+"""Schedules of fewer steps begin with four dense ones instead of three: their early steps are what breaks pictures."""
+
+FEWEST = 10
+"""T of the shortest tuned plan. In runs of fewer steps the last one is worth computing."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,23 @@ def tuned_options(budget: float | None) -> Tuned:
 
 
 def tuned_steps(budget: float) -> int:
-    """T of the tuned plan for `budget`, or what the nearest tuned plans have in proportion."""
-    if budget in TUNED:
-        return len(TUNED[budget].symbols)
-    return max(2, math.ceil(budget), math.floor(budget / SHARE + 0.5))
+    """T of the tuned plan for `budget`, or between those of its neighbours; beyond them in proportion to the last."""
+    known = sorted(TUNED)
+    nearest = min(max(budget, known[0]), known[-1])
+    low = max(one for one in known if one <= nearest)
+    high = min(one for one in known if one >= nearest)
+    share = (nearest - low) / (high - low) if high > low else 0.0
+    steps = (1 - share) * len(TUNED[low].symbols) + share * len(TUNED[high].symbols)
+    return max(2, math.ceil(budget), math.floor(steps * budget / nearest + 0.5))
 
 
 def drift_plan(steps: int, budget: float, buckets: Sequence[float]) -> str:
     """The symbols of a plan of T = `steps` steps that costs at most `budget` dense steps (but at least two).
 
     The tuned one where it has as many steps and the bundle its buckets. Otherwise what the tuned ones have in common:
-    two or three dense steps, then steps that are computed and skipped by turns, two sparse ones to a dense one, and
-    "DD." at the end: flow-matching Euler's last step begins where next to no noise is left, so computing it is waste.
+    up to four dense steps, then steps that are computed and skipped by turns, two sparse ones to a dense one, and "D."
+    or "DD." at the end: flow-matching Euler's last step begins where next to no noise is left, so computing it is
+    waste.
 
     Args:
         buckets: the bundle's fractions n/N below 1, ascending; with none, steps are dense or skipped.
@@ -81,9 +90,12 @@ def drift_plan(steps: int, budget: float, buckets: Sequence[float]) -> str:
     letters = {_LETTERS[symbol]: symbol for symbol in tuned if symbol in _LETTERS}
     if len(tuned) == steps and all(any(abs(own - n) < 1e-6 for own in buckets) for n in letters):
         return tuned.translate({ord(symbol): bucket_letter(n, buckets) for n, symbol in letters.items()})
-    beginning = min(DENSE_BEGINNING, steps, max(2, math.floor(budget / 3)))
+    coarse = steps < COARSE
+    beginning = min(4 if coarse else 3, steps, max(2, math.floor(0.8 * budget)))
     rest, left = steps - beginning, max(budget - beginning, 0.0)
-    ending = "DD." if left >= 4 and rest >= 8 and left < rest - 1 else ""
+    ending = "D." if coarse else "DD."
+    if steps < FEWEST or left < 2 * ending.count("D") or rest < 8 - 4 * coarse or left >= rest - 1:
+        ending = ""
     rest, left = rest - len(ending), left - ending.count("D")
     dense, sparse, letter = _counts(rest, left, buckets)
     computed = dense + sparse

@@ -123,8 +123,20 @@ def test_drift_makes_a_plan_within_its_budget_for_any_run(T, budget, buckets):
         assert plan.cost >= min(max(budget, 2) - max(smallest, 1 - smallest), T - 1), "what it may cost is spent"
     longest = max(map(len, re.findall(r"\.+", str(plan))), default=0)
     computed = sum(step.computed for step in plan)
-    # Three steps at the beginning and two at the end aside.
-    assert longest <= math.ceil(T / max(computed - 5, 1)), "skips are spread"
+    # Four steps at the beginning and two at the end aside.
+    assert longest <= math.ceil(T / max(computed - 6, 1)), "skips are spread"
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [(7, "DDDD.b.D.bD."), (9, "DDDD.b.D.b.b.D.bD."), (13, "DDD..b.D.b.b.D.b.b.D.b.b.D.bDD.")],
+)
+def test_between_the_tuned_budgets_a_coarse_schedule_begins_with_four_dense_steps_and_a_finer_one_with_three(
+    budget, expected
+):
+    policy = Drift(budget=budget)
+    plan = policy.plan(policy.own_steps, BUCKETS)
+    assert (str(plan), plan.cost) == (expected, budget)
 
 
 @pytest.mark.parametrize("budget", TUNED)
