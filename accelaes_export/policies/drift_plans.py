@@ -93,8 +93,8 @@ def drift_plan(steps: int, budget: float, buckets: Sequence[float]) -> str:
     coarse = steps < COARSE
     beginning = min(4 if coarse else 3, steps, max(2, math.floor(0.8 * budget)))
     rest, left = steps - beginning, max(budget - beginning, 0.0)
-    ending = "D." if coarse else "DD."
-    if steps < FEWEST or left < 2 * ending.count("D") or rest < 8 - 4 * coarse or left >= rest - 1:
+    ending, room = ("D.", 4) if coarse else ("DD.", 8)
+    if steps < FEWEST or rest < room or not 2 * ending.count("D") <= left < rest - 1:
         ending = ""
     rest, left = rest - len(ending), left - ending.count("D")
     dense, sparse, letter = _counts(rest, left, buckets)
