@@ -118,6 +118,7 @@ def test_what_is_not_installed_is_named_with_the_command_that_mends_it(monkeypat
 @pytest.fixture
 def fake_lpips(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """torchvision's weights enumeration and torchmetrics' network as stand-ins; the file its weights would lie in."""
+    pytest.importorskip("torchmetrics.image")  # before the stand-ins, which it would look at when it is imported first
 
     class Network(torch.nn.Module):
         def __init__(self, net_type: str, normalize: bool) -> None:
