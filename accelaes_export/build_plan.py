@@ -209,10 +209,9 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
 
 def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:
     """What the recipe's own policy does; InputError where it lacks a bucket, before anything is built."""
-    policy, shares = recipe.policy, [blocks.share for blocks in contract.ranges]
+    name, options = recipe.policy.name, recipe.policy.options
     try:
-        return for_model(
-            policy.name, policy.options, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans
-        ).plan(recipe.steps, recipe.buckets, shares)
+        policy = for_model(name, options, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans)
+        return policy.plan(recipe.steps, recipe.buckets, contract.shares)
     except InputError as error:
-        raise InputError(f"A bundle's default policy must run on it, and here {policy.name} can't. {error}") from error
+        raise InputError(f"A bundle's default policy must run on it, and here {name} can't. {error}") from error

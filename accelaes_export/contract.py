@@ -128,6 +128,11 @@ class GraphContract(_Frozen):
         return 2 * self.batch if self.pairs else self.batch
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the blocks that a step without each range computes, which a plan's digits stand for."""
+        return tuple(blocks.share for blocks in self.ranges)
+
+    @property
     def text_input(self) -> str | None:
         """The first conditioning input with a text axis, [B, M, ...]; None for models without text."""
         specs = {spec.name: spec for spec in self.inputs}

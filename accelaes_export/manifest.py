@@ -240,7 +240,7 @@ class Manifest(_Record):
     @property
     def range_shares(self) -> tuple[float, ...]:
         """Share of the blocks that a step without each range computes, which a plan's digits stand for."""
-        return tuple(blocks.share for blocks in self.contract.ranges)
+        return self.contract.shares
 
     @property
     def range_flops(self) -> tuple[int, ...]:

@@ -146,11 +146,10 @@ def compare(
         if update is not None:
             update((k + 1) / len(contract.buckets), f"n = {n}")
     # The last bucket is the dense one, so `inputs` and `expected` are of all tokens.
-    for engine in manifest.without:
-        blocks = engine.contract.without
-        assert blocks is not None, "the bundle was checked when it was opened"
-        changes = _outputs(session, contract, inputs, [spec.name for spec in blocks.changes], contract.tokens)
-        given = {spec.name: {**inputs, **changes}[spec.name] for spec in engine.contract.inputs}
+    names = [spec.name for blocks in contract.ranges for spec in blocks.changes]
+    known = {**inputs, **_outputs(session, contract, inputs, names, contract.tokens)} if names else inputs
+    for blocks, engine in zip(contract.ranges, manifest.without, strict=True):
+        given = {spec.name: known[spec.name] for spec in engine.contract.inputs}
         found = _outputs(session, engine.contract, given, expected, contract.tokens)
         kind = f"diffusers, blocks {blocks.label} left out"
         results.append(_parity(found, expected, contract.tokens, kind, contract.dtype))

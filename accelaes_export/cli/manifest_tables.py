@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from accelaes_export.bundle import Bundle
+from accelaes_export.cli.policy_options import run_steps
 from accelaes_export.cli.progress import readable_size
 from accelaes_export.contract import GraphContract, TensorSpec
 from accelaes_export.errors import InputError
@@ -109,7 +110,7 @@ def budgets(manifest: Manifest) -> Table:
     for budget in listed_budgets(defaults.steps, defaults.plans):
         try:
             policy = policy_for(manifest, Drift.name, {"budget": budget})
-            plan = policy.plan(policy.own_steps or defaults.steps, manifest.sparse_fractions)
+            plan = policy.plan(run_steps(manifest, policy, None), manifest.sparse_fractions)
         except InputError:  # not with the default policy's options
             continue
         far = policy.extrapolation

@@ -39,7 +39,7 @@ def block_ranges(
     Raises:
         InputError: a range outside the model's blocks, or of all of them.
     """
-    L = sum(len(blocks) for blocks in _lists(backbone, model))
+    L = len(_places(backbone, model))
     width = next(site.width for site in backbone.sites(model) if isinstance(site, PartSite) and site.name)
     tokens = "n" if form == "token" else latents.tokens
     found = []
@@ -81,7 +81,7 @@ class RangeChange:
     """Hooks on a range's first and last block that take what it changed in the step under way."""
 
     def __init__(self, backbone: Backbone, model: Any, blocks: BlockRange) -> None:
-        inside = _blocks(backbone, model)[blocks.first : blocks.last]
+        inside = [owner[k] for owner, k in _places(backbone, model)[blocks.first : blocks.last]]
         self._count = len(blocks.changes)
         self._before: list[torch.Tensor] = []
         self.changes: list[torch.Tensor] = []
@@ -91,7 +91,7 @@ class RangeChange:
         ]
 
     def _enter(self, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._before = _streams(block, args, kwargs)
+        self._before = _streams(inspect.signature(block.forward), args, kwargs)
 
     def _leave(self, _: Any, __: Any, output: Any) -> None:
         after = [output[1], output[0]] if isinstance(output, tuple) else [output]  # the text's comes first
@@ -134,30 +134,19 @@ class _StandIn(torch.nn.Module):
         self.changes: list[torch.Tensor] = []
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        streams = _bound(self._signature, args, kwargs)
+        streams = _streams(self._signature, args, kwargs)
         for k, change in enumerate(self.changes):
             streams[k] = streams[k] + change
         return (streams[1], streams[0]) if self._joint else streams[0]
 
 
-def _streams(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+def _streams(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The image's hidden states a block is called with and, where it has a place for them, the text's."""
-    return _bound(inspect.signature(block.forward), args, kwargs)
-
-
-def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     given = signature.bind(*args, **kwargs).arguments
     return [given[name] for name in (_IMAGE, _TEXT) if name in given]
 
 
-def _lists(backbone: Backbone, model: Any) -> list[Any]:
-    return [getattr(model, name) for name in backbone.block_lists]
-
-
 def _places(backbone: Backbone, model: Any) -> list[tuple[Any, int]]:
     """Every block as its list and its place in it, in the order they are computed in."""
-    return [(blocks, k) for blocks in _lists(backbone, model) for k in range(len(blocks))]
-
-
-def _blocks(backbone: Backbone, model: Any) -> list[Any]:
-    return [owner[k] for owner, k in _places(backbone, model)]
+    lists = (getattr(model, name) for name in backbone.block_lists)
+    return [(blocks, k) for blocks in lists for k in range(len(blocks))]

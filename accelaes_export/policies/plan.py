@@ -101,8 +101,8 @@ class Plan:
             return Step(StepKind.DENSE, 1.0)
         if symbol == ".":
             return Step(StepKind.SKIP, 0.0)
-        if symbol in self.digits:
-            return Step(StepKind.PARTIAL, self.digits[symbol], int(symbol))
+        if symbol.isdecimal():
+            return Step(StepKind.PARTIAL, self.shares[int(symbol)], int(symbol))
         return Step(StepKind.SPARSE, self.letters[symbol])
 
     def __iter__(self) -> Iterator[Step]:

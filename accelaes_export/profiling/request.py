@@ -12,6 +12,7 @@ from accelaes_export.manifest import Manifest
 from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.plan import Plan
+from accelaes_export.runtime.policy_choice import plan_for
 
 EAGER, COMPILE, DIFFUSERS, CACHE_DIT = "eager", "compile", "diffusers-caches", "cache-dit"
 PEERS = (EAGER, COMPILE, DIFFUSERS, CACHE_DIT)
@@ -72,15 +73,7 @@ class ProfileRequest:
 
     def plans(self, manifest: Manifest) -> dict[str, Plan]:
         """Every policy's plan on this bundle; InputError where it has none, or the model lacks what it needs."""
-        plans = {}
-        for policy in self.policies:
-            steps = self.steps_of(policy, manifest)
-            plans[policy.name] = plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
-            if policy.affinity_steps(plan) and "affinity" not in manifest.contract.has:
-                raise InputError(
-                    f"Policy {policy.name} needs a mask from the text, and this model has no text; leave it out."
-                )
-        return plans
+        return {p.name: plan_for(manifest, p, self.steps_of(p, manifest)) for p in self.policies}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""

@@ -15,7 +15,7 @@ from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
 from accelaes_export.quality.metric_names import check_names
 from accelaes_export.quality.report import DENSE
-from accelaes_export.runtime.policy_choice import policy_for
+from accelaes_export.runtime.policy_choice import plan_for, policy_for
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -80,7 +80,7 @@ class EvaluationRequest:
         from accelaes_export.runtime.generate import pipeline_location
 
         for policy in self.all_policies.values():
-            check_policy(policy, self.steps_of(policy, bundle.manifest), bundle.manifest)
+            plan_for(bundle.manifest, policy, self.steps_of(policy, bundle.manifest))
         pipeline_location(bundle, self.checkpoint)
 
     def as_dict(self, manifest: Manifest) -> dict[str, Any]:
@@ -102,13 +102,6 @@ class EvaluationRequest:
         }
 
 
-def check_policy(policy: Policy, steps: int, manifest: Manifest) -> None:
-    """InputError where the policy has no plan of T = `steps` on this bundle, or the model lacks what it needs."""
-    plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
-    if policy.affinity_steps(plan) and "affinity" not in manifest.contract.has:
-        raise InputError(f"Policy {policy.name} needs a mask from the text, and this model has no text; leave it out.")
-
-
 def possible_policies(manifest: Manifest, steps: int | None) -> tuple[dict[str, Policy], dict[str, str]]:
     """Every policy with the bundle's or its own defaults, by name; and why this bundle can't have the others."""
     defaults = manifest.defaults
@@ -117,7 +110,7 @@ def possible_policies(manifest: Manifest, steps: int | None) -> tuple[dict[str, 
     for name in registry.names():
         try:
             policy = policy_for(manifest, name)
-            check_policy(policy, policy.own_steps or steps or defaults.steps, manifest)
+            plan_for(manifest, policy, policy.own_steps or steps or defaults.steps)
         except InputError as error:
             impossible[name] = str(error)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from accelaes_export.contract import (
     TIMESTEP,
     TOKEN_WEIGHTS,
     BlockRange,
+    TensorSpec,
 )
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.runtime.buffers import StepBuffers
@@ -89,24 +90,23 @@ class EngineCalls:
         self._session.run(inputs, outputs)
         return outputs
 
-    def run_without(self, now: Conditions, changes: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The step that leaves out the range whose `changes` these are: the prediction [B, N, w], in a buffer that
-        the next call of this kind writes over."""
-        contract = self._session.contract
-        sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
-        shape = contract.output_shapes(sizes)[FOCUS_PREDICTION]
-        prediction = self._buffers.empty(FOCUS_PREDICTION, shape, self._dtypes[FOCUS_PREDICTION])
-        self._session.run({**self._conditions(now, sizes["M"]), **changes}, {FOCUS_PREDICTION: prediction})
-        return prediction
+    def run_without(self, now: Conditions, blocks: BlockRange) -> torch.Tensor:
+        """The step that leaves `blocks` out, with what they changed at the last dense step: the prediction [B, N, w],
+        in a buffer that the next call of this kind writes over."""
+        inputs = {**self._conditions(now, self.text_tokens(now)), **self.changes(now, blocks)}
+        outputs = self._whole(now, [spec for spec in self._session.contract.outputs if spec.name == FOCUS_PREDICTION])
+        self._session.run(inputs, outputs)
+        return outputs[FOCUS_PREDICTION]
 
     def changes(self, now: Conditions, blocks: BlockRange) -> dict[str, torch.Tensor]:
         """Buffers for what `blocks` change in a dense step of `now`."""
+        return self._whole(now, blocks.changes)
+
+    def _whole(self, now: Conditions, specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
+        """Buffers by name, sized for a step of all N tokens."""
         contract = self._session.contract
         sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
-        return {
-            spec.name: self._buffers.empty(spec.name, spec.sized(sizes), self._dtypes[spec.name])
-            for spec in blocks.changes
-        }
+        return {s.name: self._buffers.empty(s.name, s.sized(sizes), self._dtypes[s.name]) for s in specs}
 
     def _conditions(self, now: Conditions, M: int) -> dict[str, torch.Tensor]:
         """The inputs that the pipeline brings, with a text of M tokens."""

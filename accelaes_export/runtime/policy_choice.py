@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
-from accelaes_export.policies import Policy, for_model
+from accelaes_export.policies import Plan, Policy, for_model
 
 
 def policy_for(
@@ -22,3 +23,11 @@ def policy_for(
     if name is None or name == defaults.policy:
         name, options = defaults.policy, defaults.policy_options | dict(options)
     return for_model(name, options, steps=defaults.steps, buckets=manifest.sparse_fractions, plans=defaults.plans)
+
+
+def plan_for(manifest: Manifest, policy: Policy, steps: int) -> Plan:
+    """The policy's plan of T = `steps`; InputError where it has none, or the model lacks the text it needs."""
+    plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
+    if policy.affinity_steps(plan) and "affinity" not in manifest.contract.has:
+        raise InputError(f"Policy {policy.name} needs a mask from the text, and this model has no text; leave it out.")
+    return plan

@@ -170,7 +170,7 @@ class Trajectory:
         """Compute every token without a range of blocks, which adds what it did at the last dense step: [B, N, w]."""
         left_out = self._run.plan[i].left_out
         assert left_out is not None, "a partial step says which range it leaves out"
-        tokens = self._calls.run_without(now, self._calls.changes(now, self._ranges[left_out]))
+        tokens = self._calls.run_without(now, self._ranges[left_out])
         self._history.update(None, tokens.float(), self._run.clock[i])
         return tokens
 
