@@ -33,9 +33,10 @@ _VERSION_BOUND = ("tensorrt", "tensorrt-rtx")
 class Bundle:
     """An opened bundle: its folder, its manifest, and one session that all its users share."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, cuda_graphs: bool = True) -> None:
         self.path = path
         self.manifest = manifest
+        self._cuda_graphs = cuda_graphs
         self._session: Session | None = None
         self._lock = threading.Lock()
 
@@ -52,7 +53,7 @@ class Bundle:
             if self._session is None:
                 self.check_fit()
                 folders = {folder: self.path / folder for folder in ("", *(e.folder for e in self.manifest.without))}
-                self._session = open_engines(self.manifest, folders)
+                self._session = open_engines(self.manifest, folders, cuda_graphs=self._cuda_graphs)
             return self._session
 
     def check(self) -> None:
@@ -76,11 +77,12 @@ class Bundle:
                 )
 
 
-def open_engines(manifest: Manifest, folders: Mapping[str, Path]) -> Session:
+def open_engines(manifest: Manifest, folders: Mapping[str, Path], *, cuda_graphs: bool = True) -> Session:
     """A session of all the engines a manifest tells of.
 
     Args:
         folders: where each engine's files are, by its folder in the bundle, "" for the focus step's.
+        cuda_graphs: see `open_bundle`.
 
     Raises:
         BundleError, MissingComponentError: as `Backend.open`.
@@ -92,19 +94,25 @@ def open_engines(manifest: Manifest, folders: Mapping[str, Path]) -> Session:
 
     def opened(folder: str, contract: GraphContract, files: tuple[str, ...]) -> Session:
         return backend(record.name).open(
-            folders[folder], contract, files, versions=record.versions, targets=record.targets
+            folders[folder],
+            contract,
+            files,
+            versions=record.versions,
+            targets=record.targets,
+            cuda_graphs=cuda_graphs,
         )
 
     full = opened("", manifest.contract, record.files)
     return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in manifest.without])
 
 
-def open_bundle(path: str | Path, check_hashes: bool = True) -> Bundle:
+def open_bundle(path: str | Path, check_hashes: bool = True, *, cuda_graphs: bool = True) -> Bundle:
     """Open the bundle in folder `path`.
 
     Args:
         path: the folder that `build` wrote.
         check_hashes: read every file once and compare its SHA-256; sizes are compared in any case.
+        cuda_graphs: on GPUs, capture a run's engine calls as CUDA graphs, for it and later runs to replay.
 
     Raises:
         InputError: `path` is no folder.
@@ -117,7 +125,7 @@ def open_bundle(path: str | Path, check_hashes: bool = True) -> Bundle:
     manifest = read_manifest(folder)
     for name, record in manifest.files.items():
         check_file(folder, name, record, hashed=check_hashes)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, cuda_graphs=cuda_graphs)
 
 
 def read_manifest(folder: Path) -> Manifest:

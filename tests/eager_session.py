@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
+from accelaes_export.backends.workspace import Workspace, Workspaces
 from accelaes_export.graph.focus_step import FocusStep
 
 
@@ -16,9 +17,15 @@ class EagerSession:
         self.contract = step.contract
         self.device = torch.device("cpu")
         self.calls: list[tuple[int, int]] = []
+        self.workspaces = Workspaces(self.device)
         self._step = step
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         specs = {spec.name: spec for spec in self.contract.inputs}
         assert set(inputs) == set(specs)
         B = inputs["hidden_states"].shape[0]

@@ -17,7 +17,7 @@ CONFIG = tiny_config(num_layers=2)
 class Watched(EagerSession):
     """Remembers the focus index of every call."""
 
-    def run(self, inputs, outputs):
+    def run(self, inputs, outputs, workspace=None):
         self.focus = [*getattr(self, "focus", []), inputs["focus_index"].clone()]
         super().run(inputs, outputs)
 

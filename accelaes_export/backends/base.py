@@ -12,6 +12,8 @@ from accelaes_export.contract import GraphContract
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.backends.workspace import Workspace, Workspaces
+
 Weights = Literal["engine", "inputs"]
 Attention = Literal["native", "plugin"]
 Progress = Callable[[str, float | None], None]
@@ -125,16 +127,26 @@ class KernelTime:
 
 
 class Session(Protocol):
-    """An opened engine. Safe to share between threads; holds no per-image state."""
+    """An opened engine. Safe to share between threads; holds no per-image state.
+
+    `workspaces` are for runs on it, one after the other.
+    """
 
     contract: GraphContract
     device: torch.device
+    workspaces: Workspaces
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         """One focus step: read `inputs`, write into the given `outputs`.
 
         Tensors are contiguous, on `device`, named and shaped as the contract says; n and m follow from the
-        shapes. Outputs left out of the mapping are not copied anywhere. Raises InputError for a bucket,
+        shapes. Outputs left out of the mapping are not copied anywhere. `workspace` is the one that all these tensors
+        are of, or None: only calls with one are worth a CUDA graph. Raises InputError for a bucket,
         batch or text length the engine was not built for.
 
         A session that can tell where its time goes has a second method, `kernel_times(inputs, outputs, calls)`: the
@@ -171,6 +183,7 @@ class Backend(Protocol):
         device: str | None = None,
         versions: Mapping[str, str] | None = None,
         targets: tuple[str, ...] = (),
+        cuda_graphs: bool = True,
     ) -> Session:
         """Open the engine `files` in a bundle's `folder`.
 
@@ -178,6 +191,7 @@ class Backend(Protocol):
             device: "cpu", "cuda" or "cuda:1"; None takes the best this backend finds here.
             versions, targets: what the manifest says the engine was built with and for. Only used to explain:
                 an engine that doesn't open is blamed on the difference, with both sides named.
+            cuda_graphs: capture a workspace's calls as CUDA graphs, where the format can.
 
         Raises BundleError for an engine that doesn't fit the contract, this library or this GPU, and
         MissingComponentError, saying what would mend it, for a library or device that isn't here.

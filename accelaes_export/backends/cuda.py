@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -37,12 +38,19 @@ class Cuda(Protocol):
     def stream(self) -> Any:
         """A context manager giving a stream that follows the caller's and that the caller's follows afterwards."""
 
+    def caller(self) -> Stream:
+        """The stream that torch enqueues on now."""
+        ...
+
     def allocate(self, nbytes: int) -> torch.Tensor:
         """Uninitialised device memory; it lives as long as the tensor."""
         ...
 
     def capture(self, launch: Callable[[Stream], None]) -> Graph:
-        """Record what `launch` enqueues, without running it. RuntimeError where CUDA refuses."""
+        """Record what `launch` enqueues, without running it or waiting. RuntimeError where CUDA refuses.
+
+        What `launch` allocates must be of no use after it: all graphs of a device work in the same memory.
+        """
         ...
 
     def current(self) -> Any:
@@ -57,7 +65,6 @@ class TorchCuda:
         major, minor = torch.cuda.get_device_capability(device)
         self.compute_capability = f"sm{major}{minor}"
         self._side = torch.cuda.Stream(device)
-        self._capturing = threading.Lock()
 
     @classmethod
     def on(cls, device: str | None) -> TorchCuda:
@@ -96,25 +103,61 @@ class TorchCuda:
     def allocate(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
+    def caller(self) -> torch.cuda.Stream:
+        return torch.cuda.current_stream(self.device)
+
     def capture(self, launch: Callable[[Stream], None]) -> Graph:
-        graph = torch.cuda.CUDAGraph()
-        # Only this thread's calls are restricted while it captures; other threads' allocations stay legal.
-        with (
-            self._capturing,
-            torch.cuda.device(self.device),
-            torch.cuda.graph(graph, stream=torch.cuda.Stream(self.device), capture_error_mode="thread_local"),
-        ):
-            launch(torch.cuda.current_stream(self.device))
-        return _TorchGraph(graph)
+        return _graph_memory(self.device.index).capture(launch)
 
     def current(self) -> Any:
         return torch.cuda.device(self.device)
 
 
+class _GraphMemory:
+    """The memory that all CUDA graphs of a device work in, whichever session they are of.
+
+    Otherwise every bucket's graph would keep that bucket's activations for ever. What a graph leaves there is of no use
+    to anybody, but two graphs must not work in it at the same time: on different streams they take turns.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._device = torch.device("cuda", index)
+        self._stream = torch.cuda.Stream(self._device)
+        self._pool = torch.cuda.graph_pool_handle()
+        self._lock = threading.Lock()
+        self._last: Stream | None = None  # where a graph was enqueued last
+
+    def capture(self, launch: Callable[[Stream], None]) -> Graph:
+        """See `Cuda.capture`. torch.cuda.graph would wait for the device and give all free memory back."""
+        graph = torch.cuda.CUDAGraph()
+        with self._lock, torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            # Only this thread's calls are restricted while it captures; other threads' allocations stay legal.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                launch(self._stream)
+            finally:
+                graph.capture_end()
+        return _TorchGraph(graph, self)
+
+    def replay(self, graph: torch.cuda.CUDAGraph, stream: Any) -> None:
+        with self._lock:
+            if self._last is not None and self._last.cuda_stream != stream.cuda_stream:
+                stream.wait_event(self._last.record_event())
+            with torch.cuda.stream(stream):
+                graph.replay()
+            self._last = stream
+
+
+@cache
+def _graph_memory(index: int) -> _GraphMemory:
+    """One a device, as its memory is."""
+    return _GraphMemory(index)
+
+
 class _TorchGraph:
-    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+    def __init__(self, graph: torch.cuda.CUDAGraph, memory: _GraphMemory) -> None:
         self._graph = graph
+        self._memory = memory
 
     def replay(self, stream: Stream) -> None:
-        with torch.cuda.stream(stream):  # type: ignore[arg-type]
-            self._graph.replay()
+        self._memory.replay(self._graph, stream)

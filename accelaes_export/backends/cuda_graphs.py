@@ -1,14 +1,17 @@
-"""Which calls are worth a CUDA graph, and the graphs captured so far."""
+"""Calls on a workspace's tensors, captured the first time and replayed from then on."""
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from accelaes_export.backends.cuda import Cuda, Graph, Stream
 from accelaes_export.errors import AccelAesError
+
+if TYPE_CHECKING:
+    from accelaes_export.backends.cuda import Cuda, Stream
+    from accelaes_export.backends.workspace import Workspace
 
 GraphT = TypeVar("GraphT")
 
@@ -16,35 +19,21 @@ GraphT = TypeVar("GraphT")
 class GraphCache(Generic[GraphT]):
     """The graphs of the most recent calls, keyed by shapes and addresses.
 
-    A call is worth capturing when it comes back: a caller whose tensors move at every step would pay for
-    captures it never replays.
-
     Args:
         capacity: graphs kept; the least recently used one goes.
     """
 
-    def __init__(self, capacity: int = 8) -> None:
+    def __init__(self, capacity: int = 64) -> None:
         self._capacity = capacity
         self._graphs: OrderedDict[Hashable, GraphT] = OrderedDict()
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
 
     def get(self, key: Hashable) -> GraphT | None:
         if key in self._graphs:
             self._graphs.move_to_end(key)
         return self._graphs.get(key)
 
-    def returns(self, key: Hashable) -> bool:
-        """Whether a call under `key` was seen lately; remembers this one."""
-        returned = key in self._seen
-        self._seen[key] = None
-        self._seen.move_to_end(key)
-        if len(self._seen) > 4 * self._capacity:
-            self._seen.popitem(last=False)
-        return returned
-
     def put(self, key: Hashable, graph: GraphT) -> None:
         self._graphs[key] = graph
-        self._seen.pop(key, None)
         if len(self._graphs) > self._capacity:
             self._graphs.popitem(last=False)
 
@@ -53,7 +42,7 @@ class GraphCache(Generic[GraphT]):
 
 
 class GraphedCalls:
-    """Replays calls that come back from a CUDA graph, for as long as CUDA lets it.
+    """Replays calls from CUDA graphs, for as long as CUDA lets it.
 
     Args:
         cuda: the GPU.
@@ -64,25 +53,33 @@ class GraphedCalls:
         self.wanted = wanted
         self._cuda = cuda
 
-    def find(self, graphs: GraphCache[Graph], key: Hashable) -> Graph | None:
-        """The graph of the call `key`, or None where it has to be made."""
-        return graphs.get(key) if self.wanted else None
+    def replay(self, workspace: Workspace | None, key: Hashable, stream: Stream) -> bool:
+        """Whether the call `key` on a workspace's tensors had a graph, which is then enqueued."""
+        graph = workspace.graphs.get(key) if self.wanted and workspace is not None else None
+        if graph is None or workspace is None:
+            return False
+        graph.replay(stream)
+        workspace.replays += 1
+        return True
 
     def capture(
         self,
-        graphs: GraphCache[Graph],
+        workspace: Workspace | None,
         key: Hashable,
         launch: Callable[[Stream], None],
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """After the call `key` was made: capture `launch` for the next time, if it came back and is `ready`.
+        """After the call `key` was made on a workspace's tensors: capture `launch` for the next time, where `ready`.
 
-        Only after a plain call, because the first of a kind loads kernels, which a capture doesn't allow.
+        Only after a plain call, because the first of a kind loads kernels, which a capture doesn't allow. Tensors of
+        no workspace don't come back, so their calls aren't worth it.
         """
-        if not (self.wanted and graphs.returns(key) and ready()):
+        if workspace is None or not (self.wanted and ready()):
             return
         try:
-            graphs.put(key, self._cuda.capture(launch))
+            workspace.graphs.put(key, self._cuda.capture(launch))
         except (RuntimeError, AccelAesError) as error:
             self.wanted = False
             logging.getLogger(__name__).warning("CUDA graphs are off for this session: %s", error)
+        else:
+            workspace.captures += 1

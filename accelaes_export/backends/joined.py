@@ -10,6 +10,8 @@ from accelaes_export.backends.base import Session
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.backends.workspace import Workspace
+
 
 def joined(full: Session, without: Sequence[Session]) -> Session:
     """`full`, which also takes the steps of `without`: those whose inputs have a range's changes."""
@@ -22,6 +24,7 @@ class _JoinedSession:
     def __init__(self, full: Session, without: Sequence[Session]) -> None:
         self.contract = full.contract
         self.device: torch.device = full.device
+        self.workspaces = full.workspaces
         self._full = full
         self._by_change = {
             session.contract.without.changes[0].name: session
@@ -29,10 +32,15 @@ class _JoinedSession:
             if session.contract.without is not None
         }
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         """One step; see `Session.run`."""
         change = next((name for name in self._by_change if name in inputs), None)
-        (self._full if change is None else self._by_change[change]).run(inputs, outputs)
+        (self._full if change is None else self._by_change[change]).run(inputs, outputs, workspace)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._full, name)  # what a session has beside the protocol, such as `kernel_times`

@@ -26,6 +26,8 @@ from accelaes_export.errors import AccelAesError, BundleError, InputError, Missi
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.backends.workspace import Workspace, Workspaces
+
 THREADS_VARIABLE = "ACCELAES_THREADS"
 _ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7}  # onnx.TensorProto.DataType
 _CPU_BUILD = "pip install onnxruntime"
@@ -96,8 +98,12 @@ class OnnxRuntimeBackend:
         device: str | None = None,
         versions: Mapping[str, str] | None = None,
         targets: tuple[str, ...] = (),
+        cuda_graphs: bool = True,
     ) -> OnnxRuntimeSession:
-        """See `Backend.open`; without a `device`, CUDA where ONNX Runtime and torch both have it, else the CPU."""
+        """See `Backend.open`; without a `device`, CUDA where ONNX Runtime and torch both have it, else the CPU.
+
+        ONNX Runtime's own CUDA graphs aren't used: `cuda_graphs` changes nothing.
+        """
         try:
             import onnxruntime
         except ImportError as error:
@@ -162,11 +168,17 @@ class OnnxRuntimeSession:
         self._session = session
         self._opened = opened
         self._table = TensorTable(contract, device)
+        self.workspaces = _workspaces(device)
         self._elements = {spec.name: _ELEMENT_TYPES[spec.dtype] for spec in (*contract.inputs, *contract.outputs)}
         _check_names("inputs", [s.name for s in contract.inputs], [a.name for a in session.get_inputs()])
         _check_names("outputs", [s.name for s in contract.outputs], [a.name for a in session.get_outputs()])
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         """One focus step; see `Session.run`. On CUDA the outputs are complete when it returns."""
         self._table.check(inputs, outputs)
         # An IOBinding belongs to one call, the InferenceSession to all threads.
@@ -227,6 +239,13 @@ def _device(onnxruntime: Any, asked: str | None) -> torch.device:
             f"ONNX Runtime or torch has no CUDA on this machine; it takes {_CUDA_BUILD}, or device cpu."
         )
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _workspaces(device: torch.device) -> Workspaces:
+    from accelaes_export.backends.cuda import TorchCuda
+    from accelaes_export.backends.workspace import Workspaces
+
+    return Workspaces(device, TorchCuda.on(str(device)) if device.type == "cuda" else None)
 
 
 def _threads_from_environment() -> int:

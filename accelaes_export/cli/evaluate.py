@@ -36,6 +36,7 @@ import click
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="The summary, to this file as well.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="One HTML file to look at, complete in itself.")
 @click.option("--force", is_flag=True, help="Begin anew where another evaluation lies in the folder.")
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
@@ -53,6 +54,7 @@ def command(
     as_json: Path | None,
     page: Path | None,
     force: bool,
+    cuda_graphs: bool,
     checkpoint: str | None,
 ) -> None:
     """Compare policies: every prompt and seed under each, measured against dense.
@@ -79,7 +81,7 @@ def command(
     from accelaes_export.quality.request import EvaluationRequest, possible_policies
 
     # Everything that can be wrong with the request is found before anything is loaded.
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
     manifest = opened.manifest
     for path in (as_json, page):
         if path is not None:

@@ -22,6 +22,7 @@ import click
 @click.option("--json", "as_json", type=click.Path(path_type=Path), help="Every figure, to this file.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="One HTML file to look at, complete in itself.")
 @click.option("--trace", type=click.Path(path_type=Path), help="One run of each as a Chrome trace, to this file.")
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
@@ -39,6 +40,7 @@ def command(
     as_json: Path | None,
     page: Path | None,
     trace: Path | None,
+    cuda_graphs: bool,
     checkpoint: str | None,
 ) -> None:
     """Measure a bundle here: every bucket, whole denoises by policy, and other accelerators on the same weights.
@@ -63,7 +65,7 @@ def command(
     from accelaes_export.profiling.request import ProfileRequest
 
     # Everything that can be wrong with the request is found before anything is loaded.
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
     manifest = opened.manifest
     for path in (as_json, page, trace):
         if path is not None:

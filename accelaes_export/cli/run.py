@@ -55,6 +55,7 @@ import click
     "--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown."
 )
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Plan, step times and words as JSON.")
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
@@ -79,6 +80,7 @@ def command(
     output: Path,
     mask_out: Path | None,
     trace: Path | None,
+    cuda_graphs: bool,
     checkpoint: str | None,
 ) -> None:
     """Make a picture, and say what it took: the plan, step times by kind, and the words behind the mask.
@@ -106,7 +108,7 @@ def command(
     from accelaes_export.cli.timeline import timeline
 
     # Everything that can be wrong with the request is found before the models are loaded.
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
     manifest = opened.manifest
     for path in (output, mask_out):
         run_report.require_picture_path(path, video=manifest.latents.moves)

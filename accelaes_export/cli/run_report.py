@@ -93,5 +93,7 @@ def summary(report: RunReport) -> Iterator[str]:
     """Computed token-steps against dense, and the words that drove the mask with their weights."""
     share = report.cost / report.dense_cost if report.dense_cost else 0.0
     yield f"Computed {report.cost:g} of {report.dense_cost:g} dense steps' tokens ({share:.0%})."
+    if report.graphs.captured or report.graphs.replayed:
+        yield f"CUDA graphs: {report.graphs.captured} captured, {report.graphs.replayed} calls replayed."
     for words in report.words:
         yield f"Words behind the mask: {words}"

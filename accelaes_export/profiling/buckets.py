@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.example_inputs import example_inputs
@@ -69,9 +70,10 @@ def profile_buckets(
     """All buckets, taking turns; the dense one is what the others are compared with."""
     device, buckets = session.device, session.contract.buckets
     tensors = {n: step_tensors(session, n) for n in buckets}
+    place = Workspace(session.contract.rows, device)  # all of them come back
 
     def step(n: int) -> Callable[[], None]:
-        return lambda: session.run(tensors[n].inputs, tensors[n].outputs)
+        return lambda: session.run(tensors[n].inputs, tensors[n].outputs, place)
 
     first, memory = {}, {}
     for n in buckets:  # the very first calls, smallest bucket first

@@ -17,7 +17,7 @@ from accelaes_export.profiling.report import DenoiseProfile, Runtime, StepKindTi
 from accelaes_export.profiling.spans import ENGINE, RUN, STEP, RecordedSession, Span, Spans
 from accelaes_export.profiling.timing import Timing, ratios, spread
 from accelaes_export.runtime.denoiser import Denoiser
-from accelaes_export.runtime.report import StepRecord
+from accelaes_export.runtime.report import GraphUse, StepRecord
 from accelaes_export.runtime.trajectory import Run
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class PolicyRun:
             flop_limit=limit,
             of_limit=None if against is None else against.median / limit,
             kinds=kinds,
-            runtime=runtime(self.taken, own, kinds[0].seconds.median, self.host_waits()),
+            runtime=runtime(self.taken, own, kinds[0].seconds.median, self.host_waits(), report.graphs),
         )
 
 
@@ -129,7 +129,9 @@ def step_kinds(records: Sequence[StepRecord], taken: Sequence[Sequence[Span]]) -
     )
 
 
-def runtime(taken: Sequence[Sequence[Span]], timing: Timing, dense_step: float, host_waits: int) -> Runtime:
+def runtime(
+    taken: Sequence[Sequence[Span]], timing: Timing, dense_step: float, host_waits: int, graphs: GraphUse
+) -> Runtime:
     """What the runs spent outside the engine, per step, split into the denoiser's part and the loop's around it."""
     inside, around = [], []
     for spans in taken:
@@ -144,4 +146,6 @@ def runtime(taken: Sequence[Sequence[Span]], timing: Timing, dense_step: float, 
         loop_seconds_per_step=spread(around),
         host_seconds=spread(timing.host),
         host_waits=host_waits,
+        graphs_captured=graphs.captured,
+        graphs_replayed=graphs.replayed,
     )

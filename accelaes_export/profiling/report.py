@@ -109,6 +109,7 @@ class Runtime(_Record):
         loop_seconds_per_step: of the loop around it, which stands for the pipeline: guidance, and the update.
         host_seconds: until the host had everything enqueued; on a CPU the whole time.
         host_waits: operations in one run that made the host wait for the device, counted in a run of its own.
+        graphs_captured, graphs_replayed: CUDA graphs of the last measured run; after the first run none is captured.
     """
 
     seconds_per_step: Spread
@@ -116,6 +117,8 @@ class Runtime(_Record):
     loop_seconds_per_step: Spread
     host_seconds: Spread
     host_waits: int
+    graphs_captured: int = 0
+    graphs_replayed: int = 0
 
 
 class DenoiseProfile(_Record):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from accelaes_export.backends.base import Session
+    from accelaes_export.backends.workspace import Workspace
     from accelaes_export.contract import GraphContract
 
 RUN, STEP, ENGINE = "run", "step", "engine"
@@ -81,12 +82,18 @@ class RecordedSession:
     def __init__(self, session: Session, spans: Spans) -> None:
         self.contract: GraphContract = session.contract
         self.device: torch.device = session.device
+        self.workspaces = session.workspaces
         self._session = session
         self._spans = spans
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         """See `Session.run`."""
         B = inputs[HIDDEN_STATES].shape[0]
         n = inputs[FOCUS_INDEX].shape[1] if FOCUS_INDEX in inputs else self.contract.tokens
         with self._spans.span(ENGINE, f"n = {n}", n=n, rows=B):
-            self._session.run(inputs, outputs)
+            self._session.run(inputs, outputs, workspace)

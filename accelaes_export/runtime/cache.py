@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract import GraphContract
 from accelaes_export.dtypes import torch_dtype
-from accelaes_export.runtime.buffers import StepBuffers
 
 
 @dataclass
 class _Segment:
     """Background rows of one focus count: whose they are, for when, and whether the full tensors changed since."""
 
-    index: torch.Tensor | None = None
+    chosen: object = None
     clock: float | None = None
     stale: bool = True
 
@@ -27,9 +27,11 @@ class _Segment:
 class _Earlier:
     """Every token's second-last cached tensors, and when its last two were made."""
 
-    def __init__(self, full: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, full: Mapping[str, torch.Tensor], workspace: Workspace) -> None:
         some = next(iter(full.values()))
-        self.tensors = {name: torch.zeros_like(tensor) for name, tensor in full.items()}
+        self.tensors = {
+            name: workspace.zeros(f"earlier {name}", tuple(tensor.shape), tensor.dtype) for name, tensor in full.items()
+        }
         self._made = [torch.zeros(some.shape[0], some.shape[2], device=some.device) for _ in range(2)]  # latest first
         self._count = torch.zeros_like(self._made[0], dtype=torch.int8)
 
@@ -69,24 +71,25 @@ class BackgroundCache:
 
     Args:
         contract: the graph's tensor table.
-        rows: B, guidance pairs included.
-        device: where they are.
+        workspace: where the tensors are; its rows are B, guidance pairs included.
         reach: cached tensors are extrapolated, at most so many gaps between a token's last two; 0: as they are, and
             one of each is kept.
     """
 
-    def __init__(self, contract: GraphContract, rows: int, device: torch.device, reach: float = 0.0) -> None:
+    def __init__(self, contract: GraphContract, workspace: Workspace, reach: float = 0.0) -> None:
         self._entries = contract.cache
         self._dtype = dtype = torch_dtype(contract.dtype)
-        self._buffers = StepBuffers(device)
+        self._workspace = workspace
         self._segments: dict[int, _Segment] = {}  # by m
         # Zeros: what memory held before may be no numbers, and times 0 they would still be none.
         self.full = {
-            entry.name: torch.zeros((rows, entry.heads, contract.tokens, entry.head_dim), device=device, dtype=dtype)
+            entry.name: workspace.zeros(
+                f"all {entry.name}", (workspace.rows, entry.heads, contract.tokens, entry.head_dim), dtype
+            )
             for entry in contract.cache
         }
         self._reach = reach
-        self._earlier = _Earlier(self.full) if reach and self.full else None
+        self._earlier = _Earlier(self.full, workspace) if reach and self.full else None
 
     def invalidate(self) -> None:
         """Call after the full tensors were written: gathered rows are out of date."""
@@ -110,7 +113,7 @@ class BackgroundCache:
     def fresh(self, n: int) -> dict[str, torch.Tensor]:
         """Buffers [B, Hkv, n, hd] for what a sparse step makes anew."""
         return {
-            name: self._buffers.empty(name, (full.shape[0], full.shape[1], n, full.shape[3]), self._dtype)
+            name: self._workspace.empty(name, (full.shape[0], full.shape[1], n, full.shape[3]), self._dtype, slot=n)
             for name, full in self.full.items()
         }
 
@@ -126,8 +129,15 @@ class BackgroundCache:
             self._earlier.made(focus_index, clock)
         self.invalidate()
 
-    def background(self, background_index: torch.Tensor, clock: float = 0.0) -> dict[str, torch.Tensor]:
-        """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m] for `clock`; m may be 0."""
+    def background(
+        self, background_index: torch.Tensor, clock: float = 0.0, chosen: object = None
+    ) -> dict[str, torch.Tensor]:
+        """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m] for `clock`; m may be 0.
+
+        `chosen` stands for the choice of these tokens: as long as it is the same object they are the same ones. Without
+        it that is the index itself.
+        """
+        chosen = background_index if chosen is None else chosen
         B, m = background_index.shape
         segment = self._segments.setdefault(m, _Segment())
         rows: dict[int, torch.Tensor] = {}  # by head count: one index serves every layer
@@ -139,9 +149,9 @@ class BackgroundCache:
         for entry in self._entries:
             full = self.full[entry.name]
             heads, N, hd = full.shape[1:]
-            target = self._buffers.empty(f"{entry.name}_bg", (B, heads, m, hd), self._dtype)
+            target = self._workspace.empty(f"{entry.name}_bg", (B, heads, m, hd), self._dtype, slot=m)
             inputs[f"{entry.name}_bg"] = target
-            if not m or not (segment.stale or background_index is not segment.index):
+            if not m or not (segment.stale or chosen is not segment.chosen):
                 continue
             if heads not in rows:
                 base = torch.arange(B * heads, device=full.device).reshape(B, heads, 1) * N
@@ -149,9 +159,9 @@ class BackgroundCache:
             # Whole hd-wide rows are copied: several times faster than an elementwise gather.
             torch.index_select(full.view(-1, hd), 0, rows[heads], out=target.view(-1, hd))
             if self._earlier is not None and distance is not None:
-                earlier = self._buffers.empty("earlier", (B, heads, m, hd), self._dtype)
+                earlier = self._workspace.empty("earlier rows", (B, heads, m, hd), self._dtype, slot=m)
                 before = self._earlier.tensors[entry.name]
                 torch.index_select(before.view(-1, hd), 0, rows[heads], out=earlier.view(-1, hd))
                 target.add_(torch.sub(target, earlier, out=earlier).mul_(distance))
-        segment.index, segment.clock, segment.stale = background_index, clock, False
+        segment.chosen, segment.clock, segment.stale = chosen, clock, False
         return inputs

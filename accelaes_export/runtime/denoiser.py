@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from accelaes_export.backends.base import Session
+from accelaes_export.backends.workspace import Desk
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.given import require_runnable
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.runtime.engine_calls import Conditions
-from accelaes_export.runtime.report import RunReport, StepTimer
+from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer
 from accelaes_export.runtime.trajectory import Run, Trajectory
 
 CONDITIONAL = "cond"
@@ -43,6 +45,7 @@ class Denoiser:
         self.guidance = guidance
         self._tokens_of = {0.0: 0, **dict(zip(fractions, session.contract.buckets, strict=True))}
         self._run: Run | None = None
+        self._desk = Desk(session.workspaces)
 
     def start(self, run: Run) -> None:
         """Begin a run; whatever an earlier one left, finished or cancelled, is dropped.
@@ -69,6 +72,7 @@ class Denoiser:
                 "leave spatial_cfg out."
             )
         self._run = run
+        self._desk.begin()
         self._branches: dict[str, list[Trajectory]] = {}
         self._selectors: list[Selector | None] = []
         self._gate: Gate | None = run.policy.gate()
@@ -98,6 +102,7 @@ class Denoiser:
                 f"Step {i} is outside this run's plan of {len(self._run.plan)} steps, 0 to {len(self._run.plan) - 1}."
             )
         self._check(now)
+        self._desk.touch()
         images = now.hidden_states.shape[0] // (2 if now.paired else 1)
         self._timer.start()
         last = i + 1 == len(self._run.plan)
@@ -155,6 +160,7 @@ class Denoiser:
             steps=steps,
             focus_index=torch.cat(focus) if focus else None,
             affinity=torch.cat(affinity) if affinity else None,
+            graphs=GraphUse(self._desk.captures, self._desk.replays),
         )
 
     def _check(self, now: Conditions) -> None:
@@ -184,6 +190,7 @@ class Denoiser:
             self._branches[branch] = [
                 Trajectory(
                     self.session,
+                    partial(self._desk.place, (branch, own.start)),
                     self.latents,
                     self.guidance,
                     run,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from accelaes_export.backends.base import Session
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract import (
     AFFINITY,
     BACKGROUND_INDEX,
@@ -21,7 +22,6 @@ from accelaes_export.contract import (
     TensorSpec,
 )
 from accelaes_export.dtypes import torch_dtype
-from accelaes_export.runtime.buffers import StepBuffers
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,17 @@ class Conditions:
 
 
 class EngineCalls:
-    """The calls of one trajectory. What is the same at every step is looked up once."""
+    """The calls of one trajectory. What is the same at every step is looked up once.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        session: the opened engine.
+        workspace: where the calls' tensors are.
+    """
+
+    def __init__(self, session: Session, workspace: Workspace) -> None:
         contract = session.contract
         self._session = session
-        self._buffers = StepBuffers(session.device)
+        self._workspace = workspace
         self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
         self._text = contract.text_input
         self._text_axes = {spec.name: spec.shape.index("M") for spec in contract.inputs if "M" in spec.shape}
@@ -58,6 +63,17 @@ class EngineCalls:
         contract = self._session.contract
         given = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
         return contract.window(given)
+
+    def tokens(self, focus: torch.Tensor, background: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Focus and background of a step, [B, n] and [B, m], where calls of this n and m read them."""
+        return tuple(
+            self._workspace.holding(name, index.contiguous(), torch.int64, slot=index.shape[1])
+            for name, index in ((FOCUS_INDEX, focus), (BACKGROUND_INDEX, background))
+        )  # type: ignore[return-value]
+
+    def weights(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Token weights [B, M], where every call reads them."""
+        return self._workspace.holding(TOKEN_WEIGHTS, alpha, torch.float32)
 
     def run(
         self,
@@ -73,21 +89,22 @@ class EngineCalls:
         """One focus step; its outputs by name, in buffers that the next call of this kind writes over.
 
         Args:
-            focus_rows, background_rows: [B, n] and [B, m].
-            weights: token weights [B, M].
+            focus_rows, background_rows: [B, n] and [B, m], as `tokens` gave them.
+            weights: as `weights` gave them.
             cached: the background's inputs.
             fresh: buffers for what is to be cached; what is left out isn't fetched.
             affinity: whether the affinity is fetched.
         """
-        contract, buffers = self._session.contract, self._buffers
+        contract = self._session.contract
         (B, n), M = focus_rows.shape, self.text_tokens(now)
         inputs = self._conditions(now, M)
         ours = {FOCUS_INDEX: focus_rows, BACKGROUND_INDEX: background_rows, TOKEN_WEIGHTS: weights}
         inputs |= {name: tensor for name, tensor in ours.items() if name in self._dtypes} | dict(cached)
         shapes = contract.output_shapes(contract.sizes(n, B, M))
         wanted = [*self._predictions, *([AFFINITY] if affinity else [])]
-        outputs = {name: buffers.empty(name, shapes[name], self._dtypes[name]) for name in wanted} | dict(fresh)
-        self._session.run(inputs, outputs)
+        outputs = {name: self._workspace.empty(name, shapes[name], self._dtypes[name], slot=n) for name in wanted}
+        outputs |= fresh
+        self._session.run(inputs, outputs, self._workspace)
         return outputs
 
     def run_without(self, now: Conditions, blocks: BlockRange) -> torch.Tensor:
@@ -95,7 +112,7 @@ class EngineCalls:
         in a buffer that the next call of this kind writes over."""
         inputs = {**self._conditions(now, self.text_tokens(now)), **self.changes(now, blocks)}
         outputs = self._whole(now, [spec for spec in self._session.contract.outputs if spec.name == FOCUS_PREDICTION])
-        self._session.run(inputs, outputs)
+        self._session.run(inputs, outputs, self._workspace)
         return outputs[FOCUS_PREDICTION]
 
     def changes(self, now: Conditions, blocks: BlockRange) -> dict[str, torch.Tensor]:
@@ -106,13 +123,16 @@ class EngineCalls:
         """Buffers by name, sized for a step of all N tokens."""
         contract = self._session.contract
         sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
-        return {s.name: self._buffers.empty(s.name, s.sized(sizes), self._dtypes[s.name]) for s in specs}
+        return {
+            s.name: self._workspace.empty(s.name, s.sized(sizes), self._dtypes[s.name], slot=contract.tokens)
+            for s in specs
+        }
 
     def _conditions(self, now: Conditions, M: int) -> dict[str, torch.Tensor]:
         """The inputs that the pipeline brings, with a text of M tokens."""
         given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
         return {
-            name: self._buffers.holding(name, _padded(tensor, self._text_axes.get(name), M), self._dtypes[name])
+            name: self._workspace.holding(name, _padded(tensor, self._text_axes.get(name), M), self._dtypes[name])
             for name, tensor in given.items()
         }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.policies.plan import Plan, StepKind
@@ -25,6 +25,14 @@ class StepRecord:
     left_out: int | None = None
 
 
+@dataclass(frozen=True)
+class GraphUse:
+    """CUDA graphs of a run's engine calls: how many were captured, and how many calls were replayed from one."""
+
+    captured: int = 0
+    replayed: int = 0
+
+
 @dataclass
 class RunReport:
     """Filled while a run goes on.
@@ -36,6 +44,7 @@ class RunReport:
         words: per prompt, the words and weights behind the mask (empty where no mask is used).
         focus_index: [b, n] of the last sparse step, or None.
         affinity: [b, N] the mask was built from, or None.
+        graphs: none are captured on CPUs, nor where they are switched off.
     """
 
     plan: Plan
@@ -44,6 +53,7 @@ class RunReport:
     words: tuple[WordWeights, ...] = ()
     focus_index: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
+    graphs: GraphUse = GraphUse()
 
     @property
     def cost(self) -> float:
@@ -77,6 +87,7 @@ class RunReport:
             "cost_in_dense_steps": self.cost,
             "dense_cost": self.dense_cost,
             "seconds": self.seconds,
+            "cuda_graphs": asdict(self.graphs),
             "steps": [
                 {"index": s.index, "kind": s.kind.name, "n": s.n, "milliseconds": 1e3 * s.seconds} for s in self.steps
             ],

@@ -9,12 +9,13 @@ is the same as extrapolating guided predictions (Eq. 12-13), whatever the scale,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from accelaes_export.backends.base import Session
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
 from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.patches import by_cell, unpatchify
@@ -69,6 +70,7 @@ class Trajectory:
 
     Args:
         session: the opened engine.
+        workspace: gives the place to work in, for calls of B rows.
         latents: its geometry.
         guidance: how the pipeline guides.
         run: plan and policy.
@@ -80,6 +82,7 @@ class Trajectory:
     def __init__(
         self,
         session: Session,
+        workspace: Callable[[int], Workspace],
         latents: Latents,
         guidance: Guidance,
         run: Run,
@@ -95,21 +98,27 @@ class Trajectory:
         self._guidance = guidance
         self._run = run
         self._token_weights = token_weights
-        self._calls = EngineCalls(session)
+        self._workspace = workspace
         self._selector = selector
         self._observed = run.policy.affinity_steps(run.plan) if conditional else frozenset[int]()
         left_out = sorted({step.left_out for step in run.plan if step.left_out is not None})
         self._ranges = {k: session.contract.ranges[k] for k in left_out}
         self._paired: bool | None = None
-        self._forget()
-
-    def _forget(self) -> None:
-        extrapolation = self._run.policy.extrapolation
-        self._history = History(extrapolation.order, calibrated=extrapolation.calibrated)
         self._cache: BackgroundCache | None = None
         self._sets: _TokenSets | None = None
         self._alpha: torch.Tensor | None = None
         self._filled = False
+
+    def _begin(self, rows: int) -> None:
+        """From here on calls have B = `rows`, of which nothing is known yet."""
+        extrapolation = self._run.policy.extrapolation
+        self._history = History(extrapolation.order, calibrated=extrapolation.calibrated)
+        workspace = self._workspace(rows)
+        self._calls = EngineCalls(self._session, workspace)
+        self._cache = BackgroundCache(self._session.contract, workspace, extrapolation.cache_reach)
+        everything = torch.arange(self._latents.tokens, device=self._session.device).expand(rows, -1)
+        self._everything, self._nothing = self._calls.tokens(everything, everything[:, :0])
+        self._sets, self._alpha, self._filled = None, None, False
 
     def renew(self) -> None:
         """What is cached doesn't hold any more (keys were rotated by another table): the next step is DENSE."""
@@ -134,8 +143,8 @@ class Trajectory:
         first step, or after guidance was switched on or off in the middle of a run, when keys and predictions belong
         to another batch layout).
         """
-        if self._paired is not None and now.paired != self._paired:
-            self._forget()
+        if now.paired != self._paired:
+            self._begin(now.hidden_states.shape[0])
         self._paired = now.paired
         kind = StepKind.SKIP if skipped else self._run.plan[i].kind
         kind = kind if self._filled else StepKind.DENSE
@@ -152,12 +161,7 @@ class Trajectory:
 
     def _dense(self, i: int, now: Conditions) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
-        B, N, device = now.hidden_states.shape[0], self._latents.tokens, self._session.device
-        if self._cache is None:
-            reach = self._run.policy.extrapolation.cache_reach
-            self._cache = BackgroundCache(self._session.contract, B, device, reach)
-            self._everything = torch.arange(N, device=device).expand(B, N).contiguous()
-            self._nothing = self._everything[:, :0].contiguous()
+        assert self._cache is not None
         written = self._cache.renewing(self._run.clock[i])
         for blocks in self._ranges.values():
             written = {**written, **self._calls.changes(now, blocks)}
@@ -182,8 +186,7 @@ class Trajectory:
         focus = self._selector.select(i, n, estimates)  # [b, n]
         if self._sets is None or focus is not self._sets.focus:
             rows = torch.cat([focus, focus]) if self._paired else focus
-            background = background_of(rows, self._latents.tokens).contiguous()
-            self._sets = _TokenSets(focus, rows.contiguous(), background)
+            self._sets = _TokenSets(focus, *self._calls.tokens(rows, background_of(rows, self._latents.tokens)))
         sets, clock = self._sets, self._run.clock[i]
         # A one-shot mask always computes the same tokens, so nobody would read what they write back.
         fresh = self._cache.fresh(n) if self._selector.moving else {}
@@ -211,7 +214,7 @@ class Trajectory:
         assert self._cache is not None
         weights = self._weights(focus_rows.shape[0], self._calls.text_tokens(now))
         observed = self._selector is not None and i in self._observed
-        cached = self._cache.background(background_rows, self._run.clock[i])
+        cached = self._cache.background(background_rows, self._run.clock[i], self._sets)
         outputs = self._calls.run(now, focus_rows, background_rows, weights, cached, fresh, affinity=observed)
         if observed:
             assert self._selector is not None
@@ -230,7 +233,7 @@ class Trajectory:
             alpha = torch.zeros(B, M)
             if self._token_weights is not None:
                 alpha[self._conditional, : self._token_weights.shape[1]] = self._token_weights
-            self._alpha = alpha.to(self._session.device)  # once a run: it would be a copy from the host at every step
+            self._alpha = self._calls.weights(alpha)  # once a run: it would be a copy from the host at every step
         return self._alpha
 
     def _region(self) -> torch.Tensor | None:

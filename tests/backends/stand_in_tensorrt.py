@@ -54,17 +54,26 @@ class Stream:
 
 
 class Graph:
-    def __init__(self) -> None:
+    """Notes where it was replayed; `launch` is what it does then."""
+
+    def __init__(self, launch: Callable[[], None] = lambda: None) -> None:
         self.replays: list[int] = []
+        self.launch = launch
 
     def replay(self, stream: real.Stream) -> None:
         self.replays.append(stream.cuda_stream)
+        self.launch()
 
 
 class Cuda:
-    """Implements accelaes_export.backends.cuda.Cuda on the CPU; `refuses` makes captures fail."""
+    """Implements accelaes_export.backends.cuda.Cuda on the CPU; `refuses` makes captures fail.
 
-    def __init__(self, compute_capability: str = "sm89") -> None:
+    Args:
+        relaunches: graphs do what was captured when they are replayed; otherwise replays are only counted.
+    """
+
+    def __init__(self, compute_capability: str = "sm89", *, relaunches: bool = False) -> None:
+        self.relaunches = relaunches
         self.device = torch.device("cpu")
         self.compute_capability = compute_capability
         self.current_stream = Stream(7)
@@ -75,6 +84,9 @@ class Cuda:
     def stream(self) -> Iterator[Stream]:
         yield self.current_stream
 
+    def caller(self) -> Stream:
+        return self.current_stream
+
     def allocate(self, nbytes: int) -> torch.Tensor:
         return aligned(torch.zeros(nbytes, dtype=torch.uint8))
 
@@ -82,7 +94,7 @@ class Cuda:
         if self.refuses:
             raise RuntimeError("operation not permitted when stream is capturing")
         launch(Stream(99))
-        self.captured.append(Graph())
+        self.captured.append(Graph(lambda: launch(Stream(99))) if self.relaunches else Graph())
         return self.captured[-1]
 
     def current(self) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from accelaes_export.backends.aoti import AotiBackend, targets
 from accelaes_export.backends.aoti.session import AotiSession
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.errors import AccelAesError, BundleError, InputError, MissingComponentError
 from accelaes_export.options import parse_compiling
 from tests.backends import stand_in_tensorrt as stand_in
@@ -126,23 +127,26 @@ def gpu() -> Callable[..., tuple[AotiSession, Runner, stand_in.Cuda]]:
 
 
 class TestGraphs:
-    def test_a_call_that_comes_back_is_captured_and_then_replayed(self, gpu: Callable[..., tuple]) -> None:
+    def test_a_workspaces_call_is_captured_and_then_replayed(self, gpu: Callable[..., tuple]) -> None:
         session, runner, cuda = gpu()
         inputs, outputs = step(4)
-        session.run(inputs, outputs)
-        assert (runner.calls, len(cuda.captured)) == (1, 0)
-        session.run(inputs, outputs)  # once more by itself, then captured
-        assert (runner.calls, len(cuda.captured)) == (3, 1)
-        session.run(inputs, outputs)
-        assert (runner.calls, cuda.captured[0].replays) == (3, [7])
-        assert outputs["focus_prediction"].unique().tolist() == [3.0]
+        place = Workspace(2, cuda.device)
+        session.run(inputs, outputs, place)  # by itself, then captured
+        assert (runner.calls, len(cuda.captured)) == (2, 1)
+        session.run(inputs, outputs, place)
+        assert (runner.calls, cuda.captured[0].replays) == (2, [7])
+        assert (place.captures, place.replays) == (1, 1)
+        assert outputs["focus_prediction"].unique().tolist() == [2.0]
 
-    def test_other_tensors_are_another_call(self, gpu: Callable[..., tuple]) -> None:
+    def test_other_tensors_are_another_call_and_those_of_no_workspace_none(self, gpu: Callable[..., tuple]) -> None:
         session, runner, cuda = gpu()
-        kept = [step(4) for _ in range(3)]
+        kept, place = [step(4) for _ in range(3)], Workspace(2, torch.device("cpu"))
         for inputs, outputs in kept:
             session.run(inputs, outputs)
         assert (runner.calls, cuda.captured) == (3, [])
+        for inputs, outputs in kept:
+            session.run(inputs, outputs, place)
+        assert (runner.calls, len(cuda.captured)) == (9, 3)
 
     def test_they_are_given_up_where_cuda_refuses(
         self, gpu: Callable[..., tuple], caplog: pytest.LogCaptureFixture
@@ -150,16 +154,18 @@ class TestGraphs:
         session, runner, cuda = gpu()
         cuda.refuses = True
         inputs, outputs = step(4)
+        place = Workspace(2, cuda.device)
         for _ in range(4):
-            session.run(inputs, outputs)
+            session.run(inputs, outputs, place)
         assert runner.calls == 4
         assert caplog.text.count("CUDA graphs are off for this session") == 1
 
     def test_without_them_every_call_is_made(self, gpu: Callable[..., tuple]) -> None:
         session, runner, cuda = gpu(cuda_graphs=False)
         inputs, outputs = step(4)
+        place = Workspace(2, cuda.device)
         for _ in range(3):
-            session.run(inputs, outputs)
+            session.run(inputs, outputs, place)
         assert (runner.calls, cuda.captured) == (3, [])
 
     def test_a_failed_step_is_one_sentence(self, gpu: Callable[..., tuple]) -> None:

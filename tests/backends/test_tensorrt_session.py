@@ -11,6 +11,7 @@ from accelaes_export.backends.cuda_graphs import GraphCache
 from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD, Flavour
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.tensorrt.session import TensorRTSession
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.errors import AccelAesError, InputError
 from tests.backends import stand_in_tensorrt as stand_in
 from tests.backends import tiny_focus_step as tiny
@@ -112,33 +113,37 @@ def test_outputs_that_are_left_out_get_memory_of_their_own(engine: stand_in.Engi
     assert {name: engine.contexts[0].addresses[name] for name in unread} == unread
 
 
-def test_a_call_that_comes_back_is_captured_then_replayed(engine: stand_in.Engine, cuda: stand_in.Cuda) -> None:
-    session = session_on(engine, cuda, cuda_graphs=True)
+def test_a_workspaces_call_is_captured_then_replayed(engine: stand_in.Engine, cuda: stand_in.Cuda) -> None:
+    session, place = session_on(engine, cuda, cuda_graphs=True), Workspace(2, cuda.device)
     one, other = step(8), step(8)
-    session.run(*one)
-    assert cuda.captured == []  # it may never come back
-    session.run(*one)
+    session.run(*one, place)
     (graph,) = cuda.captured
     launches = len(engine.contexts[0].launches)
-    session.run(*one)
-    session.run(*one)
+    session.run(*one, place)
+    session.run(*one, place)
     assert graph.replays == [7, 7]
     assert len(engine.contexts[0].launches) == launches
-    session.run(*other)  # other addresses: a plain call, and the graph stays
-    assert len(engine.contexts[0].launches) == launches + 1
-    session.run(*one)
-    assert len(graph.replays) == 3
-    session.run(*other)
-    session.run(*other)
-    assert cuda.captured[1].replays == [7]
+    session.run(*other, place)  # other addresses: a plain call and its capture; the first graph stays
+    assert len(engine.contexts[0].launches) == launches + 2
+    session.run(*one, place)
+    session.run(*other, place)
+    assert [graph.replays for graph in cuda.captured] == [[7, 7, 7], [7]]
+    assert (place.captures, place.replays) == (2, 4)
+
+
+def test_tensors_of_no_workspace_are_never_captured(engine: stand_in.Engine, cuda: stand_in.Cuda) -> None:
+    session, tensors = session_on(engine, cuda, cuda_graphs=True), step(8)
+    for _ in range(4):
+        session.run(*tensors)
+    assert cuda.captured == []
 
 
 def test_the_batch_is_part_of_a_graphs_key(engine: stand_in.Engine, cuda: stand_in.Cuda) -> None:
-    session = session_on(engine, cuda, cuda_graphs=True)
+    session, place = session_on(engine, cuda, cuda_graphs=True), Workspace(2, cuda.device)
     inputs, outputs = step(8, B=2)
-    for _ in range(3):
-        session.run(inputs, outputs)
-    session.run({k: v[:1] for k, v in inputs.items()}, {k: v[:1] for k, v in outputs.items()})
+    for _ in range(2):
+        session.run(inputs, outputs, place)
+    session.run({k: v[:1] for k, v in inputs.items()}, {k: v[:1] for k, v in outputs.items()}, place)
     assert len(cuda.captured[0].replays) == 1
     assert engine.contexts[0].shapes["timestep"] == (1,)
 
@@ -146,38 +151,35 @@ def test_the_batch_is_part_of_a_graphs_key(engine: stand_in.Engine, cuda: stand_
 def test_graphs_wait_until_tensorrt_is_ready_and_are_given_up_where_cuda_refuses(
     engine: stand_in.Engine, cuda: stand_in.Cuda, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = session_on(engine, cuda, cuda_graphs=True)
+    session, place = session_on(engine, cuda, cuda_graphs=True), Workspace(2, cuda.device)
     tensors = step(8)
     session.run(*tensors)
     engine.contexts[0].ready_for_capture = False
-    session.run(*tensors)
+    session.run(*tensors, place)
     assert cuda.captured == []
     engine.contexts[0].ready_for_capture, cuda.refuses = True, True
     for _ in range(3):
-        session.run(*tensors)
+        session.run(*tensors, place)
     assert cuda.captured == []
     assert caplog.text.count("CUDA graphs are off for this session") == 1
     assert filled(tensors[1]["affinity"], 2)
 
 
 def test_without_graphs_every_call_is_enqueued(engine: stand_in.Engine, cuda: stand_in.Cuda) -> None:
-    session, tensors = session_on(engine, cuda), step(8)
+    session, tensors, place = session_on(engine, cuda), step(8), Workspace(2, cuda.device)
     for _ in range(4):
-        session.run(*tensors)
+        session.run(*tensors, place)
     assert len(engine.contexts[0].launches) == 4
     assert cuda.captured == []
 
 
 def test_the_graph_cache_forgets_the_least_recently_used() -> None:
     cache: GraphCache[str] = GraphCache(2)
-    assert [cache.returns("a"), cache.returns("a"), cache.returns("b")] == [False, True, False]
     cache.put("a", "graph a")
     cache.put("b", "graph b")
     assert cache.get("a") == "graph a"
     cache.put("c", "graph c")
     assert (len(cache), cache.get("a"), cache.get("b"), cache.get("c")) == (2, "graph a", None, "graph c")
-    assert not any(cache.returns(i) for i in range(100))
-    assert not cache.returns(0)  # seen a hundred calls ago
 
 
 def test_threads_take_turns_in_a_bucket_and_not_across_buckets(engine: stand_in.Engine, cuda: stand_in.Cuda) -> None:

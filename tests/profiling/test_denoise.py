@@ -13,7 +13,7 @@ from accelaes_export.profiling.peers import PeerRun
 from accelaes_export.profiling.policies import PolicyRun, flop_cost, runtime, step_kinds
 from accelaes_export.profiling.spans import ENGINE, RUN, STEP, Span, Spans
 from accelaes_export.profiling.timing import HostStopwatch, Timing
-from accelaes_export.runtime.report import StepRecord
+from accelaes_export.runtime.report import GraphUse, StepRecord
 from accelaes_export.verification import model_arguments
 from tests.eager_session import EagerSession
 from tests.families import FAMILIES
@@ -136,11 +136,14 @@ RECORDS = [StepRecord(0, StepKind.DENSE, 16, 4.0), StepRecord(1, StepKind.SKIP, 
 
 
 def test_what_a_run_spends_outside_the_engine() -> None:
-    found = runtime(hand_made(), Timing(0.0, [5.5, 5.5], [0.2, 0.4]), dense_step=4.0, host_waits=0)
+    found = runtime(
+        hand_made(), Timing(0.0, [5.5, 5.5], [0.2, 0.4]), dense_step=4.0, host_waits=0, graphs=GraphUse(0, 9)
+    )
     assert found.seconds_per_step.median == pytest.approx((4 + 0.5 - 3) / 2)
     assert found.of_dense_step == pytest.approx(0.75 / 4)
     assert found.loop_seconds_per_step.median == pytest.approx(0.5)
     assert found.host_seconds.median == pytest.approx(0.3)
+    assert (found.graphs_captured, found.graphs_replayed) == (0, 9)
 
 
 def test_step_times_by_kind() -> None:
@@ -157,7 +160,7 @@ def test_policies_never_make_the_host_wait_and_the_counter_sees_who_does() -> No
     manifest, _, step = tiny("sd3")
 
     class Silent(EagerSession):  # the engine itself is no part of the count
-        def run(self, inputs, outputs):
+        def run(self, inputs, outputs, workspace=None):
             for tensor in outputs.values():
                 tensor.fill_(1.0)
 

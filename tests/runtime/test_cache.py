@@ -7,16 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accelaes_export.backends.workspace import Workspace
 from accelaes_export.runtime.cache import BackgroundCache
 from tests.no_host_sync import NoHostSync
 from tests.tiny_sd3 import tiny_config, tiny_contract
 
 CONTRACT, _ = tiny_contract(tiny_config(num_layers=1))
 N, HEADS, HD = 48, 4, 16
+CPU = torch.device("cpu")
 
 
 def filled(rows=2, seed=0):
-    cache = BackgroundCache(CONTRACT, rows, torch.device("cpu"))
+    cache = BackgroundCache(CONTRACT, Workspace(rows, CPU))
     generator = torch.Generator().manual_seed(seed)
     for tensor in cache.full.values():
         tensor.copy_(torch.randn(tensor.shape, generator=generator))
@@ -105,7 +107,7 @@ def cached_runs(draw):
 def test_cached_tensors_follow_the_line_through_each_tokens_own_last_two(events, reach, seed):
     """Against a list per token of (when, value), in double precision."""
     rows, n, m = 2, 12, 24
-    cache = BackgroundCache(CONTRACT, rows, torch.device("cpu"), reach)
+    cache = BackgroundCache(CONTRACT, Workspace(rows, CPU), reach)
     generator = torch.Generator().manual_seed(seed)
     known = {name: [[[] for _ in range(N)] for _ in range(rows)] for name in cache.full}
     everything = torch.arange(N).expand(rows, N)
@@ -145,7 +147,7 @@ def on_the_line(made, clock, reach):
 
 
 def test_extrapolated_rows_are_gathered_for_every_step_they_are_asked_for():
-    cache, index = BackgroundCache(CONTRACT, 1, torch.device("cpu"), 1.0), index_sets(1, 24, 1)
+    cache, index = BackgroundCache(CONTRACT, Workspace(1, CPU), 1.0), index_sets(1, 24, 1)
     for clock in (0.0, 1.0):
         for tensor in cache.renewing(clock).values():
             tensor.fill_(clock)
@@ -154,7 +156,7 @@ def test_extrapolated_rows_are_gathered_for_every_step_they_are_asked_for():
 
 
 def test_extrapolating_waits_for_nothing():
-    cache = BackgroundCache(CONTRACT, 2, torch.device("cpu"), 1.0)
+    cache = BackgroundCache(CONTRACT, Workspace(2, CPU), 1.0)
     with NoHostSync():
         cache.renewing(0.0)
         cache.renewing(1.0)

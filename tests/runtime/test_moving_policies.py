@@ -246,7 +246,7 @@ def test_nothing_in_a_run_of_drift_or_ras_waits_for_the_device():
     class Silent(Watched):
         """Its engine is another device: what it does isn't watched."""
 
-        def run(self, inputs, outputs):
+        def run(self, inputs, outputs, workspace=None):
             for tensor in outputs.values():
                 tensor.normal_()
 

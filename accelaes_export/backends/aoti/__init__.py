@@ -28,20 +28,13 @@ if TYPE_CHECKING:
 
 
 class AotiBackend:
-    """Compiles the traced focus step with the C++ compiler (CPU) or Triton (GPU) of this machine.
-
-    Args:
-        cuda_graphs: let sessions capture a CUDA graph for calls that come back with the same tensors.
-    """
+    """Compiles the traced focus step with the C++ compiler (CPU) or Triton (GPU) of this machine."""
 
     name = "aoti"
     reads: Literal["onnx", "program"] = "program"
     dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
     default_targets: tuple[str, ...] = (NATIVE,)
     dynamic_text = True
-
-    def __init__(self, *, cuda_graphs: bool = True) -> None:
-        self._cuda_graphs = cuda_graphs
 
     def availability(self) -> Availability:
         """Packages run wherever torch does; building one takes a C++ compiler."""
@@ -92,6 +85,7 @@ class AotiBackend:
         device: str | None = None,
         versions: Mapping[str, str] | None = None,
         targets: tuple[str, ...] = (),
+        cuda_graphs: bool = True,
     ) -> AotiSession:
         """See `Backend.open`; a package runs on the kind of device it was compiled for, which is the default."""
         from accelaes_export.backends.aoti.session import open_session
@@ -103,5 +97,5 @@ class AotiBackend:
             device=device,
             versions=dict(versions or {}),
             targets=targets,
-            cuda_graphs=self._cuda_graphs,
+            cuda_graphs=cuda_graphs,
         )

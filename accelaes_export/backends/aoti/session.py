@@ -12,10 +12,11 @@ import torch
 
 from accelaes_export.backends.aoti.compiling import PACKAGE, package_name
 from accelaes_export.backends.aoti.targets import INSTRUCTIONS, check_cpu, check_gpu, is_gpu
-from accelaes_export.backends.cuda import Cuda, Graph, TorchCuda
-from accelaes_export.backends.cuda_graphs import GraphCache, GraphedCalls
+from accelaes_export.backends.cuda import Cuda, TorchCuda
+from accelaes_export.backends.cuda_graphs import GraphedCalls
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
+from accelaes_export.backends.workspace import Workspace, Workspaces
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import AccelAesError, BundleError, InputError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
@@ -31,7 +32,7 @@ class AotiSession:
         contract: the tensor table.
         device: where it runs.
         cuda: the GPU, or None on the CPU.
-        cuda_graphs: capture calls that come back with the same shapes and addresses, and replay them.
+        cuda_graphs: capture calls on a workspace's tensors, and replay them.
     """
 
     def __init__(
@@ -48,26 +49,30 @@ class AotiSession:
         self._packages = dict(packages)
         self._cuda = cuda
         self._graphed = None if cuda is None else GraphedCalls(cuda, cuda_graphs)
-        self._graphs: GraphCache[Graph] = GraphCache(capacity=4 * len(contract.buckets))
+        self.workspaces = Workspaces(device, cuda)
         self._table = TensorTable(contract, device)
         self._lock = threading.Lock()
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         """One focus step; see `Session.run`. On a GPU, read the outputs on the same stream, or synchronise first."""
         sizes = self._table.check(inputs, outputs)
         with self._lock:
             if self._cuda is None or self._graphed is None:
                 self._call(sizes, inputs, outputs)
                 return
-            key = (sizes, *((name, tensor.data_ptr()) for name, tensor in (*inputs.items(), *outputs.items())))
+            tensors = (*inputs.items(), *outputs.items())
+            key = (id(self), sizes, *((name, tensor.data_ptr()) for name, tensor in tensors))
             with self._cuda.current():
-                graph = self._graphed.find(self._graphs, key)
-                if graph is not None:
-                    with self._cuda.stream() as stream:
-                        graph.replay(stream)
-                    return
+                with self._cuda.stream() as stream:
+                    if self._graphed.replay(workspace, key, stream):
+                        return
                 self._call(sizes, inputs, outputs)
-                self._graphed.capture(self._graphs, key, lambda _: self._call(sizes, inputs, outputs))
+                self._graphed.capture(workspace, key, lambda _: self._call(sizes, inputs, outputs))
 
     def _call(self, sizes: StepSizes, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
         given = [inputs[spec.name] for spec in self.contract.inputs]

@@ -35,7 +35,6 @@ class TensorRTBackend:
 
     Args:
         flavour: which of the two libraries.
-        cuda_graphs: let sessions capture a CUDA graph for calls that come back with the same tensors.
         driver: how this machine's GPUs are found.
     """
 
@@ -43,11 +42,10 @@ class TensorRTBackend:
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
     dynamic_text = False
 
-    def __init__(self, flavour: Flavour, *, cuda_graphs: bool = True, driver: Any = ask_driver) -> None:
+    def __init__(self, flavour: Flavour, *, driver: Any = ask_driver) -> None:
         self.name = flavour.name
         self.default_targets: tuple[str, ...] = flavour.default_targets
         self.flavour = flavour
-        self._cuda_graphs = cuda_graphs
         self._driver = driver
         self._messages = Messages()
         self._logger: Any = None
@@ -130,6 +128,7 @@ class TensorRTBackend:
         device: str | None = None,
         versions: Mapping[str, str] | None = None,
         targets: tuple[str, ...] = (),
+        cuda_graphs: bool = True,
     ) -> TensorRTSession:
         """See `Backend.open`; without a `device`, torch's current CUDA device."""
         from accelaes_export.backends.cuda import TorchCuda
@@ -143,9 +142,7 @@ class TensorRTBackend:
         cuda = TorchCuda.on(device)
         if NAME in source.versions:
             self._plugin.require(trt, contract, cuda.compute_capability)
-        return open_session(
-            trt, self.flavour, self._log(trt), self._messages, source, cuda, cuda_graphs=self._cuda_graphs
-        )
+        return open_session(trt, self.flavour, self._log(trt), self._messages, source, cuda, cuda_graphs=cuda_graphs)
 
     def _log(self, trt: Any) -> Any:
         with self._lock:

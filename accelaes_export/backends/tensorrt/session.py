@@ -7,11 +7,12 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backends.cuda import Cuda, Graph, Stream
-from accelaes_export.backends.cuda_graphs import GraphCache, GraphedCalls
+from accelaes_export.backends.cuda import Cuda, Stream
+from accelaes_export.backends.cuda_graphs import GraphedCalls
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.tensorrt.flavour import Flavour
 from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.workspace import Workspace, Workspaces
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import AccelAesError
 
@@ -36,7 +37,7 @@ class TensorRTSession:
         contract: its tensor table.
         cuda: the GPU it runs on.
         messages: what TensorRT's logger collects, for errors.
-        cuda_graphs: capture calls that come back with the same shapes and addresses, and replay them.
+        cuda_graphs: capture calls on a workspace's tensors, and replay them.
         weights: those that are inputs of the engine, by name, on the GPU; all buckets share them.
     """
 
@@ -56,6 +57,7 @@ class TensorRTSession:
         self.device: torch.device = cuda.device
         self._trt, self._flavour, self._engine, self._cuda, self._messages = trt, flavour, engine, cuda, messages
         self._table = TensorTable(contract, cuda.device, ADDRESS_ALIGNMENT)
+        self.workspaces = Workspaces(cuda.device, cuda)
         self._graphed = GraphedCalls(cuda, cuda_graphs)
         self._weights = dict(weights or {})
         self._contexts: dict[int, _BucketContext] = {}
@@ -63,25 +65,35 @@ class TensorRTSession:
         # TensorRT wants an address even for a tensor of no elements, such as the background at n = N.
         self._nothing = cuda.allocate(ADDRESS_ALIGNMENT)
 
-    def run(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
         """One focus step; see `Session.run`. Read the outputs on the same stream, or synchronise first."""
         sizes = self._table.check(inputs, outputs)
         bucket = self._bucket(sizes.n)
         with bucket.lock, self._cuda.current(), self._cuda.stream() as stream:
             if bucket.done is not None:
                 stream.wait_event(bucket.done)
-            self._step(bucket, sizes, self._addresses(bucket, sizes, inputs, outputs), stream)
+            self._step(bucket, sizes, self._addresses(bucket, sizes, inputs, outputs), stream, workspace)
             bucket.done = stream.record_event()
 
-    def _step(self, bucket: _BucketContext, sizes: StepSizes, addresses: dict[str, int], stream: Stream) -> None:
-        key = (sizes, *addresses.values())
-        graph = self._graphed.find(bucket.graphs, key)
-        if graph is not None:
-            graph.replay(stream)
+    def _step(
+        self,
+        bucket: _BucketContext,
+        sizes: StepSizes,
+        addresses: dict[str, int],
+        stream: Stream,
+        workspace: Workspace | None,
+    ) -> None:
+        key = (id(self), sizes, *addresses.values())
+        if self._graphed.replay(workspace, key, stream):
             return
         bucket.bind(sizes, self._table.shapes(sizes)[0], addresses)
         bucket.enqueue(stream)
-        self._graphed.capture(bucket.graphs, key, bucket.enqueue, lambda: bucket.capturable(stream))
+        self._graphed.capture(workspace, key, bucket.enqueue, lambda: bucket.capturable(stream))
 
     def _bucket(self, n: int) -> _BucketContext:
         with self._lock:
@@ -143,7 +155,6 @@ class _BucketContext:
 
     def __init__(self, context: Any, engine_name: str, messages: Messages) -> None:
         self.lock = threading.Lock()
-        self.graphs: GraphCache[Graph] = GraphCache()
         self.unread: dict[str, torch.Tensor] = {}  # memory for outputs the caller leaves out
         self.done: Any = None  # event after the last call
         self._context = context
