@@ -12,6 +12,7 @@ Public names are loaded when they are first used, so that the import itself need
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from accelaes_export.bundle import open_bundle as open
     from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
     from accelaes_export.runtime.pipeline import accelerate, restore
+
+_HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib would be most of this import)
+if not os.path.isdir(os.path.join(_HERE, "plugins")):  # noqa: PTH112, PTH118
+    # A checkout that isn't installed: plugins/ and engines/ lie beside the package, where setup.py finds them too.
+    __path__.append(os.path.dirname(_HERE))  # noqa: PTH120
 
 _MODULES = frozenset({"errors", "policies"})
 _HOMES = {

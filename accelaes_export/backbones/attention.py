@@ -45,13 +45,12 @@ def text_attention(
         q: [B, H, n, hd]; text_k, text_v: [B, Hkv, M, hd].
         mask: [B, M], added to the scores. Numbers, not booleans, which would bloat TensorRT-RTX's engines.
     """
-    import torch
+    from accelaes_export.plugins.sparse_query_attention.torch_operator import biased_attention
 
     focus.observe(layer, q, text_k, mask)
     # A row for every query: ONNX Runtime's Attention doesn't broadcast that axis.
     bias = None if mask is None else mask[:, None, None, :].expand(-1, -1, q.shape[2], -1)
-    grouped = q.shape[1] != text_k.shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(q, text_k, text_v, attn_mask=bias, enable_gqa=grouped)
+    return biased_attention(q, text_k, text_v, None, bias)
 
 
 def text_bias(mask: torch.Tensor) -> torch.Tensor:

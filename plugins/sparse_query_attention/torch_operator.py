@@ -16,6 +16,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from accelaes_export.plugins.sparse_query_attention import torch_op
 
+_ALIGNED = 8  # numbers of 16 bits in 16 bytes
+_HIDDEN = -1e4  # exp() of it is 0, and fp16 holds it
+
 
 @torch.library.custom_op("accelaes::sparse_query_attention", mutates_args=())
 def sparse_query_attention(
@@ -56,8 +59,28 @@ def concatenated_attention(
     m = k_bg.shape[2]  # a symbol while a program of any m is traced
     if not isinstance(m, int) or m:
         k, v = torch.cat([k, k_bg], dim=2), torch.cat([v, v_bg], dim=2)
-    grouped = q.shape[1] != k.shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=grouped)
+    return biased_attention(q, k, v, scale, bias)
+
+
+def biased_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """torch's attention [B, H, nq, hd] with a bias [B, 1, nq, nk] on the scores, or None.
+
+    On GPUs torch's kernels for a bias want a row of it to begin at a multiple of 16 bytes and as many key heads as
+    query heads; else they copy the bias, or take a path that computes all scores. Both decide by sizes that a traced
+    program is to leave open, so keys are filled up and heads repeated here, where no size is asked for.
+    """
+    shared = q.shape[1] // k.shape[1]
+    if bias is not None and q.is_cuda:
+        missing = _ALIGNED * ((k.shape[2] + _ALIGNED - 1) // _ALIGNED) - k.shape[2]
+        if shared > 1:  # picked, not expanded: a new tensor of plain strides, of which no size has to be known
+            heads = torch.arange(q.shape[1], device=k.device) // shared
+            k, v = k.index_select(1, heads), v.index_select(1, heads)
+        k, v = (torch.nn.functional.pad(tensor.contiguous(), (0, 0, 0, missing)) for tensor in (k, v))
+        bias = torch.nn.functional.pad(bias, (0, missing), value=_HIDDEN)
+        shared = 1
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale, enable_gqa=shared > 1)
 
 
 @sparse_query_attention.register_kernel("cuda")
