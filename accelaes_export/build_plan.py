@@ -25,7 +25,7 @@ from accelaes_export.backends.base import Backend, CompileOptions
 from accelaes_export.contract import BlockRange, GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.graph.ranges import contract_without
-from accelaes_export.graph.tensors import affinity_layers, graph_contract, layers
+from accelaes_export.graph.tensors import affinity_layers, few_text_lengths, graph_contract, layers
 from accelaes_export.manifest import Latents, Source
 from accelaes_export.policies import Plan, for_model
 from accelaes_export.recipes import BuildRecipe
@@ -144,6 +144,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         source = random_source(adapter, config, seed)
     latents = adapter.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
     shapes = empty_transformer(adapter, config)
+    fixed = engine.fixed_shapes(targets)
     contract = graph_contract(
         adapter,
         shapes,
@@ -154,6 +155,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         fractions=recipe.buckets,
         text_tokens=recipe.text_tokens,
         dynamic_text=engine.dynamic_text,
+        text_multiple=recipe.text_multiple or (few_text_lengths(adapter, shapes, recipe.text_tokens) if fixed else 1),
         ranges=recipe.block_ranges,
     )
     affinity = affinity_layers(adapter, shapes, recipe.affinity_every, recipe.affinity_blocks)

@@ -56,6 +56,7 @@ def build(
     attention: str | None = None,
     compiling: str | Mapping[str, bool] | None = None,
     frames: int | None = None,
+    text_multiple: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
     force: bool = False,
@@ -82,6 +83,7 @@ def build(
             faster.
         compiling: how aoti generates kernels: "autotune,per-bucket", or a mapping like the recipe's.
         frames: of a video model, in latent frames.
+        text_multiple: pad masked texts to a multiple of so many tokens.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         force: replace another bundle at `output`.
         progress: told of every stage.
@@ -109,6 +111,7 @@ def build(
             attention=attention,
             compiling=compiling,
             frames=frames,
+            text_multiple=text_multiple,
         ),
         backend_named(backend),
         None if targets is None else parse_targets(targets),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Dimension = int | Literal["B", "n", "m", "M"]
 DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
@@ -101,6 +101,7 @@ class GraphContract(_Frozen):
         buckets: n of every bucket that was built, ascending; the last is N (dense).
         text_tokens: M, the text window the recipe asked for.
         dynamic_text: True where a session takes any M, not the window alone.
+        text_multiple: what masked texts are padded to a multiple of, so that calls have few different M.
         conditioning: names of the inputs the pipeline's transformer call provides beside latents and timestep.
         inputs, outputs: the tensor table, in the engine's order.
         cache: per attention the K and V entries, in the engine's order.
@@ -115,6 +116,7 @@ class GraphContract(_Frozen):
     buckets: tuple[int, ...]
     text_tokens: int
     dynamic_text: bool
+    text_multiple: int = Field(default=1, ge=1)
     conditioning: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -152,10 +154,16 @@ class GraphContract(_Frozen):
             "M": self.text_tokens if M is None else M,
         }
 
+    @property
+    def masks_text(self) -> bool:
+        """Whether a text may be padded: the model is told where it ends."""
+        return any(spec.kind == "mask" for spec in self.inputs)
+
     def window(self, M: int) -> int:
-        """The text length a call with M text tokens runs at: a fixed window takes shorter texts with a mask."""
-        masked = any(spec.kind == "mask" for spec in self.inputs)
-        return max(M, self.text_tokens) if masked and not self.dynamic_text else M
+        """The text length a call with M text tokens runs at: the whole window where there is no other."""
+        if not self.masks_text:
+            return M
+        return self.text_multiple * -(-M // self.text_multiple) if self.dynamic_text else max(M, self.text_tokens)
 
     def input_shapes(self, sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
         """Name to concrete shape of every input."""

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from accelaes_export.contract import GraphContract
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class _Record(BaseModel):

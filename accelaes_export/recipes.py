@@ -77,6 +77,8 @@ class BuildRecipe(BaseModel):
         affinity_blocks: the blocks by number instead, where it is known which of this checkpoint's look where the words
             point; another checkpoint falls back to `affinity_every`.
         text: runs of text positions in sequence order; their lengths add up to M. Empty for models without text.
+        text_multiple: masked texts are padded to a multiple of so many tokens; None: of one on CPUs, and on GPUs of the
+            window or, where text goes through the blocks with the image, of 64.
         plans: step budget to drift's plan for it, in place of the table and rule of policies.drift_plans: `symbols`
             (letters are this recipe's buckets) that cost no more, `theta`, `trend` and `cache_reach`.
         token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
@@ -105,6 +107,7 @@ class BuildRecipe(BaseModel):
     affinity_every: int = Field(ge=1)
     affinity_blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
     text: tuple[TextSegment, ...]
+    text_multiple: int | None = Field(default=None, ge=1)
     steps: int = Field(ge=2)
     guidance: float = Field(ge=0)
     policy: PolicyChoice

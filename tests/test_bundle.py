@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -192,13 +193,14 @@ class TestFit:
             calls.append((folder, files, built_with))
             return object()
 
+        importlib.import_module("accelaes_export.backends.joined")
         backends = SimpleNamespace(backend=lambda name: SimpleNamespace(open=open_engine))
         monkeypatch.setitem(sys.modules, "accelaes_export.backends", backends)
         with ThreadPoolExecutor(8) as pool:
             sessions = list(pool.map(lambda _: bundle.session(), range(32)))
         assert len(set(map(id, sessions))) == 1
         record = bundle.manifest.backend
-        built_with = {"versions": record.versions, "targets": record.targets}
+        built_with = {"versions": record.versions, "targets": record.targets, "cuda_graphs": True}
         assert calls == [(bundle.path, ("engine.onnx",), built_with)]
 
 

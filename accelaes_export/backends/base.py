@@ -168,6 +168,10 @@ class Backend(Protocol):
     def check(self, dtype: str, targets: tuple[str, ...]) -> None:
         """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
 
+    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
+        """Whether every new shape costs something where the engine runs: libraries of GPUs make a plan for each."""
+        ...
+
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """How many times compiling holds all weights in this machine's memory; 0 where it never does."""
         ...

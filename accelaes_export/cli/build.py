@@ -81,6 +81,13 @@ import click
     help="How aoti generates kernels: autotune (try several for every matrix product), per-bucket (a package each), "
     "freezing or no-freezing (weights in the kernels' own layouts). [default: the recipe's]",
 )
+@click.option(
+    "--text-multiple",
+    type=int,
+    metavar="TOKENS",
+    help="Pad masked texts to a multiple of so many tokens, as every new length costs a GPU a plan. [default: the "
+    "whole window on GPUs, or 64 where text is computed with the image; 1 on CPUs]",
+)
 @click.option("--frames", type=int, help="Latent frames of a video model. [default: the recipe's]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
@@ -103,6 +110,7 @@ def command(
     weights: str | None,
     attention: str | None,
     compiling: str | None,
+    text_multiple: int | None,
     frames: int | None,
     output: Path | None,
     force: bool,
@@ -138,6 +146,7 @@ def command(
         weights=weights,
         attention=attention,
         compiling=compiling,
+        text_multiple=text_multiple,
         frames=frames,
         random_weights=random_weights,
         seed=seed,

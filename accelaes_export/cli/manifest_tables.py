@@ -22,6 +22,8 @@ def overview(bundle: Bundle) -> Table:
     manifest = bundle.manifest
     contract, latents, source = manifest.contract, manifest.latents, manifest.source
     window = ", or any other up to the model's limit" if contract.dynamic_text else ""
+    if contract.dynamic_text and contract.masks_text and contract.text_multiple > 1:
+        window = f", or more; texts are padded to a multiple of {contract.text_multiple}"
     segments = " + ".join(f"{s.length} ({', '.join(s.tokenizers)})" for s in manifest.text)
     weights = f"random, seed {source.seed}" if source.kind == "random" else f"{source.location}"
     size = sum(record.size for record in manifest.files.values())

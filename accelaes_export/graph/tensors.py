@@ -25,6 +25,7 @@ from accelaes_export.manifest import Latents
 
 # cuBLAS and the attention kernels work in tiles; a focus count that is a multiple of 8 keeps them full in fp16.
 _FOCUS_MULTIPLE = 8
+_JOINT_TEXT_MULTIPLE = 64
 
 
 def focus_tokens(fraction: float, tokens: int) -> int:
@@ -46,6 +47,7 @@ def graph_contract(
     fractions: Sequence[float],
     text_tokens: int,
     dynamic_text: bool,
+    text_multiple: int = 1,
     ranges: Sequence[tuple[int, int]] = (),
 ) -> GraphContract:
     """The contract of one form of a model's focus step.
@@ -55,6 +57,7 @@ def graph_contract(
         form: "token" or "component".
         fractions: buckets n/N below 1, ascending; the dense bucket is added.
         text_tokens: M; 0 for a model without text.
+        text_multiple: what masked texts are padded to a multiple of.
         ranges: (first, last) of blocks that other graphs leave out; what they change is among the outputs.
 
     Raises:
@@ -105,12 +108,23 @@ def graph_contract(
         buckets=(*buckets, N),
         text_tokens=text_tokens,
         dynamic_text=dynamic_text,
+        text_multiple=text_multiple,
         conditioning=tuple(spec.name for spec in conditioning),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
         cache=cache,
         ranges=left_out,
     )
+
+
+def few_text_lengths(backbone: Backbone, model: Any, text_tokens: int) -> int:
+    """What masked texts are padded to a multiple of where every new length costs something.
+
+    The whole window, so that there is one length. Not where text goes through the blocks with the image and padding
+    would be computed in all of them.
+    """
+    joint = any(isinstance(site, AttentionSite) and site.reads_text and site.cached for site in backbone.sites(model))
+    return min(_JOINT_TEXT_MULTIPLE if joint else text_tokens, text_tokens) or 1
 
 
 def affinity_layers(backbone: Backbone, model: Any, every: int, chosen: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -154,7 +154,7 @@ def test_words_weigh_at_their_own_tokens_which_gemma_pads_from_the_left(pipe, bu
     session, seen = bundle.session(), []
     run = session.run
     monkeypatch.setattr(
-        session, "run", lambda inputs, outputs: (seen.append(inputs["token_weights"]), run(inputs, outputs))
+        session, "run", lambda inputs, *rest: (seen.append(inputs["token_weights"].clone()), run(inputs, *rest))
     )
     ax.accelerate(pipe, bundle, policy=AccelAes(mask_step=2, warmup=2))
     sample(pipe, f"  {PROMPT.title()}")  # the pipeline writes it small and strips it
@@ -220,6 +220,17 @@ def test_an_engine_with_a_fixed_window_takes_shorter_texts_and_refuses_longer_on
     sample(pipe)
     with pytest.raises(ax.InputError, match="takes 48 text tokens and got 56"):
         sample(pipe, OTHER)
+
+
+def test_texts_are_padded_to_few_lengths_where_asked_and_nothing_else_changes(checkpoint, pipe, tmp_path):
+    padding = tiny_build(checkpoint, tmp_path / "bundle", buckets="0.5", text_multiple=32)
+    expected, longer = sample(pipe), sample(pipe, OTHER)
+    ax.accelerate(pipe, padding, policy=Dense())
+    lengths, run = [], padding.session().run
+    padding.session().run = lambda inputs, *rest: (lengths.append(inputs["encoder_mask"].shape[1]), run(inputs, *rest))
+    assert difference(sample(pipe), expected) <= 1e-4
+    assert difference(sample(pipe, OTHER), longer) <= 1e-4
+    assert set(lengths) == {64}, "texts of 40 and 56 tokens are of one length"
 
 
 def test_wrong_uses_are_told_in_one_sentence(pipe, bundle):

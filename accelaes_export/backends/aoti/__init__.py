@@ -60,6 +60,9 @@ class AotiBackend:
         if not here.can_build:
             raise MissingComponentError(f"aoti can't build here: {here.reason}; {here.remedy}.")
 
+    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
+        return is_gpu(resolve(targets))  # cuDNN's attention
+
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """Freezing holds them about four times (docs/benchmarks.md); otherwise they are never in memory together."""
         return 4.2 if freezes(options, resolve(targets)) else 0.0

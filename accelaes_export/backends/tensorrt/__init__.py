@@ -101,6 +101,9 @@ class TensorRTBackend:
                 f"{', '.join(old)} has no bf16, which begins with sm80; choose fp16 or leave that target out."
             )
 
+    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
+        return True
+
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """TensorRT's builder copies weights about twice (docs/benchmarks.md), unless they are inputs."""
         return 0.0 if weights == "inputs" else 2.1
