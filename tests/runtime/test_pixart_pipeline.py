@@ -192,9 +192,9 @@ def test_words_weigh_at_the_positions_t5_gives_them_whatever_their_case(pipe, al
     session, seen = pipe.transformer._session, []
     run = session.run
 
-    def watched(given, outputs):
+    def watched(given, outputs, workspace=None):
         seen.append(given["token_weights"].clone())
-        return run(given, outputs)
+        return run(given, outputs, workspace)
 
     monkeypatch.setattr(session, "run", watched)
     sample(pipe)

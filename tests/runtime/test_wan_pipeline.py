@@ -83,8 +83,8 @@ class Calls:
         run = session_class.run
         self.inputs, self.outputs = [], []
 
-        def spy(session, inputs, outputs):
-            run(session, inputs, outputs)
+        def spy(session, inputs, outputs, workspace=None):
+            run(session, inputs, outputs, workspace)
             self.inputs.append({name: tensor.clone() for name, tensor in inputs.items()})
             self.outputs.append(set(outputs))
 

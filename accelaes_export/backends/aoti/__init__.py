@@ -37,17 +37,12 @@ class AotiBackend:
     dynamic_text = True
 
     def availability(self) -> Availability:
-        """Packages run wherever torch does; building one takes a C++ compiler."""
+        """Packages run wherever torch does; building one takes a C++ compiler, and for a GPU CUDA's headers."""
         import torch
 
-        from accelaes_export.backends.aoti.compiling import compiler
-
         versions = {"torch": torch.__version__}
-        if shutil.which(compiler()) is None:
-            return Availability(
-                False, True, versions, f"there is no C++ compiler {compiler()}", "install g++, or name another in CXX"
-            )
-        return Availability(True, True, versions)
+        reason, remedy = _lacking(NATIVE)
+        return Availability(not reason, True, versions, reason, remedy)
 
     def check(self, dtype: str, targets: tuple[str, ...]) -> None:
         """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
@@ -56,9 +51,9 @@ class AotiBackend:
         target = resolve(targets)
         if dtype == "bf16" and is_gpu(target) and int(target[2:]) < 80:
             raise InputError(f"{target} has no bf16, which begins with sm80; choose fp16.")
-        here = self.availability()
-        if not here.can_build:
-            raise MissingComponentError(f"aoti can't build here: {here.reason}; {here.remedy}.")
+        reason, remedy = _lacking(target)
+        if reason:
+            raise MissingComponentError(f"aoti can't build here for {target}: {reason}; {remedy}.")
 
     def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
         return is_gpu(resolve(targets))  # cuDNN's attention
@@ -102,3 +97,16 @@ class AotiBackend:
             targets=targets,
             cuda_graphs=cuda_graphs,
         )
+
+
+def _lacking(target: str) -> tuple[str, str]:
+    """Why packages for `target` can't be compiled here, and what mends it; two empty strings where they can."""
+    import torch
+
+    from accelaes_export.backends.aoti.toolchain import CudaToolchain, compiler
+
+    if shutil.which(compiler()) is None:
+        return f"there is no C++ compiler {compiler()}", "install g++, or name another in CXX"
+    gpu = torch.cuda.is_available() if target == NATIVE else is_gpu(target)
+    reason = CudaToolchain.found().why_not() if gpu else ""
+    return reason, "install CUDA's toolkit or name its folder in CUDA_HOME, or take the target cpu" if reason else ""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from accelaes_export.backends.aoti.targets import CPU, PORTABLE, cpu_instructions, freezes, is_gpu
+from accelaes_export.backends.aoti.toolchain import CudaToolchain, what_failed
 from accelaes_export.backends.base import CompileRequest, FocusProgram, Progress
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, Element, Weight, write_weights_file
 from accelaes_export.errors import BuildError, MissingComponentError
@@ -56,7 +57,7 @@ def compile_packages(request: CompileRequest, target: str, progress: Progress) -
         program = request.program.trace(device, n, filled=freezing, operator=request.attention == "plugin")
         progress(f"compile{which}", (k + 0.2) / len(buckets))
         path = request.destination / package_name(n)
-        _compile(program, path, settings)
+        _compile(program, path, settings, CudaToolchain.found().in_use() if is_gpu(target) else nullcontext())
         files.append(path.name)
         if not freezing:
             traced = {**program.state_dict, **program.constants}
@@ -84,16 +85,28 @@ def _write_constants(path: Path, weights: Iterable[Weight], program: FocusProgra
     write_weights_file(path, weights, pieces)
 
 
-def _compile(program: torch.export.ExportedProgram, path: Path, settings: dict[str, Any]) -> None:
+def _compile(
+    program: torch.export.ExportedProgram, path: Path, settings: dict[str, Any], toolchain: AbstractContextManager[None]
+) -> None:
     from torch._inductor import aoti_compile_and_package
 
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), toolchain:
             warnings.simplefilter("ignore")
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except Exception as error:  # Inductor's and the C++ compiler's errors share no base class
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise BuildError(f"AOTInductor could not compile {path.name}: {lines[0]}") from error
+        raise BuildError(f"AOTInductor could not compile {path.name}: {_why(error)}") from error
+
+
+def _why(error: BaseException) -> str:
+    """The C++ compiler's own words where it was the one that failed, else the first line of the error's."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(getattr(inner, "output", None), str):
+        inner = inner.__cause__ or inner.__context__
+    if inner is not None:
+        return what_failed(inner.output)  # type: ignore[attr-defined]
+    _, marked, output = str(error).partition("Output:\n")  # of a compilation in another process
+    return what_failed(output if marked else str(error) or type(error).__name__, lines=8 if marked else 1)
 
 
 def _constants(path: Path, device: torch.device) -> list[str]:
@@ -137,8 +150,3 @@ def _instructions(settings: dict[str, Any]) -> str:
 
     with config.patch(settings):
         return cpu_instructions(pick_vec_isa().build_arch_flags())
-
-
-def compiler() -> str:
-    """The C++ compiler Inductor will call."""
-    return os.environ.get("CXX", "g++")
