@@ -6,6 +6,7 @@ own: Triton compiles on one core, keeps what it made, and may have been imported
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelaes_export.plugins import leash
 from accelaes_export.plugins.sparse_query_attention.cubins import Cubin, Kernel, cache_folder, source_hash
 from accelaes_export.plugins.sparse_query_attention.errors import PluginError
 from accelaes_export.plugins.sparse_query_attention.launching import PARAMETERS
@@ -44,8 +46,10 @@ def compile_kernels(
     missing = [kernel for kernel in dict.fromkeys(wanted) if not (folder / f"{kernel}.json").is_file()]
     done = len(dict.fromkeys(wanted)) - len(missing)
     total = done + len(missing)
-    workers = min(len(missing), jobs or os.cpu_count() or 1)
+    count = min(len(missing), jobs or os.cpu_count() or 1)
     failures: list[str] = []
+    workers: list[subprocess.Popen[str]] = []
+    raised: list[BaseException] = []
     lock = threading.Lock()
 
     def finished(line: dict[str, str]) -> None:
@@ -57,15 +61,26 @@ def compile_kernels(
             if progress is not None:
                 progress(done, total, line["kernel"])
 
+    def work(share: Sequence[Kernel], scratch: str) -> None:
+        try:
+            _run_worker(share, folder, scratch, finished, failures, workers)
+        except BaseException as error:  # the caller's own, from `progress`
+            raised.append(error)
+
     with tempfile.TemporaryDirectory() as scratch:
         threads = [
-            threading.Thread(target=_run_worker, args=(missing[index::workers], folder, scratch, finished, failures))
-            for index in range(workers)
+            threading.Thread(target=work, args=(missing[index::count], scratch), daemon=True) for index in range(count)
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:  # a caller that goes away, with Ctrl-C or an exception, leaves no compiler behind
+            for worker in workers:
+                leash.stop(worker)
+    if raised:
+        raise raised[0]
     if failures:
         raise PluginError(f"{len(failures)} of {total} kernels did not compile; the first is {failures[0]}.")
     return tuple(_cached(folder, kernel) for kernel in wanted)
@@ -84,11 +99,12 @@ def _run_worker(
     scratch: str,
     finished: Callable[[dict[str, str]], None],
     failures: list[str],
+    workers: list[subprocess.Popen[str]],
 ) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": scratch, "TRITON_DISABLE_LINE_INFO": "1"}
     environment.pop("TRITON_INTERPRET", None)
     work = {"folder": str(folder), "kernels": [_as_json(kernel) for kernel in share]}
-    process = subprocess.Popen(
+    process = leash.start(
         [sys.executable, "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -97,12 +113,14 @@ def _run_worker(
         env=environment,
     )
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
-    process.stdin.write(json.dumps(work))
-    process.stdin.close()
+    workers.append(process)
     said: list[str] = []
     errors = process.stderr
-    drain = threading.Thread(target=lambda: said.append(errors.read()))  # or its pipe would fill and stop it
+    drain = threading.Thread(target=lambda: said.append(errors.read()), daemon=True)  # or its pipe would stop it
     drain.start()
+    with contextlib.suppress(BrokenPipeError):  # it is gone already, and says why
+        process.stdin.write(json.dumps(work))
+        process.stdin.close()
     for line in process.stdout:
         finished(json.loads(line))
     drain.join()
