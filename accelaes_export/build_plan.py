@@ -144,7 +144,6 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         source = random_source(adapter, config, seed)
     latents = adapter.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
     shapes = empty_transformer(adapter, config)
-    fixed = engine.fixed_shapes(targets)
     contract = graph_contract(
         adapter,
         shapes,
@@ -155,7 +154,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         fractions=recipe.buckets,
         text_tokens=recipe.text_tokens,
         dynamic_text=engine.dynamic_text,
-        text_multiple=recipe.text_multiple or (few_text_lengths(adapter, shapes, recipe.text_tokens) if fixed else 1),
+        text_multiple=_text_multiple(recipe, adapter, shapes, gpu=engine.for_gpu(targets)),
         ranges=recipe.block_ranges,
     )
     affinity = affinity_layers(adapter, shapes, recipe.affinity_every, recipe.affinity_blocks)
@@ -207,6 +206,12 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         engine_key=engine_key,
         build_key=build_key,
     )
+
+
+def _text_multiple(recipe: BuildRecipe, adapter: Backbone, shapes: torch.nn.Module, *, gpu: bool) -> int:
+    """What masked texts are padded to a multiple of: as the recipe says, or as suits where the engine runs."""
+    own = few_text_lengths(adapter, shapes, recipe.text_tokens) if gpu else 1
+    return own if recipe.text_multiple is None else recipe.text_multiple
 
 
 def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:

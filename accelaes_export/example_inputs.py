@@ -22,14 +22,17 @@ def example_inputs(
     """Random inputs of a step with `n` focus tokens, each a tensor of its own (an exporter merges shared ones).
 
     Every row has its own ascending focus set; the rest is as its spec says: bounded numbers are uniform, masks have
-    at least one 1, everything else is standard normal.
+    at least one 1, everything else is standard normal. Drawn on the device: a large model's cache takes a host half a
+    minute, so a seed's numbers are the same on one kind of device, not on all.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = torch.device(device)
+    generator = torch.Generator(device).manual_seed(seed)
     sizes = contract.sizes(n, B, M)
-    order = torch.stack([torch.randperm(contract.tokens, generator=generator) for _ in range(sizes["B"])])
+    N = contract.tokens
+    order = torch.stack([torch.randperm(N, generator=generator, device=device) for _ in range(sizes["B"])])
     draw: dict[str, Callable[[tuple[int, ...], float], torch.Tensor]] = {
-        "real": lambda shape, limit: limit * torch.rand(shape, generator=generator),
-        "label": lambda shape, limit: torch.randint(int(limit), shape, generator=generator),
+        "real": lambda shape, limit: limit * torch.rand(shape, generator=generator, device=device),
+        "label": lambda shape, limit: torch.randint(int(limit), shape, generator=generator, device=device),
         "mask": lambda shape, _: _prefixes(shape, generator),
     }
     inputs = {}
@@ -40,14 +43,15 @@ def example_inputs(
         elif spec.name == BACKGROUND_INDEX:
             tensor = order[:, n:].sort(dim=1).values
         elif spec.kind == "real" and spec.limit is None:
-            tensor = torch.randn(shape, generator=generator)
+            tensor = torch.randn(shape, generator=generator, device=device)
         else:
             tensor = draw[spec.kind](shape, spec.limit or 1.0)
-        inputs[spec.name] = tensor.to(device=device, dtype=torch_dtype(spec.dtype))
+        inputs[spec.name] = tensor.to(torch_dtype(spec.dtype))
     return inputs
 
 
 def _prefixes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """[B, M] of rows of ones, each with an end of its own, then zeros."""
-    ends = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator)
-    return (torch.arange(shape[1]) < ends).long()
+    device = generator.device
+    ends = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator, device=device)
+    return (torch.arange(shape[1], device=device) < ends).long()

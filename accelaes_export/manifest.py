@@ -144,7 +144,14 @@ class FileRecord(_Record):
 
 
 class Parity(_Record):
-    """One comparison made while building or verifying: `max_abs` and `max_rel` of a session against its reference."""
+    """One comparison of a session with its reference, made while building or verifying; of the output that is farthest.
+
+    Attributes:
+        max_abs, max_rel: the largest difference, and that over the output's largest value; at most `tolerance`.
+        norm_rel: the difference's norm over the output's, at most `norm_tolerance`. Single values of bf16 may be far
+            off in a right engine, but not all of them. None in bundles of before schema 4.
+        device: where the session ran; "" in bundles of before schema 4.
+    """
 
     bucket: int  # n
     reference: str  # "diffusers" (n = N) or "eager focus step"
@@ -152,6 +159,17 @@ class Parity(_Record):
     max_rel: float
     tolerance: float
     passed: bool
+    norm_rel: float | None = None
+    norm_tolerance: float | None = None
+    device: str = ""
+
+    @property
+    def errors(self) -> str:
+        """In words: how far it is off and how far it may be."""
+        said = f"{self.max_rel:.2g} of its range, where {self.tolerance:g} is allowed"
+        if self.norm_rel is None or self.norm_tolerance is None:
+            return said
+        return f"{said}, and {self.norm_rel:.2g} of its norm, where {self.norm_tolerance:g} is,"
 
 
 class BackendRecord(_Record):

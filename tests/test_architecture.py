@@ -38,7 +38,7 @@ ALLOWED = {
     | {"verification"},
     "quality": {"bundle", "errors", "manifest", "policies", "profiling", "progress", "quality", "runtime"},
     "report": {"errors", "manifest", "policies", "profiling", "quality", "report", "runtime"},
-    "backbones": {"backbones", "contract", "dtypes", "errors", "hashing", "manifest", "recipes"},
+    "backbones": {"backbones", "contract", "dtypes", "errors", "hashing", "manifest", "plugins", "recipes"},
     "graph": {"backbones", "contract", "dtypes", "errors", "example_inputs", "graph", "manifest", "plugins"},
 }
 

@@ -168,8 +168,8 @@ class Backend(Protocol):
     def check(self, dtype: str, targets: tuple[str, ...]) -> None:
         """Raise InputError for a dtype or target it can't do, MissingComponentError where it can't build here."""
 
-    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
-        """Whether every new shape costs something where the engine runs: libraries of GPUs make a plan for each."""
+    def for_gpu(self, targets: tuple[str, ...]) -> bool:
+        """Whether engines for these targets run on GPUs, whose libraries make a plan for every new shape."""
         ...
 
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:

@@ -79,7 +79,7 @@ class OnnxRuntimeBackend:
         if not here.can_build:
             raise MissingComponentError(f"onnxruntime can't build here: {here.reason}; mend it with: {here.remedy}.")
 
-    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
+    def for_gpu(self, targets: tuple[str, ...]) -> bool:
         return "cpu" not in targets
 
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:

@@ -154,11 +154,13 @@ def _folded(specs: Iterable[TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
 
 
 def parity(comparisons: Iterable[Parity], measured_on: str = "") -> Table:
-    """Each bucket's largest absolute and relative error against its reference."""
-    table = Table("n", "against", "max abs", "max rel", "tolerance", "", title="Parity", title_justify="left")
+    """Each bucket's largest absolute and relative error against its reference, and that of norms."""
+    columns = ("n", "against", "max abs", "max rel", "allowed", "norm rel", "allowed", "")
+    table = Table(*columns, title="Parity", title_justify="left")
     for p in comparisons:
         verdict = ("passed", "green") if p.passed else ("FAILED", "bold red")
-        errors = (f"{p.max_abs:.1e}", f"{p.max_rel:.1e}", f"{p.tolerance:.1e}")
+        values = (p.max_abs, p.max_rel, p.tolerance, p.norm_rel, p.norm_tolerance)
+        errors = ("" if value is None else f"{value:.1e}" for value in values)
         table.add_row(str(p.bucket), p.reference, *errors, Text(*verdict))
     if measured_on:
         table.caption, table.caption_justify = f"measured on {measured_on}", "left"

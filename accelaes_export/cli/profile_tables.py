@@ -117,7 +117,7 @@ def _overhead(profile: DenoiseProfile) -> Iterable[str]:
     yield "" if profile.of_limit is None else f"{profile.of_limit:.2f}"
     assert profile.runtime is not None, "policies have a runtime"
     yield f"{1e3 * profile.runtime.seconds_per_step.median:.3g} ms ({profile.runtime.of_dense_step:.1%})"
-    yield str(profile.runtime.host_waits)
+    yield "" if profile.runtime.host_waits is None else str(profile.runtime.host_waits)
 
 
 def _peers(report: ProfileReport) -> Iterator[RenderableType]:

@@ -90,18 +90,25 @@ def profile_buckets(
     )
     profiles = []
     for n, fraction in zip(buckets, manifest.bucket_fractions, strict=True):
-        kernels, source = kernel_table(session, tensors[n].inputs, tensors[n].outputs)
         measured = {
             "first_seconds": first[n],
             "buffer_bytes": tensors[n].bytes,
             "scratch_bytes": max(memory[n][0], 0),
             "used_bytes": memory[n][1],
-            "kernels": kernels,
-            "kernels_from": source if kernels else "",
         }
         figures = bucket_figures(n, timings, manifest.bucket_flops, ceilings)
         profiles.append(BucketProfile(n=n, fraction=fraction, **figures, **measured))
     return tuple(profiles)
+
+
+def with_kernels(session: Session, profiles: tuple[BucketProfile, ...]) -> tuple[BucketProfile, ...]:
+    """The profiles with each bucket's slowest kernels. Last of all: watching a GPU slows it down for good."""
+    found = []
+    for bucket in profiles:
+        tensors = step_tensors(session, bucket.n)
+        kernels, source = kernel_table(session, tensors.inputs, tensors.outputs)
+        found.append(bucket.model_copy(update={"kernels": kernels, "kernels_from": source if kernels else ""}))
+    return tuple(found)
 
 
 def bucket_figures(

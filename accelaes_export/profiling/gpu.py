@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
     nvml = _nvml()
     if nvml is not None:
-        found["driver"] = _text(nvml.nvmlSystemGetDriverVersion())
+        with suppress(nvml.NVMLError):  # what it doesn't tell is left out: no figure depends on it
+            found["driver"] = _text(nvml.nvmlSystemGetDriverVersion())
     return found
 
 
@@ -47,7 +49,10 @@ def observe(device: torch.device, nvml: Any = None) -> dict[str, Any]:
     nvml = nvml or _nvml()
     if nvml is None:
         return {"missing": f"clocks, power and temperature were not read: {_PIP_LINE}."}
-    handle = _handle(nvml, device)
+    try:
+        handle = _handle(nvml, device)
+    except nvml.NVMLError as error:  # a slice of a GPU, or one that this container doesn't see by its number
+        return {"missing": f"clocks, power and temperature were not read: NVML says {error}."}
     asked = {
         "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
         "sm_mhz_limit": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),

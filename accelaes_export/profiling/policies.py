@@ -69,12 +69,13 @@ class PolicyRun:
         self._spans.take()
         return waits.count
 
-    def profile(self, timings: Mapping[str, Timing], dense_steps: int) -> DenoiseProfile:
-        """The figures, once the rounds are over.
+    def profile(self, timings: Mapping[str, Timing], dense_steps: int, host_waits: int | None = None) -> DenoiseProfile:
+        """The figures after some rounds.
 
         Args:
             timings: of all pieces of these rounds; "dense" is what this one is compared with, if it is there.
             dense_steps: T of dense.
+            host_waits: what `host_waits` counted, once that was done.
         """
         own, report = timings[self.name], self._denoiser.report()  # of the last run
         cost = flop_cost(report.steps, self._manifest.bucket_flops, self._manifest.range_flops)
@@ -97,7 +98,7 @@ class PolicyRun:
             flop_limit=limit,
             of_limit=None if against is None else against.median / limit,
             kinds=kinds,
-            runtime=runtime(self.taken, own, kinds[0].seconds.median, self.host_waits(), report.graphs),
+            runtime=runtime(self.taken, own, kinds[0].seconds.median, host_waits, report.graphs),
         )
 
 
@@ -130,7 +131,7 @@ def step_kinds(records: Sequence[StepRecord], taken: Sequence[Sequence[Span]]) -
 
 
 def runtime(
-    taken: Sequence[Sequence[Span]], timing: Timing, dense_step: float, host_waits: int, graphs: GraphUse
+    taken: Sequence[Sequence[Span]], timing: Timing, dense_step: float, host_waits: int | None, graphs: GraphUse
 ) -> Runtime:
     """What the runs spent outside the engine, per step, split into the denoiser's part and the loop's around it."""
     inside, around = [], []

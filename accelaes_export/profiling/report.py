@@ -108,7 +108,8 @@ class Runtime(_Record):
         of_dense_step: the same over the median dense step's time.
         loop_seconds_per_step: of the loop around it, which stands for the pipeline: guidance, and the update.
         host_seconds: until the host had everything enqueued; on a CPU the whole time.
-        host_waits: operations in one run that made the host wait for the device, counted in a run of its own.
+        host_waits: operations in one run that made the host wait for the device, counted in a run of its own after the
+            rounds; None in a report that was written before.
         graphs_captured, graphs_replayed: CUDA graphs of the last measured run; after the first run none is captured.
     """
 
@@ -116,7 +117,7 @@ class Runtime(_Record):
     of_dense_step: float
     loop_seconds_per_step: Spread
     host_seconds: Spread
-    host_waits: int
+    host_waits: int | None
     graphs_captured: int = 0
     graphs_replayed: int = 0
 
@@ -188,12 +189,13 @@ class ProfileReport(_Record):
     notes: tuple[str, ...] = ()  # what makes these figures doubtful
     ceilings: Ceilings
     open_seconds: float  # of the engine, from disk
-    buckets: tuple[BucketProfile, ...]
-    policies: tuple[DenoiseProfile, ...]
+    buckets: tuple[BucketProfile, ...] = ()
+    policies: tuple[DenoiseProfile, ...] = ()
     peers: tuple[DenoiseProfile, ...] = ()
     absent: tuple[AbsentPeer, ...] = ()
     parts: tuple[Part, ...] = ()
     parts_note: str = ""  # why there are none
+    unfinished: str = ""  # in a report that was written on the way: what comes next
 
 
 def check_destination(path: Path) -> None:

@@ -101,6 +101,7 @@ def interleaved(
     calls: int = 1,
     measured: Callable[[str], None] | None = None,
     unmeasured: Callable[[], object] | None = None,
+    after_round: Callable[[Mapping[str, Timing]], None] | None = None,
     progress: Callable[[float, str], None] | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -114,6 +115,7 @@ def interleaved(
         calls: how often a piece is called for one measured value, one right after the other.
         measured: told of every piece after it was measured, when the device has done it.
         unmeasured: called after every first and every warm-up call, to throw away what it left behind.
+        after_round: given what is there after every measured round.
         progress: told how much is done, and of what.
         now: the host's clock.
     """
@@ -139,6 +141,8 @@ def interleaved(
             timings[name].host.append(host)
             if measured is not None:
                 measured(name)
+        if k >= warmup and after_round is not None:
+            after_round(timings)
     return timings
 
 

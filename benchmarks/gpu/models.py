@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelaes_export import recipes
-from accelaes_export.recipes import BuildRecipe
+if TYPE_CHECKING:
+    from accelaes_export.recipes import BuildRecipe
 
 MODELS = ("sd3", "lumina-next", "flux-dev")
 BUCKETS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -41,6 +41,15 @@ _SMALL: dict[str, dict[str, Any]] = {
 }
 
 
+def split(label: str) -> tuple[str, float]:
+    """A model's name and the share of its blocks that is kept, from NAME or NAME@DEPTH; ValueError for another text."""
+    name, marked, depth = label.partition("@")
+    share = float(depth) if marked else 1.0
+    if name not in MODELS or not 0 < share <= 1:
+        raise ValueError(f"{label!r} was given; name some of {', '.join(MODELS)}, each with @ and a depth up to 1")
+    return name, share
+
+
 def recipe(name: str, *, tiny: bool, depth: float) -> BuildRecipe:
     """The recipe with every eighth as a bucket.
 
@@ -48,6 +57,8 @@ def recipe(name: str, *, tiny: bool, depth: float) -> BuildRecipe:
         tiny: a few blocks of small width at 128 x 128 pixels in fp32, for a CPU.
         depth: share of the blocks that are kept; the time of a step is proportional to it.
     """
+    from accelaes_export import recipes
+
     found = recipes.load(name)
     config = found.architecture() | (_SMALL[name] if tiny else {})
     for field in _DEPTH.get(name, ("num_layers",)):

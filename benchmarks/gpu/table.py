@@ -10,14 +10,19 @@ COMPILED = "torch.compile"
 Report = Mapping[str, Any]
 
 
-def table(reports: Mapping[str, Report], stages: Mapping[str, str]) -> str:
+def table(
+    reports: Mapping[str, Report], stages: Mapping[str, str], checks: Mapping[str, Report], commit: str = ""
+) -> str:
     """The whole page.
 
     Args:
-        reports: profiles by "model.set".
+        reports: profiles by "model.set", of which some may be unfinished.
         stages: what became of every stage.
+        checks: what was found of every model's engine.
+        commit: what was measured.
     """
-    lines: list[str] = []
+    lines: list[str] = [f"Commit {commit}", ""] if commit else []
+    lines += [*_checks(checks), ""] if checks else []
     for name, report in reports.items():
         lines += [*_heading(name, report), "", *_policies(report), ""]
         if name.endswith(".policies"):
@@ -28,7 +33,7 @@ def table(reports: Mapping[str, Report], stages: Mapping[str, str]) -> str:
 
 def _heading(name: str, report: Report) -> Iterator[str]:
     bundle, machine, ceilings = report["bundle"], report["machine"], report["ceilings"]
-    model, _, kind = name.partition(".")
+    model, _, kind = name.rpartition(".")
     where = machine["gpu"]["name"] if "gpu" in machine else f"{machine['cpu']}, {machine['threads']} thread(s)"
     yield f"## {model}, {kind}"
     yield ""
@@ -40,6 +45,25 @@ def _heading(name: str, report: Report) -> Iterator[str]:
     )
     for note in report["notes"]:
         yield f"Doubtful: {note}"
+    if report.get("unfinished"):
+        yield f"Stopped before {report['unfinished']}."
+
+
+def _checks(checks: Mapping[str, Report]) -> Iterator[str]:
+    """Is it right: every bucket against the model in fp32 on the same device, and what else was found."""
+    yield "| model | device | n | against | max rel | norm rel | |"
+    yield "|---|---|---|---|---|---|---|"
+    for model, found in checks.items():
+        for one in found.get("parity", ()):
+            yield (
+                f"| {model} | {found['device']} | {one['bucket']} | {one['reference']} | {one['max_rel']:.1e} "
+                f"| {one['norm_rel']:.1e} | {'passed' if one['passed'] else 'WRONG'} |"
+            )
+        for graph in found.get("replays", ()):
+            told = f"{graph['captures']} graph, {graph['replays']} replays"
+            yield f"| {model} | {found['device']} | {graph['n']} | plain calls, bit for bit | | | {told} |"
+        for said in found["wrong"]:
+            yield f"| {model} | {found['device']} | | | | | WRONG: {said} |"
 
 
 def _policies(report: Report) -> Iterator[str]:

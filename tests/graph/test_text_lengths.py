@@ -35,7 +35,7 @@ def test_texts_that_go_through_the_blocks_are_padded_less(family, expected):
 
 
 def test_only_gpus_mind_how_many_lengths_there_are():
-    assert not backend("onnxruntime").fixed_shapes(("cpu",))
-    assert not backend("aoti").fixed_shapes(("cpu",))
-    assert backend("onnxruntime").fixed_shapes(("cuda",))
-    assert backend("tensorrt-rtx").fixed_shapes(("sm120",))
+    assert not backend("onnxruntime").for_gpu(("cpu",))
+    assert not backend("aoti").for_gpu(("cpu",))
+    assert backend("onnxruntime").for_gpu(("cuda",))
+    assert backend("tensorrt-rtx").for_gpu(("sm120",))

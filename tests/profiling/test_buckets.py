@@ -12,7 +12,7 @@ from accelaes_export.backends.base import KernelTime
 from accelaes_export.example_inputs import example_inputs
 from accelaes_export.graph.focus_step import FocusStep, count_flops
 from accelaes_export.graph.tensors import affinity_layers
-from accelaes_export.profiling.buckets import bucket_figures, profile_buckets, step_tensors
+from accelaes_export.profiling.buckets import bucket_figures, profile_buckets, step_tensors, with_kernels
 from accelaes_export.profiling.kernels import kernel_table
 from accelaes_export.profiling.report import Ceilings
 from accelaes_export.profiling.timing import HostStopwatch, Timing
@@ -89,11 +89,11 @@ def test_every_bucket_is_measured_with_what_a_run_reads_and_writes() -> None:
     assert [bucket.n for bucket in found] == list(contract.buckets)
     assert [bucket.fraction for bucket in found] == list(FRACTIONS)
     calls = {n: session.calls.count((n, contract.rows)) for n in contract.buckets}
-    assert set(calls.values()) == {1 + 1 + 1 + 2 + 3}  # very first, first of the rounds, warm-up, rounds, kernels
+    assert set(calls.values()) == {1 + 1 + 1 + 2}  # very first, first of the rounds, warm-up, rounds
     for bucket in found:
         assert bucket.seconds.count == 2 and bucket.first_seconds > 0
         assert bucket.flops == manifest.bucket_flops[bucket.n]
-        assert bucket.kernels and bucket.kernels_from == "torch.profiler"
+        assert not bucket.kernels, "watched last of all, when everything else is timed"
 
 
 def test_a_steps_tensors_are_the_contracts() -> None:
@@ -114,6 +114,15 @@ def test_the_component_form_fetches_both_predictions() -> None:
     session = EagerSession(sort.step(sort.model(variant), variant, form="component"))
     tensors = step_tensors(session, session.contract.buckets[0])
     assert set(tensors.outputs) == {"focus_prediction", "background_prediction"}
+
+
+def test_kernels_are_added_to_buckets_that_were_timed() -> None:
+    manifest, _, step = tiny("sd3")
+    session = EagerSession(step)
+    timed = profile_buckets(session, manifest, CEILINGS, HostStopwatch(), rounds=1, warmup=0)
+    watched = with_kernels(session, timed)
+    assert all(bucket.kernels and bucket.kernels_from == "torch.profiler" for bucket in watched)
+    assert [b.model_copy(update={"kernels": (), "kernels_from": ""}) for b in watched] == list(timed)
 
 
 def test_a_session_that_counts_its_own_kernels_is_asked() -> None:

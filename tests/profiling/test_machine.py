@@ -151,6 +151,22 @@ def test_a_container_that_does_not_know_its_own_number_is_not_its_own_neighbour(
     assert gpu.observe(device, nvml(processes=((4_000_001, 5), (4_000_002, 6))))["others"] == {4_000_002: 6}
 
 
+def test_a_driver_that_refuses_everything_ends_nothing(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NVMLError("Insufficient Permissions")
+
+    names = [name for name in vars(nvml()) if name.startswith("nvml") and "Reason" not in name[:22]]
+    broken = SimpleNamespace(**{**vars(nvml()), **dict.fromkeys(names, refuse), "nvmlSystemGetDriverVersion": refuse})
+    monkeypatch.setattr(gpu, "_nvml", lambda: broken)
+    seen = gpu.observe(device)
+    assert gpu.doubts(seen, seen) == (
+        "Of the GPU clocks, power and temperature were not read: NVML says Insufficient Permissions.",
+    )
+    properties = SimpleNamespace(name="a GPU", major=9, minor=0, total_memory=1, multi_processor_count=1, uuid="0")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert "driver" not in gpu.describe(device)
+
+
 def test_without_nvml_the_pip_line_is_said(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_nvml", lambda: None)
     seen = gpu.observe(device)

@@ -153,3 +153,23 @@ def test_text_encoders_and_vae_are_timed_in_the_pipelines_own_calls(shapes_bundl
     calls = {part.name: part.calls for part in parts}
     assert calls == {"text_encoder": 2, "text_encoder_2": 2, "vae": 1}  # prompt and negative prompt, one picture
     assert all(part.seconds.count == 2 and part.seconds.minimum > 0 for part in parts)
+
+
+def test_what_there_is_can_be_kept_after_every_part_and_later_profiles_need_not_measure_a_device_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, kept = tiny_bundle(tmp_path / "bundle", monkeypatch), []
+    request = ProfileRequest((Dense(), StepCache()), steps=8, warmup=0, iterations=2)
+    whole = profile(bundle, request, partial=kept.append).report
+    expected = ["buckets", "denoises", "more rounds of batch 1", "more rounds of batch 1", "text encoders and VAE"]
+    assert [report.unfinished for report in kept] == [*expected, "kernels"]
+    assert [len(report.buckets) for report in kept[:2]] == [0, len(whole.buckets)]
+    assert [[p.seconds.count for p in report.policies] for report in kept] == [[], [], [1, 1], *[[2, 2]] * 3]
+    assert [{p.runtime.host_waits for p in report.policies} for report in kept[2:]] == [{None}, {None}, {0}, {0}]
+    assert whole.unfinished == "" and all(bucket.kernels for bucket in whole.buckets)
+    assert ProfileReport.model_validate_json(kept[0].model_dump_json()) == kept[0]
+    monkeypatch.setattr("accelaes_export.profiling.ceilings.measure_ceilings", None)
+    monkeypatch.setattr("accelaes_export.profiling.buckets.profile_buckets", None)
+    again = profile(bundle, request, known=whole).report
+    assert (again.ceilings, again.buckets) == (whole.ceilings, whole.buckets)
+    assert [p.name for p in again.policies] == ["dense", "stepcache"]

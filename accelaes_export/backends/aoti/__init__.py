@@ -55,8 +55,8 @@ class AotiBackend:
         if reason:
             raise MissingComponentError(f"aoti can't build here for {target}: {reason}; {remedy}.")
 
-    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
-        return is_gpu(resolve(targets))  # cuDNN's attention
+    def for_gpu(self, targets: tuple[str, ...]) -> bool:
+        return is_gpu(resolve(targets))
 
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """Freezing holds them about four times (docs/benchmarks.md); otherwise they are never in memory together."""

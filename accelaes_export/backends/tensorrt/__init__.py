@@ -101,7 +101,7 @@ class TensorRTBackend:
                 f"{', '.join(old)} has no bf16, which begins with sm80; choose fp16 or leave that target out."
             )
 
-    def fixed_shapes(self, targets: tuple[str, ...]) -> bool:
+    def for_gpu(self, targets: tuple[str, ...]) -> bool:
         return True
 
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
