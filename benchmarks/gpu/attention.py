@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import accelaes_export.plugins.sparse_query_attention as plugin
+from accelaes_export.plugins import leash
 from accelaes_export.plugins.sparse_query_attention.compiling import compile_kernels
 from accelaes_export.plugins.sparse_query_attention.cubins import Kernel, write_pack
 from accelaes_export.plugins.sparse_query_attention.driver import Driver
@@ -44,34 +47,49 @@ console = Console()
 
 
 def correctness(shape: Shape, architecture: str, device: torch.device, folder: Path | None) -> dict[str, float]:
-    """Largest errors of every candidate tile, compiled on the spot and (in `folder`) ahead of time."""
-    tensors = shape.tensors(device)
-    wanted = reference(tensors)
+    """Largest errors of every candidate tile, compiled on the spot and (in `folder`) ahead of time.
+
+    Each on tensors that lie in order, with a bias, and on views as projections leave them.
+    """
     tiles = choice(architecture, shape.head_dim).candidates if device.type == "cuda" else (Tile(16, 16, 4, 2),)
-    found = {str(tile): error(kernel(tensors, tile)(), wanted) for tile in tiles}
-    if folder is not None:
-        found |= {
-            f"cubin {name}": value for name, value in _ahead_of_time(shape, architecture, tensors, wanted, folder)
-        }
+    found: dict[str, float] = {}
+    for label, kind in _KINDS.items():
+        tensors = shape.tensors(device, **kind)
+        wanted = reference(tensors)
+        found |= {f"{tile}{label}": error(kernel(tensors, tile)(), wanted) for tile in tiles}
+        if folder is not None and not kind.get("strided"):  # a row's length is a constant in kernels made beforehand
+            made = _ahead_of_time(shape, architecture, tensors, wanted, folder)
+            found |= {f"cubin {name}{label}": value for name, value in made}
     return found
+
+
+_KINDS: dict[str, dict[str, bool]] = {
+    "": {},
+    " biased": {"biased": True},
+    " strided": {"strided": True},
+    " biased strided": {"biased": True, "strided": True},
+}
 
 
 def _ahead_of_time(
     shape: Shape, architecture: str, tensors: tuple[Any, ...], wanted: torch.Tensor, folder: Path
 ) -> list[tuple[str, float]]:
     """The same through cubins and the CUDA driver, as the TensorRT plugins launch them."""
+    q, k, v, k_bg, v_bg, scale, *given = tensors
+    bias = [added.contiguous() for added in given]
     tiles = choice(architecture, shape.head_dim).candidates
-    variants = [Kernel(architecture, shape.dtype, shape.head_dim, False, tile) for tile in tiles]
+    variants = [Kernel(architecture, shape.dtype, shape.head_dim, bool(bias), tile) for tile in tiles]
     pack = folder / "kernels.cubins"
     write_pack(pack, compile_kernels(variants))
     driver = Driver.load(pack)
-    q, *rest, scale = tensors
-    sizes = Sizes.of([tensor.shape for tensor in (q, *rest)])
+    read = (q, k, v, k_bg, v_bg)
+    sizes = Sizes.of([tensor.shape for tensor in (*read, *bias)])
     scratch = torch.empty(scratch_bytes(sizes.batch, sizes.heads, sizes.queries), dtype=torch.uint8, device=q.device)
     found = []
-    for cubin in driver.candidates(shape.dtype, shape.head_dim, False):
+    for cubin in driver.candidates(shape.dtype, shape.head_dim, bool(bias)):
         out = torch.full_like(q, torch.nan)
-        addresses = [*(tensor.data_ptr() for tensor in (q, *rest)), 0, out.data_ptr()]
+        added = bias[0].data_ptr() if bias else 0
+        addresses = [*(tensor.data_ptr() for tensor in read), added, out.data_ptr()]
         driver.launch(cubin, sizes, scale, addresses, scratch.data_ptr(), torch.cuda.current_stream().cuda_stream)
         torch.cuda.synchronize()
         found.append((str(cubin.kernel.tile), error(out, wanted)))
@@ -136,14 +154,19 @@ def measurement(row: dict[str, Any], architecture: str, gpu: str, versions: str)
     }
 
 
-def sanitize() -> str:
-    """What compute-sanitizer says of the correctness checks, where the machine has it."""
+def sanitize(seconds: float) -> str:
+    """What compute-sanitizer says of the correctness checks, where the machine has it, within some seconds."""
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(program).is_file():
         return "compute-sanitizer isn't on this machine"
     command = [program, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu.attention", "--check-only"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    return "clean" if ran.returncode == 0 else f"exit code {ran.returncode}: {ran.stdout[-2000:]}"
+    process = leash.start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        leash.stop(process)
+        return f"not finished within {seconds:.0f} s"
+    return "clean" if process.returncode == 0 else f"exit code {process.returncode}: {said[-2000:]}"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -154,6 +177,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tables", type=Path, default=Path(plugin.__path__[0]), help="the folder of those tables")
     parser.add_argument("--check-only", action="store_true", help="correctness alone, of small pictures")
     parser.add_argument("--sanitize", action="store_true", help="run the checks once more under compute-sanitizer")
+    parser.add_argument("--seconds", type=float, default=420, help="for everything; tuning takes half at most [420]")
     parser.add_argument("--tiny", action="store_true", help="one tiny shape, also on a CPU")
     return parser.parse_args(arguments)
 
@@ -172,51 +196,88 @@ def main(arguments: list[str] | None = None) -> None:
         wanted = [
             Shape(**{**vars(shape), "tokens": 512, "focus": 200}) for shape in wanted if shape.focus == shape.tokens
         ]
-    figures: dict[str, Any] = {"gpu": gpu, "architecture": architecture, "versions": versions}
+    figures = Figures(options.output, {"gpu": gpu, "architecture": architecture, "versions": versions})
+    began = time.monotonic()
+
+    def left() -> float:
+        return options.seconds - (time.monotonic() - began)
 
     if options.tune:
-        figures["tiles"] = _tune(wanted, architecture, device, options, f"measured on {gpu}, {versions}")
-    folder = (options.output.parent if options.output else Path.cwd()) if on_gpu else None
-    figures["errors"] = {}
-    for shape in wanted:
-        errors = correctness(shape, architecture, device, folder)
-        figures["errors"][f"{shape.model} n={shape.focus}"] = errors
-        wrong = [name for name, value in errors.items() if not value <= ALLOWED[shape.dtype]]
-        if wrong:
-            sys.exit(f"error: {shape} is wrong by {errors[wrong[0]]:.2g} with {wrong[0]}.")
-    console.print(f"Correct: {len(wanted)} shapes on {gpu}")
+        origin = f"measured on {gpu}, {versions}"
+        _tune(wanted, architecture, device, options, origin, figures, lambda: left() < options.seconds / 2)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) if on_gpu else None
+        for shape in wanted:
+            errors = correctness(shape, architecture, device, folder)
+            figures.add("errors", f"{shape.model} n={shape.focus}", errors)
+            wrong = [name for name, value in errors.items() if not value <= ALLOWED[shape.dtype]]
+            if wrong:
+                sys.exit(f"error: {shape} is wrong by {errors[wrong[0]]:.2g} with {wrong[0]}.")
+    console.print(f"Correct: {len(wanted)} shapes on {gpu}, each in order, biased and strided")
     if options.check_only:
         return
-    rows = figures["times"] = [timing(shape, device) for shape in wanted]
+    rows: list[dict[str, Any]] = []
+    for shape in wanted:
+        if rows and left() < 0:
+            console.print(f"{len(wanted) - len(rows)} shapes weren't timed: the time was up")
+            break
+        rows.append(timing(shape, device))
+        figures.set("times", rows)
     show(rows)
     if options.write_tables:
         write_measurements(options.tables, [measurement(row, architecture, gpu, versions) for row in rows])
     if options.sanitize:
-        figures["sanitizer"] = sanitize()
-        console.print(f"compute-sanitizer: {figures['sanitizer']}")
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + os.linesep, encoding="utf-8")
+        figures.set("sanitizer", sanitize(max(left(), 30.0)))
+        console.print(f"compute-sanitizer: {figures.values['sanitizer']}")
+
+
+class Figures:
+    """Everything found so far, on disk whenever there is more.
+
+    Args:
+        path: a JSON file, or None where nothing is to be kept.
+        about: of the machine.
+    """
+
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        self.values = about
+        self._path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def set(self, name: str, value: Any) -> None:
+        self.values[name] = value
+        if self._path is not None:
+            fresh = self._path.with_name(f".{self._path.name}.new")
+            fresh.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
+            fresh.replace(self._path)
+
+    def add(self, name: str, key: str, value: Any) -> None:
+        self.set(name, {**self.values.get(name, {}), key: value})
 
 
 def _tune(
-    wanted: list[Shape], architecture: str, device: torch.device, options: argparse.Namespace, origin: str
-) -> dict[str, Any]:
+    wanted: list[Shape],
+    architecture: str,
+    device: torch.device,
+    options: argparse.Namespace,
+    origin: str,
+    figures: Figures,
+    out_of_time: Callable[[], bool],
+) -> None:
     """Tiles by head size, over the dense shape and n = N/2, microseconds each; written into the table where asked."""
-    found = {}
     for head_dim in dict.fromkeys(shape.head_dim for shape in wanted):
         mine = [s for s in wanted if s.head_dim == head_dim and s.focus in (s.tokens, s.tokens // 2)]
         console.print(f"Tiles for head size {head_dim}")
         small = [Tile(16, 16, 4, 2), Tile(16, 32, 4, 2)]
         tiles = sweep_tiles(architecture, head_dim) if device.type == "cuda" else small
-        ranked = tune(mine, tiles, device, console.print)
+        ranked = tune(mine, tiles, device, console.print, out_of_time)
         if not ranked:
             sys.exit(f"error: no tile works for head size {head_dim} on {architecture}.")
-        found[str(head_dim)] = {str(tile): spent for spent, tile in ranked}
+        figures.add("tiles", str(head_dim), {str(tile): spent for spent, tile in ranked})
         if options.write_tables:
             write_tiles(options.tables, architecture, head_dim, ranked, origin)
     table.cache_clear()  # later steps go by what was written
-    return found
 
 
 if __name__ == "__main__":

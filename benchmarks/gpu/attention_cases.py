@@ -49,20 +49,33 @@ class Shape:
         """Of both products."""
         return 4 * self.batch * self.heads * self.queries * (self.tokens + self.text) * self.head_dim
 
-    def tensors(self, device: torch.device, seed: int = 0) -> tuple[Any, ...]:
-        """q, k, v, k_bg, v_bg and the scale."""
+    def tensors(
+        self, device: torch.device, seed: int = 0, *, biased: bool = False, strided: bool = False
+    ) -> tuple[Any, ...]:
+        """q, k, v, k_bg, v_bg, the scale and, where it is `biased`, a bias that hides some keys of every batch row.
+
+        `strided`: as projections leave them, views of [B, rows, H, hd].
+        """
         draw = torch.Generator(device).manual_seed(seed)
         kind = {"fp16": torch.float16, "bf16": torch.bfloat16}[self.dtype]
 
         def normal(heads: int, rows: int) -> torch.Tensor:
-            shape = (self.batch, heads, rows, self.head_dim)
-            return torch.randn(shape, generator=draw, device=device, dtype=torch.float32).to(kind)
+            shape = (self.batch, rows, heads, self.head_dim) if strided else (self.batch, heads, rows, self.head_dim)
+            drawn = torch.randn(shape, generator=draw, device=device, dtype=torch.float32).to(kind)
+            return drawn.transpose(1, 2) if strided else drawn
 
         fresh, old = (self.kv_heads, self.queries), (self.kv_heads, self.background)
-        return (
+        made = (
             normal(self.heads, self.queries), normal(*fresh), normal(*fresh), normal(*old), normal(*old),
             self.head_dim**-0.5,
         )  # fmt: skip
+        if not biased:
+            return made
+        keys = self.queries + self.background
+        shown = torch.rand(self.batch, 1, 1, keys, generator=draw, device=device) < 0.7
+        shown[..., 0] = True
+        bias = torch.where(shown, 0.0, -1e4).to(kind)
+        return (*made, bias.expand(-1, -1, self.queries, -1))  # a row for every query, all of them one
 
 
 FRACTIONS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
@@ -85,12 +98,14 @@ def shapes(models: dict[str, dict[str, Any]]) -> Iterator[Shape]:
 
 def reference(tensors: tuple[Any, ...]) -> torch.Tensor:
     """Attention over merged keys in float64, one head at a time: a whole one would not fit."""
-    q, k, v, k_bg, v_bg, scale = tensors
+    q, k, v, k_bg, v_bg, scale, *bias = tensors
     keys, values, group = torch.cat([k, k_bg], 2), torch.cat([v, v_bg], 2), q.shape[1] // k.shape[1]
     out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
     for row in range(q.shape[0]):
         for head in range(q.shape[1]):
             scores = q[row, head].double() @ keys[row, head // group].double().T * scale
+            if bias:
+                scores = scores + bias[0][row, 0].double()
             out[row, head] = torch.softmax(scores, -1) @ values[row, head // group].double()
     return out
 
@@ -171,12 +186,45 @@ def _flash_attention() -> dict[str, Any]:
 def microseconds(call: Call, device: torch.device) -> float:
     """Median time of a call; on GPUs with a cold L2 cache, as between the other kernels of a step."""
     if device.type == "cuda":
-        from triton.testing import do_bench
-
-        return 1000 * float(do_bench(call, warmup=50, rep=200, return_mode="median"))
+        return _on_gpu(call, device)
     times = []
     for _ in range(3):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
     return 1e6 * statistics.median(times)
+
+
+_CALLS = 10
+_FLUSHED_BYTES = 2**28  # beyond any GPU's L2
+
+
+def _on_gpu(call: Call, device: torch.device) -> float:
+    """From CUDA graphs, as engines run: a small kernel takes less time than Python takes to launch it.
+
+    One graph clears the cache and calls, by turns; another clears it as often. The difference is the calls'.
+    """
+    dirt = torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=device)
+
+    def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(_CALLS):
+                dirt.zero_()
+                work()
+        return graph
+
+    call()  # the first one compiles, which a capture doesn't allow
+    torch.cuda.synchronize(device)
+    both, cleared = captured(call), captured(lambda: None)
+    spent = []
+    for _ in range(9):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
+        marks[0].record()
+        both.replay()
+        marks[1].record()
+        cleared.replay()
+        marks[2].record()
+        torch.cuda.synchronize(device)
+        spent.append(marks[0].elapsed_time(marks[1]) - marks[1].elapsed_time(marks[2]))
+    return max(1000 * statistics.median(spent) / _CALLS, 0.01)

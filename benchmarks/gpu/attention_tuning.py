@@ -32,13 +32,23 @@ def sweep_tiles(architecture: str, head_dim: int) -> list[Tile]:
 
 
 def tune(
-    shapes: Sequence[Shape], tiles: Sequence[Tile], device: torch.device, say: Callable[[str], None]
+    shapes: Sequence[Shape],
+    tiles: Sequence[Tile],
+    device: torch.device,
+    say: Callable[[str], None],
+    out_of_time: Callable[[], bool] = lambda: False,
 ) -> list[tuple[float, Tile]]:
-    """Microseconds over all `shapes` for every tile that fits the GPU and computes the right thing, fastest first."""
+    """Microseconds over all `shapes` for every tile that fits the GPU and computes the right thing, fastest first.
+
+    The first of `tiles` are the table's own; once it is `out_of_time`, those that were tried have to do.
+    """
     tensors = {shape: shape.tensors(device) for shape in shapes}
     wanted = {shape: reference(tensors[shape]) for shape in shapes}
     found = []
-    for tile in tiles:
+    for k, tile in enumerate(tiles):
+        if k and out_of_time():
+            say(f"  {len(tiles) - k} tiles more weren't tried: the time was up")
+            break
         try:
             errors = [error(kernel(tensors[shape], tile)(), wanted[shape]) for shape in shapes]
         except Exception as problem:  # too much shared memory, or a variant the compiler refuses

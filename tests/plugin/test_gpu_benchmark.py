@@ -59,11 +59,35 @@ def test_tuning_measuring_and_the_tables_in_one_call(tmp_path: Path, capsys: pyt
 
 
 def test_a_wrong_kernel_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "attention.json"
     monkeypatch.setattr(attention_cases, "attention", lambda q, *rest, tile=None: torch.full_like(q, torch.nan))
     with pytest.raises(SystemExit, match="is wrong by nan"):
-        attention.main(["--tiny"])
+        attention.main(["--tiny", "--output", str(output)])
+    (errors,) = json.loads(output.read_text())["errors"].values()
+    assert len(errors) == 4, "what was found before the end is kept, with biases and strides"
     with pytest.raises(SystemExit, match="no tile works for head size 40"):
         attention.main(["--tiny", "--tune"])
+
+
+def test_biases_and_strides_are_checked_against_attention_written_out() -> None:
+    (shape,) = (s for s in attention_cases.shapes(attention_cases.TINY) if s.focus == 24)
+    q, k, v, k_bg, v_bg, scale, bias = shape.tensors(torch.device("cpu"), biased=True, strided=True)
+    assert not q.is_contiguous() and bias.shape == (1, 1, 29, 53) and (bias < 0).any()
+    keys, values = (torch.cat(pair, 2).double().repeat_interleave(2, 1) for pair in ((k, k_bg), (v, v_bg)))
+    wanted = torch.softmax(q.double() @ keys.transpose(-1, -2) * scale + bias.double(), -1) @ values
+    found = attention_cases.reference((q, k, v, k_bg, v_bg, scale, bias))
+    assert torch.allclose(found, wanted)
+    without = attention_cases.reference((q, k, v, k_bg, v_bg, scale))
+    assert not torch.allclose(without, wanted, atol=1e-2), "the bias matters"
+
+
+def test_a_sweep_ends_with_its_time_and_ranks_what_it_tried() -> None:
+    (shape,) = (s for s in attention_cases.shapes(attention_cases.TINY) if s.focus == 24)
+    said: list[str] = []
+    tiles_ = [tiles.Tile(16, 16, 4, 2), tiles.Tile(16, 32, 4, 2), tiles.Tile(32, 16, 4, 2)]
+    ranked = attention_tuning.tune([shape], tiles_, torch.device("cpu"), said.append, lambda: True)
+    assert [tile for _, tile in ranked] == tiles_[:1]
+    assert "2 tiles more weren't tried" in said[-1]
 
 
 def test_without_a_gpu_it_measures_nothing() -> None:
