@@ -1,6 +1,7 @@
 # make demo   builds the shipped checkpoint twice and makes one prompt dense and accelerated (out/)
 # make test   lint, types and the whole test suite
-# Both set up .venv first; PYTHON=python3.12 make venv chooses another interpreter.
+# make test-gpu   the tests that need a GPU, with whatever torch .venv has; GPU_WORKERS at a time
+# All set up .venv first; PYTHON=python3.12 make venv chooses another interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,9 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 WORKERS ?= 2
+GPU_WORKERS ?= 6
 PROMPT ?= an intricate red star on the left, plain blue background
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test test-gpu lint venv clean
 
 venv: $(READY)
 
@@ -33,6 +35,10 @@ lint: venv
 # One thread each: two workers keep two cores busy, and more would wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+
+# Triton compiles here instead of interpreting, as it does for the rest of the suite.
+test-gpu: venv
+	TRITON_INTERPRET=0 $(BIN)/pytest -q -m gpu -n $(GPU_WORKERS) tests/gpu
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info
