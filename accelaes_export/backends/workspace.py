@@ -54,9 +54,9 @@ class Workspace:
 
     def holding(self, name: str, source: torch.Tensor, dtype: torch.dtype, slot: int = 0) -> torch.Tensor:
         """A tensor with the values of `source`, brought to the device and dtype."""
-        # Towards a GPU the source may be changed at once even so; towards the host the values must have come.
-        towards_gpu = self.device.type == "cuda"
-        return self.empty(name, tuple(source.shape), dtype, slot).copy_(source, non_blocking=towards_gpu)
+        # Towards a GPU, memory that isn't pinned is copied away at once, and the host needn't wait for the rest.
+        waits = self.device.type != "cuda" or (source.device.type == "cpu" and source.is_pinned())
+        return self.empty(name, tuple(source.shape), dtype, slot).copy_(source, non_blocking=not waits)
 
     @property
     def bytes(self) -> int:
