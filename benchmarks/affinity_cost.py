@@ -1,6 +1,6 @@
 """What the affinity costs of a dense step, by count: FLOPs, and the bytes that its scores move.
 
-    python -m benchmarks.affinity_cost
+python -m benchmarks.affinity_cost
 """
 
 from __future__ import annotations
