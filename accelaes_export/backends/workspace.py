@@ -58,11 +58,6 @@ class Workspace:
         waits = self.device.type != "cuda" or (source.device.type == "cpu" and source.is_pinned())
         return self.empty(name, tuple(source.shape), dtype, slot).copy_(source, non_blocking=not waits)
 
-    @property
-    def bytes(self) -> int:
-        """Of all tensors."""
-        return sum(tensor.nbytes for tensor in self._tensors.values())
-
 
 class Workspaces:
     """A session's workspaces that nobody works in.

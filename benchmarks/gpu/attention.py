@@ -30,6 +30,7 @@ from accelaes_export.plugins.sparse_query_attention.cubins import Kernel, write_
 from accelaes_export.plugins.sparse_query_attention.driver import Driver
 from accelaes_export.plugins.sparse_query_attention.launching import Sizes, scratch_bytes
 from accelaes_export.plugins.sparse_query_attention.tiles import Tile, choice, nearest_architecture, table
+from accelaes_export.profiling.report import write_whole
 from benchmarks.gpu.attention_cases import (
     MODELS,
     TINY,
@@ -242,15 +243,11 @@ class Figures:
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
         self.values = about
         self._path = path
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
 
     def set(self, name: str, value: Any) -> None:
         self.values[name] = value
         if self._path is not None:
-            fresh = self._path.with_name(f".{self._path.name}.new")
-            fresh.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
-            fresh.replace(self._path)
+            write_whole(self._path, json.dumps(self.values, indent=1) + "\n")
 
     def add(self, name: str, key: str, value: Any) -> None:
         self.set(name, {**self.values.get(name, {}), key: value})
