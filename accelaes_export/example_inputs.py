@@ -33,7 +33,7 @@ def example_inputs(
     draw: dict[str, Callable[[tuple[int, ...], float], torch.Tensor]] = {
         "real": lambda shape, limit: limit * torch.rand(shape, generator=generator, device=device),
         "label": lambda shape, limit: torch.randint(int(limit), shape, generator=generator, device=device),
-        "mask": lambda shape, _: _prefixes(shape, generator),
+        "mask": lambda shape, _: _prefixes(shape, generator, device),
     }
     inputs = {}
     for spec in contract.inputs:
@@ -50,8 +50,7 @@ def example_inputs(
     return inputs
 
 
-def _prefixes(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def _prefixes(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> torch.Tensor:
     """[B, M] of rows of ones, each with an end of its own, then zeros."""
-    device = generator.device
     ends = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator, device=device)
     return (torch.arange(shape[1], device=device) < ends).long()

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -33,8 +34,12 @@ def allow_cuda_tensors(folder: Path) -> None:
 
 @contextmanager
 def on_cuda(module: torch.nn.Module) -> Iterator[None]:
-    """Inside, the module's weights are fake tensors on cuda:0, and so is everything that is made."""
-    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+    """Inside, the module's weights are fake tensors on cuda:0, and so is everything that is made or drawn."""
+    host = torch.Generator()  # a CPU build of torch has no other, and what has no memory needs none
+    with (
+        mock.patch.object(torch, "Generator", lambda device: host),
+        FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True),
+    ):
         for part in module.modules():
             for name, weight in part._parameters.items():
                 if weight is not None:

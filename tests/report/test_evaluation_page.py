@@ -137,7 +137,9 @@ def test_a_large_picture_is_as_near_to_the_one_on_disk_as_webp_leaves_it(tmp_pat
     assert math.sqrt(sum((a - b) ** 2 for a, b in pairs) / len(pairs)) < 12
 
 
-def test_only_policies_with_a_mask_show_mask_heat_map_and_words(page: Page) -> None:
+def test_only_policies_with_a_mask_show_mask_heat_map_and_words(
+    page: Page, made: tuple[PictureRow, ...], folder: Path
+) -> None:
     panel, other = (
         next(e for e in page.all("div", "where") if e.attributes["data-policy"] == name)
         for name in ("accelaes", "drift:budget=8")
@@ -145,13 +147,13 @@ def test_only_policies_with_a_mask_show_mask_heat_map_and_words(page: Page) -> N
     mask, hot = pictures(page, panel)
     assert not pictures(page, other) and "Words" not in other.text
     # Tokens 0, 1, 4 and 5 of 4 x 4 are in focus: the upper left quarter keeps its colours, the rest is dimmed.
-    dimmed = decoded(mask.attributes["src"]).convert("L")
-    side = dimmed.width
-    focus, background = (
-        dimmed.crop((8, 8, side // 2 - 8, side // 2 - 8)),
-        dimmed.crop((side // 2 + 8, side // 2 + 8, side, side)),
-    )
-    assert max(background.tobytes()) < 140 < max(focus.tobytes())
+    overlay = decoded(mask.attributes["src"])
+    shown = next(row for row in made if (row.policy, row.prompt_index, row.seed) == ("accelaes", 0, 1))
+    plain = Image.open(folder / shown.file).resize(overlay.size, Image.Resampling.NEAREST)
+    half = overlay.width // 2
+    focus, background = (8, 8, half - 8, half - 8), (half + 8, half + 8, overlay.width, overlay.width)
+    assert overlay.crop(focus).tobytes() == plain.crop(focus).tobytes()
+    assert max(overlay.crop(background).tobytes()) <= 28 + 0.42 * 255 < max(plain.crop(background).tobytes())
     assert decoded(hot.attributes["src"]).tobytes() == heat_map(range(16), (4, 4)).tobytes()
     words = {e.text.strip().rpartition(" ")[0]: e.attributes["style"] for e in page.all("li") if panel in e.around}
     assert words == {"red": "--w:0.250", HOSTILE.strip(): "--w:1.000"}
