@@ -6,6 +6,7 @@ shape are written down once. Dimensions that vary are letters of the design page
 
     B  batch rows, guidance pairs included      n  focus tokens
     M  text tokens                              m  background tokens, N - n
+    a  focus tokens whose affinity is asked for: none of them, or all n
 
 There are two forms. In the `token` form only focus tokens go through the network, and what is cached are keys and
 values. In the `component` form the residual stream keeps all N tokens, and what is cached are the outputs of
@@ -18,11 +19,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Dimension = int | Literal["B", "n", "m", "M"]
+Dimension = int | Literal["B", "n", "m", "M", "a"]
 DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
 
 FOCUS_INDEX = "focus_index"
 TOKEN_WEIGHTS = "token_weights"
+OBSERVED_INDEX = "observed_index"
 HIDDEN_STATES = "hidden_states"
 TIMESTEP = "timestep"
 BACKGROUND_INDEX = "background_index"
@@ -145,13 +147,14 @@ class GraphContract(_Frozen):
         """Names of all inputs and outputs, for those not every graph has."""
         return frozenset(spec.name for spec in (*self.inputs, *self.outputs))
 
-    def sizes(self, n: int, B: int | None = None, M: int | None = None) -> dict[str, int]:
+    def sizes(self, n: int, B: int | None = None, M: int | None = None, *, observed: bool = True) -> dict[str, int]:
         """The letters' sizes for a step with `n` focus tokens; B defaults to `rows` and M to the window."""
         return {
             "B": self.rows if B is None else B,
             "n": n,
             "m": self.tokens - n,
             "M": self.text_tokens if M is None else M,
+            "a": n if observed else 0,
         }
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, GraphContract
+from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, OBSERVED_INDEX, GraphContract
 from accelaes_export.dtypes import torch_dtype
 
 
@@ -18,6 +18,7 @@ def example_inputs(
     M: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    observed: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Random inputs of a step with `n` focus tokens, each a tensor of its own (an exporter merges shared ones).
 
@@ -27,7 +28,7 @@ def example_inputs(
     """
     device = torch.device(device)
     generator = torch.Generator(device).manual_seed(seed)
-    sizes = contract.sizes(n, B, M)
+    sizes = contract.sizes(n, B, M, observed=observed)
     N = contract.tokens
     order = torch.stack([torch.randperm(N, generator=generator, device=device) for _ in range(sizes["B"])])
     draw: dict[str, Callable[[tuple[int, ...], float], torch.Tensor]] = {
@@ -42,6 +43,8 @@ def example_inputs(
             tensor = order[:, :n].sort(dim=1).values
         elif spec.name == BACKGROUND_INDEX:
             tensor = order[:, n:].sort(dim=1).values
+        elif spec.name == OBSERVED_INDEX:
+            tensor = torch.arange(sizes["a"], device=device).repeat(sizes["B"], 1)
         elif spec.kind == "real" and spec.limit is None:
             tensor = torch.randn(shape, generator=generator, device=device)
         else:

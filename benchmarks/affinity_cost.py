@@ -1,4 +1,4 @@
-"""What the affinity costs of a dense step, by count: FLOPs, and the bytes that its scores move.
+"""What the affinity costs of the dense step that makes it, by count: FLOPs, and the bytes that its scores move.
 
 python -m benchmarks.affinity_cost
 """
@@ -24,18 +24,18 @@ def main() -> None:
         adapter = backbone(recipe.family)
         model = empty_transformer(adapter, complete_config(adapter, recipe.architecture()))
         layers = affinity_layers(adapter, model, recipe.affinity_every, recipe.affinity_blocks)
-        with_all, with_one = dense_flops(recipe, layers), dense_flops(recipe, layers[:1])
-        flops = (with_all - with_one) * len(layers) / (len(layers) - 1)
+        step = dense_step(recipe, layers)
+        N = step.contract.tokens
+        without, with_all = (count_flops(step, N, observed=observed) for observed in (False, True))
         rows, heads = (2 if adapter.guidance.pairs else 1) * recipe.batch, model.config.num_attention_heads
-        N = adapter.latents(model.config, recipe.resolution, recipe.vae_scale).tokens
         # In half precision, written by the product and read by the softmax that takes the weighted sum at once.
         moved = 2 * 2 * rows * heads * N * recipe.text_tokens * len(layers)
-        share = (flops / FLOPS + moved / BYTES) / (with_all / FLOPS)
-        print(f"| {name} | {len(layers)} | {flops / with_all:.2%} | {moved / 1e9:.2f} GB | {share:.2%} |")
+        share = ((with_all - without) / FLOPS + moved / BYTES) / (without / FLOPS)
+        print(f"| {name} | {len(layers)} | {with_all / without - 1:.2%} | {moved / 1e9:.2f} GB | {share:.2%} |")
 
 
-def dense_flops(recipe: BuildRecipe, layers: tuple[int, ...]) -> int:
-    """Of one dense step whose affinity comes from these blocks."""
+def dense_step(recipe: BuildRecipe, layers: tuple[int, ...]) -> FocusStep:
+    """On the meta device; its affinity comes from these blocks."""
     adapter = backbone(recipe.family)
     config = complete_config(adapter, recipe.architecture())
     model = empty_transformer(adapter, config).to(torch_dtype(recipe.dtype))
@@ -50,7 +50,7 @@ def dense_flops(recipe: BuildRecipe, layers: tuple[int, ...]) -> int:
         text_tokens=recipe.text_tokens,
         dynamic_text=True,
     )
-    return count_flops(FocusStep(model, adapter, contract, latents, layers).eval(), contract.tokens)
+    return FocusStep(model, adapter, contract, latents, layers).eval()
 
 
 if __name__ == "__main__":

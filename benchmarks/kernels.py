@@ -84,7 +84,7 @@ def measured(bundles: dict[str, Bundle], rounds: int) -> dict[str, Any]:
     """Times and memory by name."""
     manifest = bundles["ONNX Runtime"].manifest
     contract = manifest.contract
-    inputs = example_inputs(contract, contract.tokens)
+    inputs = example_inputs(contract, contract.tokens, observed=False)
     call = {name: inputs[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
     sessions = {name: opened(bundle) for name, bundle in bundles.items()}
     model = source_model(manifest)

@@ -29,6 +29,7 @@ from accelaes_export.bundle import Bundle
 from accelaes_export.graph.focus_step import example_inputs
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.policies.words import Scope
+from accelaes_export.profiling.buckets import step_tensors
 from accelaes_export.runtime.generate import load_pipeline
 from benchmarks.shapes_quality import RandomFocus, heldout, mask_figures
 from benchmarks.shapes_runs import (
@@ -93,13 +94,9 @@ def step_times(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
 
 
 def engine_step(session: Session, n: int) -> Callable[[], None]:
-    """One call of bucket n with every output a run would fetch."""
-    contract = session.contract
-    inputs = example_inputs(contract, n)
-    shapes = contract.output_shapes(contract.sizes(n))
-    fetched = [s.name for s in contract.outputs if n == contract.tokens or s.name == "focus_prediction"]
-    outputs = {name: torch.empty(shapes[name]) for name in fetched}
-    return lambda: session.run(inputs, outputs)
+    """One call of bucket n with what most of a run's calls read and write."""
+    tensors = step_tensors(session, n)
+    return lambda: session.run(tensors.inputs, tensors.outputs)
 
 
 def eager_model(bundle: Bundle) -> tuple[Any, Any]:

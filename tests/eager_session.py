@@ -31,7 +31,8 @@ class EagerSession:
         B = inputs["hidden_states"].shape[0]
         n = inputs["focus_index"].shape[1] if "focus_index" in inputs else self.contract.tokens
         text = self.contract.text_input
-        sizes = self.contract.sizes(n, B, 0 if text is None else inputs[text].shape[1])
+        observed = "observed_index" in inputs and inputs["observed_index"].shape[1] > 0
+        sizes = self.contract.sizes(n, B, 0 if text is None else inputs[text].shape[1], observed=observed)
         for name, tensor in inputs.items():
             assert tuple(tensor.shape) == specs[name].sized(sizes), name
             assert tensor.is_contiguous(), name

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from accelaes_export.contract import GraphContract, TensorSpec
+from accelaes_export.contract import OBSERVED_INDEX, GraphContract, TensorSpec
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 class StepSizes(NamedTuple):
-    """The letters' sizes of one step: batch rows B, focus tokens n and text tokens M (m is N - n)."""
+    """The letters' sizes of one step: batch rows B, focus tokens n, text tokens M (m is N - n), and whether a is n."""
 
     B: int
     n: int
     M: int
+    observed: bool = True
 
 
 class TensorTable:
@@ -39,11 +40,12 @@ class TensorTable:
         self._batch_axis = _axis_of("B", contract.inputs) or (contract.inputs[0].name, 0)
         self._text_axis = _axis_of("M", contract.inputs)
         self._focus_axis = _axis_of("n", contract.inputs)  # none in a graph of all tokens
+        self._observed_axis = _axis_of("a", contract.inputs)  # none without affinity, or where it is always made
         # A denoiser repeats the same few shapes at every step of every image.
         self.shapes = lru_cache(maxsize=64)(self._shapes)
 
     def _shapes(self, sizes: StepSizes) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-        letters = self._contract.sizes(sizes.n, sizes.B, sizes.M)
+        letters = self._contract.sizes(sizes.n, sizes.B, sizes.M, observed=sizes.observed)
         return self._contract.input_shapes(letters), self._contract.output_shapes(letters)
 
     def check(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> StepSizes:
@@ -86,7 +88,10 @@ class TensorTable:
                 f"This engine takes {contract.text_tokens} text tokens and got {M}; "
                 "pad the prompt to its window or build with another."
             )
-        return StepSizes(B, n, M)
+        a = self._read(inputs, self._observed_axis) if self._observed_axis else n
+        if a not in (0, n):
+            raise InputError(f"{OBSERVED_INDEX!r} has {a} tokens; the affinity is made of all {n} or of none.")
+        return StepSizes(B, n, M, a > 0)
 
     def _read(self, inputs: Mapping[str, torch.Tensor], place: tuple[str, int]) -> int:
         name, axis = place
@@ -133,7 +138,7 @@ class TensorTable:
         raise InputError(f"No {kind} was asked for; name at least one of {_listed(allowed)}.")
 
 
-def _axis_of(letter: Literal["B", "M", "n"], specs: tuple[TensorSpec, ...]) -> tuple[str, int] | None:
+def _axis_of(letter: Literal["B", "M", "n", "a"], specs: tuple[TensorSpec, ...]) -> tuple[str, int] | None:
     """The first tensor and axis that carries `letter`, or None."""
     return next(((spec.name, spec.shape.index(letter)) for spec in specs if letter in spec.shape), None)
 

@@ -35,6 +35,7 @@ def trace(step: FocusStep, n: int | None = None) -> torch.export.ExportedProgram
     letters = {"B": Dim("B", min=1, max=rows), "M": Dim("M", min=1, max=TEXT_LIMIT)}
     if n is None:
         letters |= {"n": Dim("n", min=1, max=contract.tokens), "m": Dim("m", min=0, max=contract.tokens)}
+    letters["a"] = Dim("a", min=0, max=contract.tokens if n is None else n)
     shapes = {
         spec.name: {axis: letters[d] for axis, d in enumerate(spec.shape) if d in letters} for spec in contract.inputs
     }

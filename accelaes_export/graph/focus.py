@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, HIDDEN_STATES, TOKEN_WEIGHTS
+from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, HIDDEN_STATES, OBSERVED_INDEX, TOKEN_WEIGHTS
 from accelaes_export.plugins.sparse_query_attention.torch_operator import sparse_query_attention
 
 
@@ -30,9 +30,10 @@ class TokenFocus:
         """Take a step's inputs by name; what the step before left is dropped."""
         self._index = inputs[FOCUS_INDEX]  # [B, n]
         self._weights = inputs.get(TOKEN_WEIGHTS)  # [B, M]
+        self._observed = inputs.get(OBSERVED_INDEX)  # [B, a], places among the focus tokens
         self._background = [inputs[f"{name}_bg"] for name in self._names]
         self._fresh: list[torch.Tensor | None] = [None] * len(self._names)
-        self._affinities: list[torch.Tensor] = []
+        self._observations: list[torch.Tensor] = []
 
     @property
     def text_tokens(self) -> int:
@@ -82,22 +83,30 @@ class TokenFocus:
         return self._background[2 * slot], self._background[2 * slot + 1]
 
     def observe(self, layer: int, q: torch.Tensor, text_k: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Eq. 6 for one layer: mean over heads of Σ_j α_j A[i, j], A the softmax over the text alone (Eq. 2)."""
+        """Eq. 6 for one layer, head by head: Σ_j α_j A[i, j], A the softmax over the text alone (Eq. 2)."""
         if layer not in self._layers:
             return
         assert self._weights is not None, "a layer that reads text is in a model with text"
-        B, H, n, hd = q.shape
-        q = q.unflatten(1, (text_k.shape[1], -1)).flatten(2, 3)  # query heads beside the key head they share
-        scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * hd**-0.5
+        if self._observed is not None:  # graphs before version 3 observe every token at every step
+            q = q.gather(2, self._observed[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))  # [B, H, a, hd]
+        H = q.shape[1]
+        if H != text_k.shape[1]:
+            text_k = text_k.index_select(1, torch.arange(H, device=text_k.device) // (H // text_k.shape[1]))
+        scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * q.shape[3] ** -0.5
         if bias is not None:
             scores = scores + bias[:, None, None, :].float()
-        weighted = (torch.softmax(scores, dim=-1) * self._weights[:, None, None, :]).sum(dim=-1)  # [B, Hkv, H/Hkv·n]
-        self._affinities.append(weighted.reshape(B, H, n).mean(dim=1))
+        of_text = torch.softmax(scores, dim=-1)
+        self._observations.append(torch.matmul(of_text, self._weights[:, None, :, None]).squeeze(3))  # [B, H, a]
 
     @property
     def affinity(self) -> torch.Tensor:
-        """[B, n] fp32, the mean over the chosen layers."""
-        return torch.stack(self._affinities).mean(dim=0)
+        """[B, a] fp32, the mean over the chosen layers and their heads.
+
+        Sums of it are products with a vector: of no tokens (a = 0) ONNX Runtime's ReduceSum keeps the axis summed over.
+        """
+        heads = torch.cat(self._observations, dim=1)
+        share = heads.new_full((heads.shape[1], 1), 1 / heads.shape[1])
+        return torch.matmul(heads.transpose(1, 2), share).squeeze(2)
 
     @property
     def fresh(self) -> list[torch.Tensor]:

@@ -143,20 +143,21 @@ def as_arguments(contract: GraphContract, named: Mapping[str, Any]) -> tuple[Any
     return tuple(named[spec.name] for spec in contract.inputs)
 
 
-def count_flops(step: FocusStep, n: int) -> int:
+def count_flops(step: FocusStep, n: int, *, observed: bool = False) -> int:
     """FLOPs of one call with n focus tokens at the largest B, counted by torch's counter over the traced operators.
 
-    Runs on the model's device; use a model on the meta device to count without computing.
+    Without the affinity, as all steps of a run but one, unless `observed`. Runs on the model's device; use a model on
+    the meta device to count without computing.
     """
     device = next(step.parameters()).device
     if device.type == "meta":  # a video's cache is gigabytes that nobody would read
-        sizes = step.contract.sizes(n)
+        sizes = step.contract.sizes(n, observed=observed)
         inputs = {
             spec.name: torch.empty(spec.sized(sizes), dtype=torch_dtype(spec.dtype), device=device)
             for spec in step.contract.inputs
         }
     else:
-        inputs = example_inputs(step.contract, n, device=device)
+        inputs = example_inputs(step.contract, n, device=device, observed=observed)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         step.run(inputs)
     return counter.get_total_flops()

@@ -13,6 +13,7 @@ from accelaes_export.contract import (
     FOCUS_INDEX,
     FOCUS_PREDICTION,
     HIDDEN_STATES,
+    OBSERVED_INDEX,
     TIMESTEP,
     TOKEN_WEIGHTS,
     CacheEntry,
@@ -86,6 +87,8 @@ def graph_contract(
         TensorSpec(name=FOCUS_INDEX, dtype="int64", shape=("B", "n")),
         *([TensorSpec(name=BACKGROUND_INDEX, dtype="int64", shape=("B", "m"))] if component else []),
         *([TensorSpec(name=TOKEN_WEIGHTS, dtype="fp32", shape=("B", "M"), limit=1.0)] if affinity else []),
+        # A switch: with no tokens here the affinity, which a run needs of one step, costs nothing.
+        *([TensorSpec(name=OBSERVED_INDEX, dtype="int64", shape=("B", "a"))] if affinity else []),
         *(
             TensorSpec(name=f"{entry.name}_bg", dtype=dtype, shape=("B", entry.heads, "m", entry.head_dim))
             for entry in cache
@@ -96,7 +99,7 @@ def graph_contract(
     outputs = [
         TensorSpec(name=FOCUS_PREDICTION, dtype=dtype, shape=("B", "n", width)),
         *([TensorSpec(name=BACKGROUND_PREDICTION, dtype=dtype, shape=("B", "m", width))] if component else []),
-        *([TensorSpec(name=AFFINITY, dtype="fp32", shape=("B", "n"))] if affinity else []),
+        *([TensorSpec(name=AFFINITY, dtype="fp32", shape=("B", "a"))] if affinity else []),
         *(TensorSpec(name=entry.name, dtype=dtype, shape=("B", entry.heads, "n", entry.head_dim)) for entry in cache),
         *(spec for blocks in left_out for spec in blocks.changes),
     ]

@@ -38,7 +38,7 @@ class StepTensors:
 
 
 def step_tensors(session: Session, n: int) -> StepTensors:
-    """Random inputs at the largest B, and the outputs a run fetches.
+    """Random inputs at the largest B, and the outputs a run fetches at most of its steps.
 
     A dense step fetches everything but the affinity, which one step in a run does; a sparse one its predictions.
     """
@@ -54,7 +54,7 @@ def step_tensors(session: Session, n: int) -> StepTensors:
         spec.name: torch.empty(shapes[spec.name], dtype=torch_dtype(spec.dtype), device=session.device)
         for spec in fetched
     }
-    return StepTensors(example_inputs(contract, n, seed=n, device=session.device), outputs)
+    return StepTensors(example_inputs(contract, n, seed=n, device=session.device, observed=False), outputs)
 
 
 def profile_buckets(

@@ -16,6 +16,7 @@ from accelaes_export.contract import (
     FOCUS_INDEX,
     FOCUS_PREDICTION,
     HIDDEN_STATES,
+    OBSERVED_INDEX,
     TIMESTEP,
     TOKEN_WEIGHTS,
     BlockRange,
@@ -54,6 +55,7 @@ class EngineCalls:
         self._session = session
         self._workspace = workspace
         self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
+        self._counted: dict[tuple[int, int], torch.Tensor] = {}
         self._text = contract.text_input
         self._text_axes = {spec.name: spec.shape.index("M") for spec in contract.inputs if "M" in spec.shape}
         self._predictions = [name for name in (FOCUS_PREDICTION, BACKGROUND_PREDICTION) if name in self._dtypes]
@@ -93,19 +95,27 @@ class EngineCalls:
             weights: as `weights` gave them.
             cached: the background's inputs.
             fresh: buffers for what is to be cached; what is left out isn't fetched.
-            affinity: whether the affinity is fetched.
+            affinity: whether the affinity is made and fetched.
         """
         contract = self._session.contract
         (B, n), M = focus_rows.shape, self.text_tokens(now)
         inputs = self._conditions(now, M)
         ours = {FOCUS_INDEX: focus_rows, BACKGROUND_INDEX: background_rows, TOKEN_WEIGHTS: weights}
+        ours[OBSERVED_INDEX] = self._places(B, n if affinity else 0)
         inputs |= {name: tensor for name, tensor in ours.items() if name in self._dtypes} | dict(cached)
-        shapes = contract.output_shapes(contract.sizes(n, B, M))
+        shapes = contract.output_shapes(contract.sizes(n, B, M, observed=affinity))
         wanted = [*self._predictions, *([AFFINITY] if affinity else [])]
         outputs = {name: self._workspace.empty(name, shapes[name], self._dtypes[name], slot=n) for name in wanted}
         outputs |= fresh
         self._session.run(inputs, outputs, self._workspace)
         return outputs
+
+    def _places(self, B: int, a: int) -> torch.Tensor:
+        """[B, a]: the places of the first a focus tokens, always the same."""
+        if (B, a) not in self._counted:
+            places = torch.arange(a, device=self._session.device).expand(B, a)
+            self._counted[B, a] = self._workspace.holding(OBSERVED_INDEX, places, torch.int64, slot=a)
+        return self._counted[B, a]
 
     def run_without(self, now: Conditions, blocks: BlockRange) -> torch.Tensor:
         """The step that leaves `blocks` out, with what they changed at the last dense step: the prediction [B, N, w],

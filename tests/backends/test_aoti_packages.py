@@ -23,6 +23,7 @@ from accelaes_export.example_inputs import example_inputs
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.program import TracedFocusStep
 from tests.families import FAMILIES
+from tests.thorough import thorough_but
 
 # One worker compiles and reuses: two would compile everything twice.
 pytestmark = [
@@ -69,8 +70,12 @@ def opened(folder: Path, engine: Any, step: FocusStep) -> Session:
 
 
 def largest_error(session: Session, step: FocusStep, n: int, B: int, seed: int = 0) -> float:
-    """The largest difference to eager torch in any output, relative to that output's range."""
-    inputs = example_inputs(step.contract, n, B=B, seed=seed)
+    """The largest difference to eager torch in any output, with and without affinity, relative to its range."""
+    return max(_error(session, step, n, B, seed, observed=observed) for observed in (False, True))
+
+
+def _error(session: Session, step: FocusStep, n: int, B: int, seed: int, *, observed: bool) -> float:
+    inputs = example_inputs(step.contract, n, B=B, seed=seed, observed=observed)
     with torch.no_grad():
         wanted = step.run(inputs)
     found = {name: torch.full(value.shape, torch.nan, dtype=value.dtype) for name, value in wanted.items()}
@@ -105,7 +110,7 @@ def test_every_bucket_and_batch_computes_what_eager_torch_does(which: str, reque
             assert largest_error(session, step, n, B) < 1e-5
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", thorough_but(["flux", "lumina"], OTHERS))
 def test_every_family_compiles_without_its_large_weights(family: str, tmp_path: Path) -> None:
     engine, step = compiled(tmp_path, family, CompileOptions(freezing=False))
     session = opened(tmp_path, engine, step)

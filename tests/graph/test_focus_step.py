@@ -66,16 +66,19 @@ def test_flops_grow_with_focus_tokens_and_dense_ones_are_the_models():
     config = tiny_config()
     model = tiny_transformer(config).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        step = tiny_step(config, [0], model)  # one layer's affinity is counted apart below
+        step = tiny_step(config, [0], model)
         step.restore()
         contract = step.contract
         inputs = {name: t.to("meta") for name, t in example_inputs(contract, contract.tokens).items()}
         model(**{name: inputs[name] for name in ("hidden_states", "timestep", *contract.conditioning)})
     step.install()
     counts = [count_flops(step, n) for n in contract.buckets]
-    affinity = 2 * 2 * 4 * contract.tokens * 9 * 16
     assert counts == sorted(counts)
-    assert counts[-1] - affinity == counter.get_total_flops()
+    assert counts[-1] == counter.get_total_flops()
+    B, H, hd, M = 2, 4, 16, 9
+    # One layer's scores and their weighted sums over the text, then the mean over the heads.
+    affinity = 2 * B * contract.tokens * (H * M * hd + H * M + H)
+    assert count_flops(step, contract.tokens, observed=True) - counts[-1] == affinity
 
 
 def test_the_affinity_comes_from_every_kth_layer_that_reads_the_text_or_from_those_named():
@@ -90,3 +93,14 @@ def test_the_affinity_comes_from_every_kth_layer_that_reads_the_text_or_from_tho
     assert affinity_layers(dit.adapter, textless, 1) == ()
     with pytest.raises(InputError, match="none of this model does"):
         affinity_layers(dit.adapter, textless, 1, chosen=[0])
+
+
+def test_without_observed_tokens_there_is_no_affinity_and_nothing_else_changes():
+    step = tiny_step(tiny_config())
+    for n in step.contract.buckets:
+        inputs = example_inputs(step.contract, n, seed=n)
+        with torch.no_grad():
+            observed = step.run(inputs)
+            blind = step.run(inputs | {"observed_index": inputs["observed_index"][:, :0]})
+        assert observed["affinity"].shape == (2, n) and blind["affinity"].shape == (2, 0)
+        assert all(torch.equal(blind[name], value) for name, value in observed.items() if name != "affinity")

@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.backends.base import KernelTime
 from accelaes_export.example_inputs import example_inputs
-from accelaes_export.graph.focus_step import FocusStep, count_flops
-from accelaes_export.graph.tensors import affinity_layers
+from accelaes_export.graph.focus_step import count_flops
 from accelaes_export.profiling.buckets import bucket_figures, profile_buckets, step_tensors, with_kernels
 from accelaes_export.profiling.kernels import kernel_table
 from accelaes_export.profiling.report import Ceilings
@@ -31,20 +30,12 @@ def test_flops_at_n_equal_N_are_torchs_of_the_unmodified_diffusers_model(family:
     shapes = empty_transformer(sort.adapter, sort.full_config(variant))  # counted as a build counts: without weights
     step = sort.step(shapes, variant)
     contract, model = step.contract, sort.model(variant).eval()
-    ours = count_flops(step, contract.tokens)
-    layers = affinity_layers(sort.adapter, shapes, 1)
-    if layers:  # the mask's part is no part of the model; it costs the same in every layer
-        step.restore()
-        fewer = FocusStep(shapes, sort.adapter, contract, step.latents, layers[:1])
-        in_one = (ours - count_flops(fewer, contract.tokens)) // (len(layers) - 1)
-        assert in_one > 0
-        ours -= len(layers) * in_one
     inputs = example_inputs(contract, contract.tokens)
     call = {name: inputs[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
     # torch counts no FLOPs of its fused attention on the CPU; of the plain one it does.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         sort.adapter.reference(model, call, step.latents)
-    assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert count_flops(step, contract.tokens) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_flops_of_a_sparse_step_are_those_of_a_count_by_hand() -> None:
@@ -54,7 +45,6 @@ def test_flops_of_a_sparse_step_are_those_of_a_count_by_hand() -> None:
     D = config.num_attention_heads * config.attention_head_dim
     L, B, M, N = config.num_layers, contract.rows, contract.text_tokens, contract.tokens
     patch = config.patch_size**2 * config.in_channels
-    observed = L  # layers whose attention to the text is taken in
     for n in contract.buckets:
         embeddings = N * patch * D + M * config.joint_attention_dim * D
         conditioning = 256 * D + D * D + config.pooled_projection_dim * D + D * D
@@ -63,10 +53,11 @@ def test_flops_of_a_sparse_step_are_those_of_a_count_by_hand() -> None:
         image = L * (4 * n * D * D + 8 * n * D * D)  # q, k, v, output; feed-forward of four times the width
         text = L * 3 * M * D * D + (L - 1) * (M * D * D + 8 * M * D * D)  # the last block's text ends in its keys
         attention = L * 2 * (n + M) * keys * D
-        affinity = observed * n * M * D
         head = n * D * config.patch_size**2 * config.out_channels
-        by_hand = 2 * B * (embeddings + conditioning + modulation + image + text + attention + affinity + head)
+        by_hand = 2 * B * (embeddings + conditioning + modulation + image + text + attention + head)
         assert count_flops(step, n) == pytest.approx(by_hand, rel=0.01), n
+        affinity = 2 * B * L * n * M * D
+        assert count_flops(step, n, observed=True) == pytest.approx(by_hand + affinity, rel=0.01), n
 
 
 def test_figures_of_a_bucket_follow_from_times_and_flops() -> None:
@@ -102,7 +93,7 @@ def test_a_steps_tensors_are_the_contracts() -> None:
     dense, sparse = step_tensors(session, contract.tokens), step_tensors(session, contract.buckets[0])
     assert set(sparse.outputs) == {"focus_prediction"}
     assert set(dense.outputs) == {spec.name for spec in contract.outputs} - {"affinity"}
-    shapes = contract.input_shapes(contract.sizes(contract.buckets[0]))
+    shapes = contract.input_shapes(contract.sizes(contract.buckets[0], observed=False))
     numbers = sum(torch.Size(shape).numel() * (8 if name == "focus_index" else 4) for name, shape in shapes.items())
     numbers += contract.rows * contract.buckets[0] * step.latents.token_width * 4
     assert sparse.bytes == numbers

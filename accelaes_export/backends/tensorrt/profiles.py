@@ -21,7 +21,8 @@ class Profile:
 def profiles(contract: GraphContract) -> tuple[Profile, ...]:
     """One profile per bucket in the contract's order, dense (n = N, m = 0) last.
 
-    B runs from 1 to 2 * batch and is tuned for the largest, the guided step. n, m and M are fixed in a profile.
+    B runs from 1 to 2 * batch and is tuned for the largest, the guided step. n, m and M are fixed in a profile,
+    and the affinity is made of all tokens or of none.
     Raises InputError for a contract whose text length varies: a profile a text length would multiply them.
     """
     if contract.dynamic_text:
@@ -29,6 +30,6 @@ def profiles(contract: GraphContract) -> tuple[Profile, ...]:
     varying = [spec for spec in contract.inputs if any(isinstance(d, str) for d in spec.shape)]
     found = []
     for n in contract.buckets:
-        least, most = contract.sizes(n, 1), contract.sizes(n)
+        least, most = contract.sizes(n, 1, observed=False), contract.sizes(n)
         found.append(Profile(n, {s.name: (s.sized(least), s.sized(most), s.sized(most)) for s in varying}))
     return tuple(found)
