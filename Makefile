@@ -12,7 +12,7 @@ WORKERS ?= 2
 GPU_WORKERS ?= 6
 PROMPT ?= an intricate red star on the left, plain blue background
 
-.PHONY: demo test test-gpu lint venv clean
+.PHONY: demo test test-thorough test-gpu lint venv clean
 
 venv: $(READY)
 
@@ -35,6 +35,10 @@ lint: venv
 # One thread each: two workers keep two cores busy, and more would wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup
+
+# Every model and variant; half an hour more on two cores.
+test-thorough: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m thorough
 
 # Triton compiles here instead of interpreting, as it does for the rest of the suite.
 test-gpu: venv

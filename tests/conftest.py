@@ -19,6 +19,18 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Their tests share little, and some take half a minute: every worker takes of them. Other files stay with one worker,
+# which makes their fixtures once.
+SPREAD = ("test_families.py", "test_full_width.py", "test_ranges.py", "test_streaming.py", "test_tensorrt_plugin.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name not in SPREAD and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 settings.register_profile("accelaes", deadline=None, max_examples=50)
 settings.load_profile("accelaes")
 

@@ -8,6 +8,7 @@ import accelaes_export as ax
 from accelaes_export import recipes
 from accelaes_export.backbones import backbone
 from accelaes_export.backbones.checkpoints import complete_config, parameter_bytes
+from tests.thorough import thorough_but
 from tests.tiny_sd3 import SD3, save_tiny_checkpoint
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx")
@@ -39,7 +40,7 @@ def test_two_blocks_of_sd3_medium_become_one_engine_for_two_targets_with_every_b
     assert weights < engine.stat().st_size < 1.5 * weights, "one copy of the weights serves four profiles, two targets"
 
 
-@pytest.mark.parametrize("name", TWO_BLOCKS)
+@pytest.mark.parametrize("name", thorough_but(["flux-dev", "pixart-alpha"], TWO_BLOCKS))
 def test_two_blocks_of_every_architecture_build_at_full_width(name, tmp_path, monkeypatch):
     recipe = recipes.load(name)
     shallow = recipe.override(transformer_config=recipe.architecture() | TWO_BLOCKS[name])
