@@ -31,6 +31,7 @@ __all__ = [
     "open",
     "policies",
     "restore",
+    "words",
 ]
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from accelaes_export.bundle import Bundle
     from accelaes_export.bundle import open_bundle as open
     from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
-    from accelaes_export.runtime.pipeline import accelerate, restore
+    from accelaes_export.runtime.pipeline import accelerate, restore, words
 
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib would be most of this import)
 if not os.path.isdir(os.path.join(_HERE, "plugins")):  # noqa: PTH112, PTH118
@@ -58,6 +59,7 @@ _HOMES = {
     "build": ("builder", "build"),
     "open": ("bundle", "open_bundle"),
     "restore": ("runtime.pipeline", "restore"),
+    "words": ("runtime.pipeline", "words"),
 }
 
 

@@ -18,6 +18,10 @@ class InputError(AccelAesError, ValueError):
     exit_code = 2
 
 
+class TooFewStepsError(InputError):
+    """A run of fewer steps than a policy's plan needs."""
+
+
 class BundleError(InputError):
     """A bundle that is not whole, not of this version or not for this machine."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, TooFewStepsError
 from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
 from accelaes_export.policies.plan import Plan, StepKind, bucket_letter
 from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
@@ -94,11 +94,12 @@ class AccelAes(BasePolicy):
         """T = 28 by default, buckets .25 and .5: ``DDDDDD.b.D.b.D.b.D.b.D.b.D.b``, cost 14.
 
         Raises:
-            InputError: for fewer than 2 steps, a mask step the run doesn't reach, or a skip ratio without a bucket.
+            TooFewStepsError: for fewer than 2 steps, or a mask step the run doesn't reach.
+            InputError: for a skip ratio without a bucket.
         """
         require_steps(steps)
         if self.mask_step >= steps:
-            raise InputError(
+            raise TooFewStepsError(
                 f"mask_step is {self.mask_step}, but a run of {steps} steps ends with step {steps - 1}: "
                 f"give a mask_step of at most {steps - 1}, or more steps."
             )

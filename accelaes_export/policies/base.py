@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import Plan
@@ -195,6 +195,9 @@ class Policy(Protocol):
     def gate(self) -> Gate | None:
         """A fresh gate for one run, or None where the plan alone decides."""
 
+    def without_mask(self) -> Policy:
+        """What runs where no word is known to build the mask from."""
+
 
 class BasePolicy:
     """What a policy is where it says nothing else: no focus tokens, words or regions, any number of steps, no gate."""
@@ -219,3 +222,8 @@ class BasePolicy:
 
     def gate(self) -> Gate | None:
         return None
+
+    def without_mask(self) -> Policy:
+        from accelaes_export.policies.given import AllTokens
+
+        return AllTokens(cast("Policy", self))

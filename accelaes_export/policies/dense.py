@@ -33,8 +33,8 @@ class Dense(BasePolicy):
         return Extrapolation(order=1 if self.theta else 0, ahead=self.theta)
 
     def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
-        """``D`` for each of the T steps; InputError for fewer than 2 steps."""
-        require_steps(steps)
+        """``D`` for each of the T steps; InputError for fewer than 1."""
+        require_steps(steps, at_least=1)
         return Plan("D" * steps, tuple(buckets))
 
 

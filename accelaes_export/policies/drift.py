@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, TooFewStepsError
 from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
 from accelaes_export.policies.drift_plans import SHARE, TUNED, drift_plan, require_budget, tuned_options, tuned_steps
 from accelaes_export.policies.plan import Plan, StepKind
@@ -15,7 +15,7 @@ from accelaes_export.policies.schedule import require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
 if TYPE_CHECKING:
-    from accelaes_export.policies.base import Selector
+    from accelaes_export.policies.base import Policy, Selector
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Drift(BasePolicy):
         """The plan for the budget in so many steps: the tuned one where it has as many, or one made by the same rule.
 
         Raises:
-            InputError: for fewer than 2 steps, or a mask step the plan doesn't leave dense.
+            TooFewStepsError: for fewer than 2 steps, or a mask step the plan doesn't leave dense.
         """
         require_steps(steps)
         symbols = drift_plan(steps, SHARE * steps if self.budget is None else self.budget, buckets)
         plan = Plan(symbols, tuple(buckets))
         if self._masked and self.mask_step >= len(symbols) - len(symbols.lstrip("D")):
-            raise InputError(
+            raise TooFewStepsError(
                 f"mask_step is {self.mask_step}, but the plan {symbols} isn't dense up to there: give a smaller "
                 "mask_step, or mask_weight 0."
             )
@@ -115,6 +115,10 @@ class Drift(BasePolicy):
     @property
     def _masked(self) -> bool:
         return self.mask_weight > 0 or self.spatial_cfg is not None
+
+    def without_mask(self) -> Policy:
+        """Chooses by drift alone."""
+        return replace(self, mask_weight=0, spatial_cfg=None)
 
     def selector(self) -> Selector | None:
         from accelaes_export.policies.moving import LargestDrift  # loads torch, which a plan alone doesn't need

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from accelaes_export.errors import InputError
@@ -72,6 +72,10 @@ class WithPlan:
     def gate(self) -> Gate | None:
         return self.policy.gate()
 
+    def without_mask(self) -> Policy:
+        bare = self.policy.without_mask()
+        return AllTokens(self) if bare.selector() is None else replace(self, policy=bare)
+
 
 @dataclass(frozen=True)
 class DefaultPlan(WithPlan):
@@ -81,6 +85,60 @@ class DefaultPlan(WithPlan):
         """The plan for T = `steps`; InputError for what the policy can't carry out."""
         own = steps != len(self.symbols)
         return self.policy.plan(steps, buckets, shares) if own else super().plan(steps, buckets, shares)
+
+
+@dataclass(frozen=True)
+class AllTokens:
+    """A policy that lost its mask: what it would compute of some tokens is computed of all, and no region is guided.
+
+    Attributes:
+        policy: supplies everything else.
+    """
+
+    policy: Policy
+
+    @property
+    def name(self) -> str:
+        return self.policy.name
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        return self.policy.extrapolation
+
+    @property
+    def spatial_guidance(self) -> SpatialGuidance | None:
+        return None
+
+    @property
+    def word_scoring(self) -> WordScoring:
+        return self.policy.word_scoring
+
+    @property
+    def own_steps(self) -> int | None:
+        return self.policy.own_steps
+
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
+        """The policy's, with D in place of its letters."""
+        plan = self.policy.plan(steps, buckets, shares)
+        return replace(plan, symbols="".join("D" if symbol in plan.letters else symbol for symbol in plan.symbols))
+
+    def selector(self) -> Selector | None:
+        return None
+
+    def affinity_steps(self, plan: Plan) -> frozenset[int]:
+        return frozenset()
+
+    def gate(self) -> Gate | None:
+        return self.policy.gate()
+
+    def without_mask(self) -> Policy:
+        return self
+
+
+def relies_on_the_solver(policy: Policy, plan: Plan) -> bool:
+    """Whether predictions are carried over from one step to another, which holds where the scheduler adds no noise."""
+    whole = all(step.kind is StepKind.DENSE for step in plan)
+    return not whole or policy.extrapolation.ahead > 0 or policy.gate() is not None
 
 
 def require_runnable(policy: Policy, plan: Plan) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
@@ -14,7 +14,7 @@ from accelaes_export.policies.schedule import computed_steps, predictions_needed
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
 if TYPE_CHECKING:
-    from accelaes_export.policies.base import Selector
+    from accelaes_export.policies.base import Policy, Selector
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,10 @@ class RAS(BasePolicy):
                 "between them."
             )
         return [bucket_letter(fraction, buckets) for fraction in ramped(self.ratio, count, usable)]
+
+    def without_mask(self) -> Policy:
+        """Chooses by its metric alone."""
+        return replace(self, mask_share=0.0)
 
     def selector(self) -> Selector | None:
         from accelaes_export.policies.moving import RegionAdaptive  # loads torch, which a plan alone doesn't need

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, TooFewStepsError
 
 
 def computed_steps(steps: int, first_skip: int, interval: int) -> list[bool]:
@@ -28,9 +28,11 @@ def require_whole(option: str, value: object, at_least: int) -> None:
         raise InputError(f"{option} is {value!r}; allowed are whole numbers from {at_least} up: give one of them.")
 
 
-def require_steps(steps: object) -> None:
-    """InputError unless a run has at least two steps."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise InputError(
-            f"The number of steps is {steps!r}; a plan needs a whole number of at least 2: ask for more steps."
+def require_steps(steps: object, at_least: int = 2) -> None:
+    """InputError unless `steps` is a whole number; TooFewStepsError unless it is at least `at_least`."""
+    kind = TooFewStepsError if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0 else InputError
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < at_least:
+        raise kind(
+            f"The number of steps is {steps!r}; this plan needs a whole number of at least {at_least}: ask for more "
+            "steps."
         )

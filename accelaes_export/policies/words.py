@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Literal, Protocol, get_args
 
 from accelaes_export.errors import InputError
@@ -44,6 +46,17 @@ class WordScoring:
             raise InputError(f"threshold is {self.threshold!r}; allowed are numbers above 0 and up to 1.")
 
 
+# What people paste around words for other programs: (words:1.3), ((words)), (words)1.3, (words)++, word++, <lora:a:1>.
+# Each is blanked where the pattern's groups are; the innermost first, so that they may be nested.
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+_NOTATION = (
+    re.compile(r"(<(?:lora|lyco|hypernet|embedding):[^<>]*>)", re.IGNORECASE),
+    re.compile(rf"(\()[^()]*?(:\s*{_NUMBER}\s*\))"),
+    re.compile(rf"(\()[^()]*?(\)(?:{_NUMBER}|\++|-+))"),
+    re.compile(r"(\(\()[^()]*?(\)\))"),
+    re.compile(r"(?<=\w)(\++|--+)(?=[\s,.;)]|$)"),
+)
+
 # Inside a word, between two of its letters: hyphens, apostrophes, underscore, soft hyphen, the zero-width joiners.
 _JOINERS = frozenset("-\u2010\u2011'\u2019_\u00ad\u200c\u200d")
 _DECIMAL = frozenset(".,")  # inside a number, between two digits
@@ -73,8 +86,10 @@ def split_words(prompt: str) -> tuple[Word, ...]:
     """The words of `prompt` in order, stop words included.
 
     A word is a run of letters, marks and digits of any script, and what joins two of them: hyphen, apostrophe,
-    underscore, and the point within a number. Any other character but a blank, a line break included, is punctuation.
+    underscore, and the point within a number. Any other character but a blank, a line break included, is punctuation;
+    the notation of prompt weights, as in (red star:1.3), is as if it weren't there.
     """
+    prompt = without_notation(prompt)
     words: list[Word] = []
     clause = phrase = end = 0
     after_stop = False
@@ -87,6 +102,26 @@ def split_words(prompt: str) -> tuple[Word, ...]:
         words.append(Word(text, start, end, stop, clause, -1 if stop else phrase))
         after_stop = stop
     return tuple(words)
+
+
+def without_notation(prompt: str) -> str:
+    """`prompt` with blanks in place of the notation of prompt weights, so that every word stays at its place."""
+    while True:
+        plain = prompt
+        for pattern in _NOTATION:
+            plain = pattern.sub(_blanked, plain)
+        if plain == prompt:
+            return plain
+        prompt = plain
+
+
+def _blanked(match: re.Match[str]) -> str:
+    """The match with blanks in place of its groups."""
+    text = match.group()
+    for k in range(1, len(match.groups()) + 1):
+        start, end = (place - match.start() for place in match.span(k))
+        text = text[:start] + " " * (end - start) + text[end:]
+    return text
 
 
 def _spans(prompt: str) -> Iterator[tuple[int, int]]:
@@ -154,8 +189,9 @@ def weigh_words(
     scorer: Scorer,
     anchors: Sequence[str] = ANCHORS,
     scoring: WordScoring | None = None,
+    read: AbstractSet[int] | None = None,
 ) -> WordWeights:
-    """α of every content word (Eq. 4-5 and table 3).
+    """α of every content word (Eq. 4-5 and table 3) that is read.
 
     A word whose α is below the threshold is no aesthetic word and weighs 0; the others weigh their α. If there is no
     aesthetic word at all, every content word weighs 1 (`fallback`); in a prompt of stop words alone, every word.
@@ -166,6 +202,8 @@ def weigh_words(
         anchors: phrases that speak of looks.
         scoring: threshold and scope. In scope "phrase", "an intricate red star on the left" gives α to intricate, red
             and star, but not to left; "others" gives 1 to left alone, "all" to the four.
+        read: the places of the prompt's characters that a text encoder reads, if not all: a word behind the
+            truncation has no weight and takes none away.
 
     Raises:
         InputError: for a list without anchors.
@@ -175,6 +213,9 @@ def weigh_words(
         raise InputError("The anchor list has no words; give at least one phrase, or leave it out for the paper's 34.")
     words = split_words(prompt)
     scores = scorer.score(prompt, words, anchors) if words else ()
+    if read is not None:  # scored in the whole prompt, which is what was meant
+        known = [not read.isdisjoint(range(word.start, word.end)) for word in words]
+        words, scores = tuple(compress(words, known)), tuple(compress(scores, known))
     content = [(word, score) for word, score in zip(words, scores, strict=True) if not word.stop]
     weights = [min(score, 1.0) if score >= scoring.threshold else 0.0 for _, score in content]
     if scoring.scope in ("phrase", "others"):

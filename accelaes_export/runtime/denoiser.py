@@ -78,6 +78,16 @@ class Denoiser:
         self._gate: Gate | None = run.policy.gate()
         self._timer = StepTimer(self.session.device)
 
+    def go_on(self, run: Run) -> None:
+        """Go on with another prompt: what was predicted, cached and chosen for the old one is dropped."""
+        self._run = run
+        self._branches, self._selectors = {}, []
+        self._gate = run.policy.gate()
+
+    def forget(self, branch: str) -> None:
+        """Drop what was predicted and cached in a branch: its text changed."""
+        self._branches.pop(branch, None)
+
     def step(self, i: int, now: Conditions, *, branch: str = CONDITIONAL, renewed: bool = False) -> torch.Tensor:
         """What the transformer would return for step i.
 

@@ -1,39 +1,45 @@
 """The drop-in: a diffusers pipeline whose transformer is a bundle. `accelerate` swaps it in, `restore` takes it out.
 
-The pipeline is used as before. Two of its parts are watched: `encode_prompt`, which every call makes first, begins
-a new run and brings the prompt's words (pipelines without text begin one by setting new timesteps); the scheduler
-says which step of how many this is. Both are host-side integers and strings, so the device is never waited for.
+The pipeline is used as before. When it calls the transformer, who calls, for which prompt and whether for guidance is
+read from the call itself, so copies of the pipeline may share the engine; the scheduler says which step of how many
+this is. All of it is on the host, so the device isn't waited for.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from accelaes_export.bundle import Bundle
-from accelaes_export.contract import TensorSpec
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
-from accelaes_export.runtime.arguments import Arguments
-from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.callers import Caller, caller_of
+from accelaes_export.runtime.denoiser import CONDITIONAL
 from accelaes_export.runtime.policy_choice import policy_for
-from accelaes_export.runtime.prompts import PromptWeights, Texts
+from accelaes_export.runtime.prompts import rows_of, told
 from accelaes_export.runtime.report import RunReport
-from accelaes_export.runtime.trajectory import Run
+from accelaes_export.runtime.tracker import RunTracker, Settings
 
 _FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
-_REMEMBERED = 4  # prompts and negative prompts of a run or two
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
 
 
-def accelerate(pipe: Any, bundle: Bundle, policy: Policy | str | None = None, **options: Any) -> Any:
+def accelerate(
+    pipe: Any,
+    bundle: Bundle,
+    policy: Policy | str | None = None,
+    *,
+    words: str | Sequence[str] = (),
+    strict: bool = False,
+    **options: Any,
+) -> Any:
     """Give a diffusers pipeline a bundle in place of its transformer; returns the pipeline.
 
     Args:
@@ -42,6 +48,9 @@ def accelerate(pipe: Any, bundle: Bundle, policy: Policy | str | None = None, **
         bundle: an opened bundle; it may serve many pipelines and threads at once.
         policy: what to compute when; the bundle's default policy if None. By name it is the bundle's as well, with
             `options` and the bundle's plan for its budget: ``accelerate(pipe, bundle, "drift", budget=12)``.
+        words: the prompts behind embeddings the pipeline will be called with, as for `words`.
+        strict: whether a run that the policy can't carry out (a scheduler that adds noise, too few steps, no known
+            words for its mask) is an error. Otherwise it is dense, or has no mask, and the report says so.
 
     Raises:
         InputError: a pipeline of another family or with a transformer of another architecture; a policy's name or an
@@ -70,10 +79,11 @@ def accelerate(pipe: Any, bundle: Bundle, policy: Policy | str | None = None, **
             "the policy by name."
         )
     original, encode = pipe.transformer, getattr(pipe, "encode_prompt", None)
-    accelerated = AcceleratedTransformer(pipe, bundle, policy, original)
+    settings = Settings(policy, strict, told(words) if words else ())
+    accelerated = AcceleratedTransformer(pipe, bundle, settings, original)
     pipe.transformer = accelerated
     if encode is not None:
-        pipe.encode_prompt = accelerated.watching(encode)
+        pipe.encode_prompt = accelerated.watching(encode, own="encode_prompt" in vars(pipe))
     if original is None:
         # The pipeline read these from its transformer when it was made.
         if "sample_size" in manifest.transformer_config:
@@ -86,11 +96,35 @@ def accelerate(pipe: Any, bundle: Bundle, policy: Policy | str | None = None, **
 
 def restore(pipe: Any) -> Any:
     """Put a pipeline's own transformer back; a pipeline that isn't accelerated stays as it is."""
-    accelerated = pipe.transformer
+    accelerated = getattr(pipe, "transformer", None)
     if isinstance(accelerated, AcceleratedTransformer):
         pipe.transformer = accelerated.original
-        vars(pipe).pop("encode_prompt", None)  # uncovers the class's own
+        watched = vars(pipe).get("encode_prompt")
+        if isinstance(watched, _Watched):
+            if watched.own:  # somebody's wrapper, from before
+                pipe.encode_prompt = watched.encode
+            else:
+                del pipe.encode_prompt  # uncovers the class's own
     return pipe
+
+
+def words(pipe: Any, prompts: str | Sequence[str] | None) -> None:
+    """Say which prompts are behind the embeddings that an accelerated pipeline is called with.
+
+    Needed where they can't be known: embeddings loaded from a file, or made by another pipeline or before `accelerate`.
+    Holds for all calls with embeddings nobody knows, until said otherwise.
+
+    Args:
+        pipe: an accelerated pipeline.
+        prompts: the prompt of every image of a call, or one for all of them; None: not known any more.
+
+    Raises:
+        InputError: a pipeline that isn't accelerated, or anything but texts.
+    """
+    accelerated = getattr(pipe, "transformer", None)
+    if not isinstance(accelerated, AcceleratedTransformer):
+        raise InputError(f"This {type(pipe).__name__} isn't accelerated; call ax.accelerate(pipe, bundle) first.")
+    accelerated.settings.told = () if prompts is None else told(prompts)
 
 
 def _check_architecture(transformer: Any, bundle: Bundle) -> None:
@@ -116,17 +150,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _check_labels(labels: torch.Tensor, spec: TensorSpec) -> None:
-    """InputError for a label outside the model's table, beyond which a GPU would just read on; waits, once a run."""
-    assert spec.limit is not None
-    unknown = [label for label in labels.tolist() if not 0 <= label < spec.limit]
-    if unknown:
-        raise InputError(
-            f"{spec.name} has {', '.join(map(str, unknown))}, but this model knows 0 to {spec.limit - 1:.0f} alone; "
-            "choose among these."
-        )
-
-
 class AcceleratedTransformer(torch.nn.Module):
     """Stands in a pipeline for its transformer: same call, same output, computed by a bundle's engine.
 
@@ -135,7 +158,7 @@ class AcceleratedTransformer(torch.nn.Module):
         original: what stood here before.
     """
 
-    def __init__(self, pipe: Any, bundle: Bundle, policy: Policy, original: Any) -> None:
+    def __init__(self, pipe: Any, bundle: Bundle, settings: Settings, original: Any) -> None:
         from diffusers.configuration_utils import FrozenDict
 
         super().__init__()
@@ -146,67 +169,52 @@ class AcceleratedTransformer(torch.nn.Module):
         self.dtype = torch_dtype(manifest.contract.dtype)
         for name, value in manifest.call.attributes.items():
             setattr(self, name, value)
+        self.settings = settings
+        self._bundle = bundle
         self._session = bundle.session()
-        self._arguments = Arguments(manifest)
-        self._policy = policy
-        self._shares = manifest.sparse_fractions, manifest.range_shares
-        self._has_text = bool(manifest.text)
         self._pipe = weakref.ref(pipe)
-        self._denoiser = Denoiser(self._session, manifest.latents, manifest.bucket_fractions, manifest.call.guidance)
-        self._prompts = PromptWeights(manifest)
-        self._branch = CONDITIONAL
-        self._seen: dict[str, int] | None = None  # branch to its last step, while a run is under way
-        self._timesteps: Any = None  # the scheduler's, of the current run
-        self._encoded: list[Texts] = []  # since the last run began
-        self._known: list[Texts] = []  # the latest few, for embeddings that are handed back
-        self._words: tuple[Any, ...] = ()
-        self._images: int | None = None
+        self._trackers: weakref.WeakKeyDictionary[Any, RunTracker] = weakref.WeakKeyDictionary()
+        self._latest: RunTracker | None = None
+        self._of_thread = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:  # what pipelines look for when adapters are loaded or used
             raise AttributeError(
-                f"A bundle stands for this pipeline's transformer and has no {name}: LoRA weights and IP-adapters "
-                "can't be added to an engine; ax.restore(pipe) for them."
+                f"A bundle stands for this pipeline's transformer and has no {name}; ax.restore(pipe) for what "
+                "needs it (LoRA weights and IP-adapters can't be added to an engine)."
             ) from None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InputError(
+            "A transformer that a bundle stands for can't be copied or pickled; copy or pickle the pipeline after "
+            "ax.restore(pipe), and open the bundle where it is used."
+        )
 
     @property
     def device(self) -> torch.device:
         return self._session.device
 
-    def report(self) -> RunReport:
-        """The last run, or the current one so far."""
-        report = self._denoiser.report()
-        report.words = self._words
-        return report
+    def report(self, pipe: Any = None) -> RunReport:
+        """The last run, or the current one so far; of `pipe` where several share the engine."""
+        tracker = self._latest if pipe is None else self._trackers.get(pipe)
+        if tracker is None:
+            raise InputError("No run was started yet, so there is nothing to report.")
+        return tracker.report()
 
-    def watching(self, encode: Callable[..., Any]) -> Callable[..., Any]:
-        """`encode_prompt` of the pipeline, with the texts of every call remembered: a call of it begins a run."""
-        signature = inspect.signature(encode)
-
-        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            embedded = encode(*args, **kwargs)
-            given = signature.bind(*args, **kwargs).arguments
-            texts = Texts.of_call(given, embedded[0], self._pipe())
-            if texts is None:  # embeddings this pipeline may have made before, handed back to it
-                handed = given.get("prompt_embeds")
-                texts = next((known for known in self._known if known.made(handed)), None)
-            texts = texts or Texts.unknown(embedded[0])
-            self._encoded = [*self._encoded, texts][-_REMEMBERED:]
-            self._known = [*self._known, texts][-_REMEMBERED:]
-            return embedded
-
-        return encode_prompt
+    def watching(self, encode: Callable[..., Any], *, own: bool) -> _Watched:
+        """`encode_prompt` of the pipeline, whose prompts are remembered with what was made of them."""
+        return _Watched(encode, own, self.settings, self._pipe)
 
     @contextmanager
     def cache_context(self, name: str, **_: Any) -> Iterator[None]:
         """What pipelines wrap the calls of a step in when there are several: "cond", "uncond"."""
-        self._branch = name
+        self._of_thread.branch = name
         try:
             yield
         finally:
-            self._branch = CONDITIONAL
+            self._of_thread.branch = CONDITIONAL
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """One step, with the arguments of the transformer this replaces.
@@ -214,61 +222,44 @@ class AcceleratedTransformer(torch.nn.Module):
         Raises:
             InputError: arguments the engine can't serve, or a call from outside the accelerated pipeline.
         """
-        call = self._arguments.read(hidden_states, args, kwargs)
-        pipe = self._pipe()
-        if pipe is None or pipe.transformer is not self:
+        caller = caller_of(self) or Caller(self._pipe())
+        if caller.pipe is None or getattr(caller.pipe, "transformer", None) is not self:
             raise InputError(_FOREIGN)
-        if self._encoded if self._has_text else pipe.scheduler.timesteps is not self._timesteps:
-            self._start(pipe, call.conditioning)
-        i = self._step_index(pipe.scheduler)
-        branch = self._branch
-        if self._denoiser.guidance.layout == "separate" and (self._seen or {}).get(branch) == i:
-            branch = UNCONDITIONAL  # img2img pipelines don't say which call is which: it is the step's second
-        if self._seen is None or i <= self._seen.get(branch, -1):
-            raise InputError(_FOREIGN)  # a run that began without this pipeline's encode_prompt
-        self._seen[branch] = i
-        paired = self._denoiser.guidance.pairs and hidden_states.shape[0] == 2 * (self._images or 0)
-        now = Conditions(call.hidden_states, call.timestep, call.conditioning, paired)
-        output = self._denoiser.step(i, now, branch=branch, renewed=call.renewed)
+        tracker = self._trackers.get(caller.pipe)
+        if tracker is None:
+            tracker = RunTracker(self._bundle.manifest, self._session, self.settings)
+            self._trackers[caller.pipe] = tracker
+        self._latest = tracker
+        branch = getattr(self._of_thread, "branch", CONDITIONAL)
+        output = tracker.step(caller, branch, hidden_states, args, kwargs)
         if not return_dict:
             return (output,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=output)
 
-    def _step_index(self, scheduler: Any) -> int:
-        """Which step this is: the scheduler's own count, or this branch's calls where it keeps none (DDIM)."""
-        assert self._seen is not None or self._has_text
-        if not hasattr(scheduler, "step_index"):
-            return (self._seen or {}).get(self._branch, -1) + 1
-        at = scheduler.step_index
-        return 0 if at is None else at - (getattr(scheduler, "begin_index", None) or 0)
 
-    def _start(self, pipe: Any, conditioning: Mapping[str, torch.Tensor]) -> None:
-        """Begin a run: T from the scheduler, the plan from the policy, token weights from the prompt."""
-        encoded, self._encoded, self._seen = self._encoded, [], None
-        contract, scheduler = self._session.contract, pipe.scheduler
-        self._timesteps = scheduler.timesteps
-        for spec in contract.inputs:
-            if spec.kind == "label":
-                _check_labels(conditioning[spec.name], spec)
-        begin = getattr(scheduler, "begin_index", None) or 0
-        steps = len(scheduler.timesteps) - begin
-        plan = self._policy.plan(steps, *self._shares)
-        weights, self._words, self._images = None, (), None
-        if encoded and contract.text_input is not None:
-            text = conditioning[contract.text_input]
-            # Pipelines that guide with a second call encode its text as well: the first call says which is which.
-            texts = next((one for one in encoded if one.made(text)), encoded[-1])
-            self._images = texts.images
-            if self._policy.affinity_steps(plan):
-                weights, self._words = self._prompts.weigh(pipe, texts, text.shape[1], self._policy.word_scoring)
-        clock: list[float] = [float(i) for i in range(steps)]
-        if self._policy.extrapolation.clock == "sigma":
-            if not hasattr(scheduler, "sigmas"):
-                raise InputError(f'{type(scheduler).__name__} has no sigmas; take clock="step".')
-            clock = scheduler.sigmas[begin : begin + steps].tolist()
-        # Multistep solvers, and those that evaluate twice a step, extrapolate by themselves.
-        first_order = getattr(scheduler.config, "solver_order", 1) == 1 and getattr(scheduler, "order", 1) == 1
-        self._denoiser.start(Run(self._policy, plan, clock, weights, first_order=first_order))
-        self._seen = {}
+class _Watched:
+    """A pipeline's `encode_prompt` that remembers which prompts it encoded.
+
+    Attributes:
+        encode: what it calls.
+        own: whether that was put on the pipeline by somebody, and isn't its class's.
+    """
+
+    def __init__(self, encode: Callable[..., Any], own: bool, settings: Settings, pipe: weakref.ref[Any]) -> None:
+        self.encode, self.own = encode, own
+        self._settings, self._pipe = settings, pipe
+        self._signature = inspect.signature(encode)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        embedded = self.encode(*args, **kwargs)
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        given |= given.pop("kwargs", {})
+        rows = () if given.get("prompt_embeds") is not None else rows_of(given, self._pipe())
+        if rows:
+            self._settings.encoded.remember(embedded[0], rows)
+        self._settings.guided = bool(given.get("do_classifier_free_guidance"))
+        return embedded

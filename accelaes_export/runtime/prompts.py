@@ -1,58 +1,100 @@
-"""From a pipeline call's prompts to token weights: which text each tokenizer was given, and what its words weigh."""
+"""Which prompts a call is about, and what their words weigh.
+
+Prompts are known where they were given: to the pipeline's call, to its `encode_prompt` before (whose results are
+recognised by what is in them, whoever copied, joined or stored them since), or by `accelaes_export.words`. Anywhere
+else they are unknown, and nothing is guessed.
+"""
 
 from __future__ import annotations
 
 import sys
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies.lexical import LexicalScorer
 from accelaes_export.policies.words import Scorer, WordScoring, WordWeights, weigh_words
-from accelaes_export.runtime.text import token_weights
+from accelaes_export.runtime.text import characters_read, content_weights, token_weights
 
 # diffusers numbers its prompts as its tokenizers: `prompt_2` goes to `tokenizer_2`, and is `prompt` if not given.
-_PROMPT_OF = {"tokenizer": "prompt", "tokenizer_2": "prompt_2", "tokenizer_3": "prompt_3"}
+PROMPT_OF = {"tokenizer": "prompt", "tokenizer_2": "prompt_2", "tokenizer_3": "prompt_3"}
+
+Row = Mapping[str, str]
+"""Of one image, tokenizer name to prompt."""
+
+_REMEMBERED = 256  # encoded prompts, a few kilobytes each
+_SAMPLED_TOKENS, _SAMPLED_CHANNELS = 64, 8
+
+
+def rows_of(given: Mapping[str, Any], pipe: Any) -> tuple[Row, ...]:
+    """The prompts among a call's arguments, a row each; empty where it has none."""
+    if given.get("prompt") is None:
+        return ()
+    first = _listed(given["prompt"])
+    prompts = {name: _listed(given.get(source) or first) for name, source in PROMPT_OF.items()}
+    tidy = bool(given.get("clean_caption", False))
+    prompts = {name: as_tokenised(pipe, texts, clean_caption=tidy) for name, texts in prompts.items()}
+    return tuple({name: texts[k % len(texts)] for name, texts in prompts.items()} for k in range(len(first)))
+
+
+def repeated(rows: Sequence[Row], images: int) -> tuple[Row, ...]:
+    """A row an image, each prompt's images together, as pipelines have them; empty where the numbers don't fit."""
+    copies, rest = divmod(images, len(rows)) if rows else (0, 1)
+    return () if rest else tuple(row for row in rows for _ in range(copies))
+
+
+class EncodedPrompts:
+    """Remembers what was encoded, by a sample of the embeddings."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[torch.Tensor, tuple[Row, ...]]] = []
+
+    def remember(self, embeds: torch.Tensor, rows: Sequence[Row]) -> None:
+        """Embeddings [b, M, D] of these prompts; the device isn't waited for."""
+        rows = repeated(rows, embeds.shape[0])
+        if rows:
+            self._known = [*self._known, (_sample(embeds), rows)][-_REMEMBERED:]
+
+    def rows(self, embeds: torch.Tensor) -> tuple[Row, ...]:
+        """The prompts behind [b, M, D]; empty unless all of them are known. Waits for the device."""
+        wanted = _sample(embeds).cpu()
+        self._known = [(sample.cpu(), rows) for sample, rows in self._known]
+        found = [self._row(sample) for sample in wanted]
+        return () if None in found else tuple(row for row in found if row is not None)
+
+    def _row(self, wanted: torch.Tensor) -> Row | None:
+        for samples, rows in reversed(self._known):
+            for sample, row in zip(samples, rows, strict=True):
+                if torch.equal(sample, wanted):
+                    return row
+        return None
+
+
+def _sample(embeds: torch.Tensor) -> torch.Tensor:
+    """[b, 8·k + 1] fp32: M, and some numbers of up to 64 tokens, the last one included, which all others may change."""
+    M, D = embeds.shape[1:]
+    tokens = torch.linspace(0, M - 1, min(M, _SAMPLED_TOKENS)).round().long().tolist()
+    numbers = embeds.detach()[:, tokens, :: max(1, D // _SAMPLED_CHANNELS)].float().flatten(1)
+    return torch.cat([numbers.new_full((len(numbers), 1), M), numbers], dim=1)
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The prompts behind one `encode_prompt` call, one row an image.
+class MaskWords:
+    """What the words of a run's prompts weigh.
 
     Attributes:
-        rows: per image, tokenizer name to prompt; None where only embeddings were given.
-        images: b.
+        weights: [b, M] fp32, or None where there is nothing to build a mask from.
+        words: the words of every image's prompt.
+        problem: why there are no weights, or ''.
     """
 
-    rows: tuple[Mapping[str, str], ...] | None
-    images: int
-    _embeds: weakref.ref[torch.Tensor]
-
-    @classmethod
-    def of_call(cls, given: Mapping[str, Any], embeds: torch.Tensor, pipe: Any) -> Texts | None:
-        """From the arguments of `encode_prompt` and the embeddings [b, M, D] it returned; None without a prompt."""
-        if given.get("prompt") is None or given.get("prompt_embeds") is not None:
-            return None
-        first = _listed(given["prompt"])
-        prompts = {name: _listed(given.get(source) or first) for name, source in _PROMPT_OF.items()}
-        tidy = bool(given.get("clean_caption", False))
-        prompts = {name: as_tokenised(pipe, texts, clean_caption=tidy) for name, texts in prompts.items()}
-        copies = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
-        rows = [{name: texts[k] for name, texts in prompts.items()} for k in range(len(first)) for _ in range(copies)]
-        return cls(tuple(rows), len(rows), weakref.ref(embeds))
-
-    @classmethod
-    def unknown(cls, embeds: torch.Tensor) -> Texts:
-        """Embeddings whose prompt nobody told."""
-        return cls(None, embeds.shape[0], weakref.ref(embeds))
-
-    def made(self, embeds: torch.Tensor | None) -> bool:
-        """Whether these texts are the ones behind `embeds`."""
-        return embeds is not None and self._embeds() is embeds
+    weights: torch.Tensor | None
+    words: tuple[WordWeights, ...] = ()
+    problem: str = ""
 
 
 class PromptWeights:
@@ -62,27 +104,35 @@ class PromptWeights:
         self._manifest = manifest
         self._scorer: Scorer | None = None
 
-    def weigh(
-        self, pipe: Any, texts: Texts, text_tokens: int, scoring: WordScoring
-    ) -> tuple[torch.Tensor, tuple[WordWeights, ...]]:
-        """Token weights [b, M] fp32, and the words of every image's prompt.
+    def weigh(self, pipe: Any, rows: Sequence[Row], text_tokens: int, scoring: WordScoring) -> MaskWords:
+        """Of every image's prompt. Decided after truncation: words no encoder reads weigh nothing.
 
-        Where only embeddings were given there are no words, and every text position weighs the same.
+        A prompt none of whose words weighs anything (an emoji, a row of dots) has all of its text weigh the same.
         """
-        if texts.rows is None:
-            return torch.ones(texts.images, text_tokens), ()
+        if not rows:
+            return MaskWords(None, problem="the prompts behind these embeddings aren't known")
+        segments = self._manifest.text
         scorer = self._scorer_of(pipe)
-        tokenizers = {name: getattr(pipe, name, None) for segment in self._manifest.text for name in segment.tokenizers}
-        known: dict[str, WordWeights] = {}
-        rows, words = [], []
-        for row in texts.rows:
-            for prompt in row.values():
-                if prompt not in known:
-                    known[prompt] = weigh_words(prompt, scorer, self._manifest.anchors, scoring)
-            per_tokenizer = {name: known[prompt] for name, prompt in row.items()}
-            rows.append(token_weights(per_tokenizer, tokenizers, self._manifest.text, text_tokens))
-            words.append(per_tokenizer["tokenizer"])
-        return torch.stack(rows), tuple(words)
+        tokenizers = {name: getattr(pipe, name, None) for segment in segments for name in segment.tokenizers}
+        if all(tokenizer is None for tokenizer in tokenizers.values()):
+            return MaskWords(None, problem="the pipeline was loaded without tokenizers")
+        made: dict[tuple[str, ...], tuple[torch.Tensor, WordWeights]] = {}
+        for row in rows:
+            key = tuple(row[name] for name in PROMPT_OF)
+            if key not in made:
+                read = characters_read(row, tokenizers, segments, text_tokens)
+                words = {
+                    name: weigh_words(prompt, scorer, self._manifest.anchors, scoring, read.get(prompt))
+                    for name, prompt in row.items()
+                }
+                alpha = token_weights(words, tokenizers, segments, text_tokens)
+                if not alpha.any():
+                    alpha = content_weights(row, tokenizers, segments, text_tokens)
+                if bool((alpha == alpha[0]).all()):  # the same for every token of the picture
+                    return MaskWords(None, problem=f"nothing in the prompt {row['tokenizer'][:40]!r} can weigh more")
+                made[key] = alpha, words["tokenizer"]
+        found = [made[tuple(row[name] for name in PROMPT_OF)] for row in rows]
+        return MaskWords(torch.stack([alpha for alpha, _ in found]), tuple(words for _, words in found))
 
     def _scorer_of(self, pipe: Any) -> Scorer:
         if self._scorer is None:
@@ -96,6 +146,18 @@ class PromptWeights:
         return self._scorer
 
 
+def told(prompts: str | Sequence[str]) -> tuple[Row, ...]:
+    """Rows of prompts that the caller says are behind his embeddings.
+
+    Raises:
+        InputError: for anything but a text or texts.
+    """
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not listed or not all(isinstance(prompt, str) for prompt in listed):
+        raise InputError(f"words are {prompts!r}; give the prompt of every image, or one that all of them share.")
+    return tuple(dict.fromkeys(PROMPT_OF, prompt) for prompt in listed)
+
+
 def as_tokenised(pipe: Any, prompts: list[str], *, clean_caption: bool) -> list[str]:
     """The prompts as the pipeline hands them to its tokenizers."""
     clean = getattr(pipe, "_text_preprocessing", None)
@@ -107,5 +169,5 @@ def as_tokenised(pipe: Any, prompts: list[str], *, clean_caption: bool) -> list[
     return prompts
 
 
-def _listed(prompt: str | list[str]) -> list[str]:
+def _listed(prompt: str | Sequence[str]) -> list[str]:
     return [prompt] if isinstance(prompt, str) else list(prompt)

@@ -44,6 +44,9 @@ class RunReport:
         words: per prompt, the words and weights behind the mask (empty where no mask is used).
         focus_index: [b, n] of the last sparse step, or None.
         affinity: [b, N] the mask was built from, or None.
+        policy: what ran, which is "dense" where the policy asked for couldn't.
+        weights: which weights ran.
+        notes: what was otherwise than asked for, a sentence each.
         graphs: none are captured on CPUs, nor where they are switched off.
     """
 
@@ -53,6 +56,9 @@ class RunReport:
     words: tuple[WordWeights, ...] = ()
     focus_index: torch.Tensor | None = None
     affinity: torch.Tensor | None = None
+    policy: str = ""
+    weights: str = ""
+    notes: tuple[str, ...] = ()
     graphs: GraphUse = GraphUse()
 
     @property
@@ -81,6 +87,9 @@ class RunReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, e.g. for `run --trace`."""
         return {
+            "policy": self.policy,
+            "weights": self.weights,
+            "notes": list(self.notes),
             "plan": str(self.plan),
             "buckets": list(self.plan.buckets),
             "tokens": self.tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +37,65 @@ def token_weights(
     """
     import torch
 
-    lengths = _lengths(segments, text_tokens)
-    weights = [0.0] * sum(lengths)
-    start = 0
-    for segment, length in zip(segments, lengths, strict=True):
+    def words_of(name: str) -> WordWeights:
+        return word_weights if isinstance(word_weights, WordWeights) else word_weights[name]
+
+    weights = [0.0] * sum(_lengths(segments, text_tokens))
+    for name, first, offsets in _placed(lambda name: words_of(name).prompt, tokenizers, segments, text_tokens):
+        words = words_of(name)
+        of_character = [0.0] * len(words.prompt)
+        for (start, end), weight in zip(words.spans, words.weights, strict=True):
+            of_character[start:end] = [weight] * (end - start)
+        for place, (start, end) in enumerate(offsets, first):
+            weights[place] = max(weights[place], max(of_character[start:end], default=0.0))
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def content_weights(
+    prompts: Mapping[str, str],
+    tokenizers: Mapping[str, Any],
+    segments: Sequence[TextSegment],
+    text_tokens: int | None = None,
+) -> torch.Tensor:
+    """1 at every text position that a character of its prompt is behind, 0 at begin, end and padding: [M] fp32.
+
+    Args as for `token_weights`, which raises the same; `prompts` by tokenizer.
+    """
+    import torch
+
+    weights = torch.zeros(sum(_lengths(segments, text_tokens)))
+    for _, first, offsets in _placed(prompts.__getitem__, tokenizers, segments, text_tokens):
+        for place, (start, end) in enumerate(offsets, first):
+            weights[place] = max(weights[place].item(), float(start < end))
+    return weights
+
+
+def characters_read(
+    prompts: Mapping[str, str],
+    tokenizers: Mapping[str, Any],
+    segments: Sequence[TextSegment],
+    text_tokens: int | None = None,
+) -> dict[str, frozenset[int]]:
+    """By prompt, the places of the characters that any encoder reads: those behind a truncation aren't.
+
+    Args as for `token_weights`, which raises the same; `prompts` by tokenizer.
+    """
+    read: dict[str, set[int]] = {prompt: set() for prompt in prompts.values()}
+    for name, _, offsets in _placed(prompts.__getitem__, tokenizers, segments, text_tokens):
+        for start, end in offsets:
+            read[prompts[name]].update(range(start, end))
+    return {prompt: frozenset(places) for prompt, places in read.items()}
+
+
+def _placed(
+    prompt_of: Callable[[str], str],
+    tokenizers: Mapping[str, Any],
+    segments: Sequence[TextSegment],
+    text_tokens: int | None,
+) -> Iterator[tuple[str, int, list[tuple[int, int]]]]:
+    """For every tokenizer there is: its name, its first position, and its positions' characters of the prompt."""
+    first = 0
+    for segment, length in zip(segments, _lengths(segments, text_tokens), strict=True):
         for name in segment.tokenizers:
             if name not in tokenizers:
                 raise InputError(
@@ -48,13 +103,9 @@ def token_weights(
                     f"{', '.join(tokenizers) or 'no tokenizer'}: use a pipeline of the bundle's family, or give None "
                     "for a tokenizer it was loaded without."
                 )
-            if tokenizers[name] is None:
-                continue
-            words = word_weights if isinstance(word_weights, WordWeights) else word_weights[name]
-            for position, weight in enumerate(_weights_of(words, tokenizers[name], name, segment, length)):
-                weights[start + position] = max(weights[start + position], weight)
-        start += length
-    return torch.tensor(weights, dtype=torch.float32)
+            if tokenizers[name] is not None:
+                yield name, first, _offsets(prompt_of(name), tokenizers[name], name, segment, length)
+        first += length
 
 
 def cut_words(prompt: str, tokenizer: Any, segment: TextSegment) -> str:
@@ -90,19 +141,23 @@ def _lengths(segments: Sequence[TextSegment], text_tokens: int | None) -> list[i
     return [*lengths[:-1], text_tokens - fixed]
 
 
-def _weights_of(words: WordWeights, tokenizer: Any, name: str, segment: TextSegment, length: int) -> list[float]:
-    """α of the `length` positions one tokenizer fills."""
-    text, first = segment.template.format(words.prompt), segment.template.index("{")
-    of_character = [0.0] * len(text)
-    for (start, end), weight in zip(words.spans, words.weights, strict=True):
-        of_character[first + start : first + end] = [weight] * (end - start)
+def _offsets(prompt: str, tokenizer: Any, name: str, segment: TextSegment, length: int) -> list[tuple[int, int]]:
+    """The prompt's characters, start to end, of at most `length` positions that one tokenizer fills.
+
+    Begin, end, padding and the template come from none of them: start = end.
+    """
+    text, first = segment.template.format(prompt), segment.template.index("{")
     # Where a pipeline drops the beginning, it takes the padding out first and puts its own behind the text.
     padding = False if segment.drop else "max_length"
     room = {"max_length": segment.drop + length, "truncation": True}
     offsets = _tokenized(text, tokenizer, name, padding=padding, **room)["offset_mapping"][segment.drop :]
-    # Begin, end and padding come from no characters.
-    weights = [max(of_character[start:end], default=0.0) for start, end in offsets]
-    return weights + [0.0] * (length - len(weights))
+    return [_within(span, first, len(prompt)) for span in offsets]
+
+
+def _within(span: tuple[int, int], first: int, length: int) -> tuple[int, int]:
+    """A span of a text as one of the prompt in it, which begins at `first`; start = end where it has none of it."""
+    start, end = max(span[0] - first, 0), min(span[1] - first, length)
+    return (start, end) if start < end else (0, 0)
 
 
 def _tokenized(prompt: str, tokenizer: Any, name: str, **options: Any) -> Any:
@@ -146,5 +201,5 @@ def _content_offsets(encoding: Any, first: int, length: int) -> list[tuple[int, 
     Args:
         first, length: where in the text the prompt begins, and how many characters it has.
     """
-    spans = [(max(start - first, 0), min(end - first, length)) for start, end in encoding["offset_mapping"]]
+    spans = [_within(span, first, length) for span in encoding["offset_mapping"]]
     return [(start, end) for start, end in spans if start < end]

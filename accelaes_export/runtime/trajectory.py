@@ -37,6 +37,7 @@ class Run:
         plan: its plan for T steps.
         clock: T values the extrapolation counts in, the step index or σ; monotone.
         token_weights: [b, M] of the conditional texts, or None (no mask is built from text).
+        since: the step its prompt holds from; at an earlier one there was another.
         first_order: whether the scheduler's own step is of first order; others extrapolate by themselves, so that
             the policy's θ is left out.
     """
@@ -46,6 +47,7 @@ class Run:
     clock: Sequence[float]
     token_weights: torch.Tensor | None = None
     first_order: bool = True
+    since: int = 0
 
     def target(self, i: int) -> float:
         """Where on the clock the prediction fed to the scheduler at step i lies: at i, or θ of a step past it."""
@@ -100,7 +102,8 @@ class Trajectory:
         self._token_weights = token_weights
         self._workspace = workspace
         self._selector = selector
-        self._observed = run.policy.affinity_steps(run.plan) if conditional else frozenset[int]()
+        # The selector's step by the one it is observed at: a prompt that came later has its mask built later.
+        self._observed = {run.since + i: i for i in run.policy.affinity_steps(run.plan) if conditional}
         left_out = sorted({step.left_out for step in run.plan if step.left_out is not None})
         self._ranges = {k: session.contract.ranges[k] for k in left_out}
         self._paired: bool | None = None
@@ -218,7 +221,7 @@ class Trajectory:
         outputs = self._calls.run(now, focus_rows, background_rows, weights, cached, fresh, affinity=observed)
         if observed:
             assert self._selector is not None
-            self._selector.observe(i, outputs[AFFINITY][self._conditional])
+            self._selector.observe(self._observed[i], outputs[AFFINITY][self._conditional])
         return outputs
 
     @property

@@ -214,9 +214,14 @@ def test_embeddings_made_by_the_pipeline_bring_their_words_along(pipe, shapes_bu
     )
     assert pipe.transformer.report().words[0].prompt == PROMPT
     assert largest_difference(found, expected) <= 1e-5
-    strangers = {name: tensor.clone() for name, tensor in given.items()}
+    strangers = {name: 1.01 * tensor for name, tensor in given.items()}
     pipe(num_inference_steps=9, guidance_scale=4.5, output_type="latent", **strangers)
-    assert pipe.transformer.report().words == (), "of embeddings from elsewhere nobody knows the words"
+    report = pipe.transformer.report()
+    assert report.words == () and report.affinity is None, "of embeddings from elsewhere nobody knows the words"
+    assert report.notes == (
+        "the prompts behind these embeddings aren't known, so policy accelaes runs without a mask; "
+        "say them with ax.words(pipe, prompts)",
+    )
 
 
 def test_guidance_switched_off_by_a_callback_goes_on_without_pairs(pipe, shapes_bundle):
@@ -250,13 +255,8 @@ def test_wrong_uses_are_told_in_one_sentence(pipe, shapes_bundle):
     ax.accelerate(pipe, shapes_bundle)
     with pytest.raises(ax.InputError, match="height=48, width=48"):
         sample(pipe, steps=8, height=64, width=48)
-    with pytest.raises(ax.InputError, match="skip_layers"):
-        sample(pipe, steps=10, skip_guidance_layers=[1], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)
-    with pytest.raises(ax.InputError, match="mask_step"):
-        sample(pipe, steps=4)
-    second = type(pipe)(**pipe.components)
-    with pytest.raises(ax.InputError, match="another pipeline"):
-        sample(second, steps=8)
+    with pytest.raises(ax.InputError, match="skip_guidance_layers"):
+        sample(pipe, steps=10, skip_guidance_layers=[1])
 
 
 def test_a_pipeline_of_another_architecture_is_refused(pipe, shapes_bundle):

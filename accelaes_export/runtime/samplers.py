@@ -1,0 +1,59 @@
+"""Whether a scheduler adds noise between steps. Predictions can be carried on where the solver is deterministic alone.
+
+The scheduler is asked by what it does: a copy of it, made of its configuration, takes a few steps twice on the same
+numbers with other random ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_STEPS = 8  # some schedulers add noise in the middle of a run alone
+
+
+def adds_noise(scheduler: Any, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether two runs of the scheduler on the same predictions differ.
+
+    Args:
+        scheduler: a pipeline's. Its state isn't touched, nor is torch's own generator.
+        options: what the pipeline hands to every step, such as DDIM's eta.
+
+    A scheduler that can't be tried out is taken to add noise: its results would be wrong without a word.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for channels in (1, 2):  # some variances are learned, and predicted in channels of their own
+            try:
+                first, second = (_carried_on(scheduler, options or {}, channels, seed) for seed in (1, 2))
+            except Exception:  # whatever a foreign scheduler says of these numbers
+                continue
+            return not torch.equal(first, second)
+    return True
+
+
+def _carried_on(scheduler: Any, options: Mapping[str, Any], channels: int, seed: int) -> torch.Tensor:
+    """[1, 4, 2, 2]: where a few steps lead."""
+    torch.manual_seed(seed)
+    probe = _fresh(scheduler)
+    taken = inspect.signature(probe.step).parameters
+    given = {name: value for name, value in options.items() if name in taken}
+    if "generator" in taken:
+        given["generator"] = torch.Generator().manual_seed(seed)
+    sample = torch.linspace(-1, 1, 16).reshape(1, 4, 2, 2)
+    for timestep in probe.timesteps:
+        scaled = probe.scale_model_input(sample, timestep) if hasattr(probe, "scale_model_input") else sample
+        prediction = scaled.repeat(1, channels, 1, 1) * 0.5
+        sample = probe.step(prediction, timestep, sample, return_dict=False, **given)[0]
+    return sample
+
+
+def _fresh(scheduler: Any) -> Any:
+    """A scheduler of the same class and configuration with a schedule of its own, on the host."""
+    probe = type(scheduler).from_config(scheduler.config) if hasattr(scheduler, "config") else copy.deepcopy(scheduler)
+    shifted = "mu" in inspect.signature(probe.set_timesteps).parameters and probe.config.get("use_dynamic_shifting")
+    probe.set_timesteps(_STEPS, **({"mu": 1.0} if shifted else {}))
+    return probe

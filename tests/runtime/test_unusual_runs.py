@@ -1,0 +1,408 @@
+"""What can't be accelerated as asked for is refused, or is dense or without a mask and says so: no picture is wrong."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import threading
+
+import diffusers
+import pytest
+import torch
+
+import accelaes_export as ax
+from accelaes_export.policies import AccelAes, Dense, Drift, StepCache
+from accelaes_export.policies.words import split_words
+from accelaes_export.runtime.samplers import adds_noise
+from tests.shapes_pipeline import load_shapes
+from tests.trajectories import sampled
+
+PROMPT = "an intricate red star on the left, plain blue background"
+OTHER = "a small glossy green circle at the top, graded gray background"
+STEPS = 9
+OPTIONS = {"guidance_scale": 4.5, "max_sequence_length": 8}
+
+
+@pytest.fixture
+def pipe():
+    return load_shapes()
+
+
+def sample(pipe, prompt=PROMPT, steps=STEPS, seed=0, **options):
+    """The latents after every step."""
+    return sampled(pipe, prompt, seed=seed, num_inference_steps=steps, **OPTIONS | options)
+
+
+def difference(a, b):
+    return max((x - y).abs().max().item() for x, y in zip(a, b, strict=True))
+
+
+def report_of(pipe):
+    return pipe.transformer.report()
+
+
+def encoded(pipe, *prompts, **options):
+    """What a call is given in place of its prompts."""
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    made = pipe.encode_prompt(list(prompts), None, None, max_sequence_length=8, **options)
+    return dict(zip(names, made, strict=True))
+
+
+def from_embeddings(pipe, given, images=1, callback=None, steps=STEPS):
+    """The latents after every step of a call with embeddings."""
+    found = []
+
+    def after(own, i, t, kwargs):
+        found.append(kwargs["latents"].clone())
+        return callback(own, i, t, kwargs) if callback else kwargs
+
+    pipe(
+        num_inference_steps=steps,
+        guidance_scale=4.5,
+        generator=[torch.Generator().manual_seed(k) for k in range(images)],
+        callback_on_step_end=after,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds", "pooled_prompt_embeds"],
+        output_type="latent",
+        **given,
+    )
+    return found
+
+
+class TestSchedulersThatAddNoise:
+    NOISY = (
+        diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        diffusers.FlowMatchLCMScheduler(),
+        diffusers.EulerAncestralDiscreteScheduler(),
+        diffusers.DDPMScheduler(),
+        diffusers.DDPMScheduler(variance_type="learned_range"),
+        diffusers.SASolverScheduler(),
+        diffusers.LCMScheduler(),
+        diffusers.TCDScheduler(),
+        diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++"),
+    )
+    STILL = (
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        diffusers.FlowMatchHeunDiscreteScheduler(),
+        diffusers.DDIMScheduler(),
+        diffusers.DPMSolverMultistepScheduler(),
+        diffusers.UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+        diffusers.EulerDiscreteScheduler(),
+        diffusers.HeunDiscreteScheduler(),
+        diffusers.PNDMScheduler(),
+    )
+
+    @pytest.mark.parametrize("scheduler", NOISY, ids=lambda s: type(s).__name__)
+    def test_are_known_by_what_they_do(self, scheduler):
+        before = torch.get_rng_state()
+        assert adds_noise(scheduler)
+        assert torch.equal(torch.get_rng_state(), before), "the user's random numbers are his own"
+
+    @pytest.mark.parametrize("scheduler", STILL, ids=lambda s: type(s).__name__)
+    def test_are_no_deterministic_ones(self, scheduler):
+        assert not adds_noise(scheduler)
+
+    def test_ddim_adds_noise_by_the_eta_of_the_call(self):
+        assert adds_noise(diffusers.DDIMScheduler(), {"eta": 0.5})
+
+    @pytest.mark.parametrize("policy", [AccelAes(), StepCache(), Drift(budget=6), Dense(theta=0.5)])
+    def test_run_dense_and_say_so_once(self, pipe, shapes_bundle, policy, caplog):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+        torch.manual_seed(3)
+        expected = sample(pipe)
+        ax.accelerate(pipe, shapes_bundle, policy)
+        with caplog.at_level(logging.WARNING, "accelaes_export"):
+            torch.manual_seed(3)
+            found = sample(pipe)
+        assert difference(found, expected) < 1e-4
+        report = report_of(pipe)
+        assert report.policy == "dense" and "adds noise" in report.notes[0]
+        assert [record.message for record in caplog.records if "adds noise" in record.message] == [
+            report.notes[0] + "."
+        ]
+
+    def test_are_an_error_where_the_caller_is_strict(self, pipe, shapes_bundle):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+        ax.accelerate(pipe, shapes_bundle, StepCache(), strict=True)
+        with pytest.raises(ax.InputError, match="adds noise.*take a deterministic scheduler, or the policy dense"):
+            sample(pipe)
+
+    def test_serve_a_policy_that_carries_nothing_on(self, pipe, shapes_bundle):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)
+        ax.accelerate(pipe, shapes_bundle, Dense(), strict=True)
+        sample(pipe)
+        assert report_of(pipe).notes == ()
+
+
+class TestPromptsWithoutAWeighedWord:
+    @pytest.mark.parametrize("prompt", ["", " "])
+    def test_an_empty_one_has_no_mask(self, pipe, shapes_bundle, prompt):
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        found = sample(pipe, prompt)
+        report = report_of(pipe)
+        assert report.affinity is None and report.focus_index is None and "without a mask" in report.notes[0]
+        ax.accelerate(pipe, shapes_bundle, StepCache(warmup=6))
+        assert difference(found, sample(pipe, prompt)) < 1e-5, "what is left is skipping in time"
+
+    @pytest.mark.parametrize("prompt", ["...", "\N{WHITE MEDIUM STAR}\N{WHITE MEDIUM STAR}", "!?", "(:)"])
+    def test_signs_and_emoji_weigh_the_same_each(self, pipe, shapes_bundle, prompt):
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        sample(pipe, prompt)
+        report = report_of(pipe)
+        if report.affinity is not None:
+            assert report.affinity.std() > 0, "ties would put the focus into the upper half"
+        else:
+            assert "without a mask" in report.notes[0]
+
+    def test_words_behind_the_truncation_weigh_nothing_and_take_nothing_away(self, pipe, shapes_bundle):
+        filler = "a red star on the left and " * 20
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        sample(pipe, filler + "an intricate circle")
+        words = report_of(pipe).words[0]
+        assert "intricate" not in words.words and words.fallback, "what is read has no word of looks"
+        assert report_of(pipe).affinity.std() > 0
+
+    def test_strict_callers_are_told(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, AccelAes(), strict=True)
+        with pytest.raises(ax.InputError, match="needs a mask from the prompt"):
+            sample(pipe, "")
+
+    def test_drift_goes_on_choosing_by_drift(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, Drift(budget=6, mask_weight=1.0, mask_step=2))
+        found = sample(pipe, "", steps=12)
+        assert "without a mask" in report_of(pipe).notes[0]
+        ax.accelerate(pipe, shapes_bundle, Drift(budget=6))
+        assert difference(found, sample(pipe, "", steps=12)) < 1e-5
+
+
+class TestEmbeddings:
+    def test_bring_their_words_along_whatever_was_done_to_them(self, pipe, shapes_bundle, tmp_path):
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        expected = sample(pipe, [PROMPT, OTHER])
+        focus = report_of(pipe).focus_index
+        ahead = [encoded(pipe, prompt) for prompt in (PROMPT, OTHER, *(f"{k} green stars" for k in range(8)))]
+        joined = {name: torch.cat([ahead[0][name], ahead[1][name]]) for name in ahead[0]}
+        torch.save(joined, tmp_path / "embeds.pt")
+        for given in (joined, torch.load(tmp_path / "embeds.pt"), {n: t.clone() for n, t in joined.items()}):
+            found = from_embeddings(pipe, given, images=2)
+            assert difference(found, expected) < 1e-4
+            assert torch.equal(report_of(pipe).focus_index, focus)
+        from_embeddings(pipe, ahead[0])
+        assert report_of(pipe).words[0].prompt == PROMPT, "the first of ten encoded ahead"
+
+    def test_from_elsewhere_have_the_words_the_caller_says(self, pipe, shapes_bundle):
+        given = encoded(pipe, PROMPT)  # before accelerate
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        from_embeddings(pipe, given)
+        assert report_of(pipe).words == () and "aren't known" in report_of(pipe).notes[0]
+        ax.words(pipe, PROMPT)
+        found = from_embeddings(pipe, given)
+        ax.words(pipe, [PROMPT, OTHER])
+        with pytest.raises(ax.InputError, match="2 prompts were said .* but the call makes 1 pictures"):
+            from_embeddings(pipe, given)
+        ax.words(pipe, None)
+        from_embeddings(pipe, given)
+        assert report_of(pipe).words == ()
+        ax.accelerate(pipe, shapes_bundle, AccelAes(), words=PROMPT)
+        assert difference(from_embeddings(pipe, given), found) < 1e-5
+        assert difference(sample(pipe), found) < 1e-5
+
+    def test_words_are_texts_and_for_accelerated_pipelines(self, pipe, shapes_bundle):
+        with pytest.raises(ax.InputError, match="isn't accelerated"):
+            ax.words(pipe, PROMPT)
+        ax.accelerate(pipe, shapes_bundle)
+        for wrong in ([], [3], [None]):
+            with pytest.raises(ax.InputError, match="give the prompt of every image"):
+                ax.words(pipe, wrong)
+
+    def test_are_pairs_without_any_known_words(self, pipe, shapes_bundle):
+        given = encoded(pipe, PROMPT)
+        expected = from_embeddings(pipe, given)
+        ax.accelerate(pipe, shapes_bundle, Dense())
+        assert difference(from_embeddings(pipe, given), expected) < 1e-4
+
+
+class TestAPromptChangedInMidRun:
+    def swap(self, at, given, negative=False):
+        def callback(pipe, i, t, kwargs):
+            if i == at:
+                for name in ("prompt_embeds", "pooled_prompt_embeds"):
+                    kwargs[name] = torch.cat([given[f"negative_{name}"], given[name]])
+            return kwargs
+
+        return callback
+
+    @pytest.mark.parametrize("at", [1, 6])
+    def test_is_followed_from_a_dense_step_on(self, pipe, shapes_bundle, at):
+        first, second = encoded(pipe, PROMPT), encoded(pipe, OTHER)
+        expected = from_embeddings(pipe, first, callback=self.swap(at, second), steps=14)
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        first, second = encoded(pipe, PROMPT), encoded(pipe, OTHER)
+        found = from_embeddings(pipe, first, callback=self.swap(at, second), steps=14)
+        report = report_of(pipe)
+        assert [step.kind.name for step in report.steps[at + 1 : at + 7]] == 6 * ["DENSE"], "as at the beginning"
+        assert f"the prompt was changed before step {at + 1}" in report.notes[0]
+        assert report.words[0].prompt == OTHER
+        rms = (found[-1] - expected[-1]).pow(2).mean().sqrt().item()
+        plain = from_embeddings(pipe, second, steps=14)[-1]
+        assert rms < 0.1 * plain.pow(2).mean().sqrt().item()
+
+    def test_dense_follows_it_exactly(self, pipe, shapes_bundle):
+        first, second = encoded(pipe, PROMPT), encoded(pipe, OTHER)
+        expected = from_embeddings(pipe, first, callback=self.swap(3, second))
+        ax.accelerate(pipe, shapes_bundle, Dense())
+        assert difference(from_embeddings(pipe, first, callback=self.swap(3, second)), expected) < 1e-4
+
+    def test_written_over_in_place_is_noticed_too(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, StepCache())
+
+        def fade(own, i, t, kwargs):
+            if i == 6:
+                kwargs["prompt_embeds"].mul_(0.5)
+            return kwargs
+
+        from_embeddings(pipe, encoded(pipe, PROMPT), callback=fade)
+        assert "changed before step 7" in report_of(pipe).notes[0]
+
+    def test_encoding_the_next_prompt_meanwhile_disturbs_nothing(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        expected = sample(pipe, steps=14)
+
+        def ahead(own, i, t, kwargs):
+            own.encode_prompt(OTHER, None, None, max_sequence_length=8)
+            return kwargs
+
+        found = []
+        pipe(
+            PROMPT,
+            num_inference_steps=14,
+            generator=[torch.Generator().manual_seed(0)],
+            output_type="latent",
+            callback_on_step_end=lambda *given: found.append(given[3]["latents"].clone()) or ahead(*given),
+            **OPTIONS,
+        )
+        assert difference(found, expected) < 1e-5
+        assert report_of(pipe).notes == () and len(report_of(pipe).steps) == 14
+
+
+def test_gradients_are_refused(pipe, shapes_bundle):
+    ax.accelerate(pipe, shapes_bundle, Dense())
+    pipe.scheduler.set_timesteps(4)
+    given = encoded(pipe, PROMPT)
+    latents = torch.randn(2, 4, 24, 24, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with pytest.raises(ax.InputError, match="require gradients, and an engine has none"):
+        pipe.transformer(
+            latents,
+            timestep=torch.full((2,), 500.0),
+            encoder_hidden_states=torch.cat([given["negative_prompt_embeds"], given["prompt_embeds"]]),
+            pooled_projections=torch.cat([given["negative_pooled_prompt_embeds"], given["pooled_prompt_embeds"]]),
+        )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "an (intricate:1.3) red star on the left",
+        "an ((intricate)) red star on the left",
+        "an (intricate)1.2 red star on the left",
+        "an intricate++ red star on the left",
+        "an (intricate red:1.1) star on the left",
+        "an ((intricate:1.2) red:0.9) star on the left",
+        "<lora:details:0.8> an [intricate] red star on the left".replace("[", "(").replace("]", ":.5)"),
+    ],
+)
+def test_prompt_weights_in_other_programs_notation_end_no_phrase_and_are_no_words(prompt):
+    words = split_words(prompt)
+    assert [word.text for word in words] == ["an", "intricate", "red", "star", "on", "the", "left"]
+    assert all(prompt[word.start : word.end] == word.text for word in words)
+    phrases = {word.text: word.phrase for word in words}
+    assert phrases["intricate"] == phrases["red"] == phrases["star"] != phrases["left"]
+
+
+class TestPipelinesThatShareTheEngine:
+    def copies(self, pipe, count=2):
+        made = [type(pipe)(**pipe.components) for _ in range(count)]
+        for one in made:
+            one.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+            one.set_progress_bar_config(disable=True)
+        return made
+
+    def test_make_the_pictures_they_make_alone_also_in_turns_and_threads(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        jobs = [(PROMPT, 0), (OTHER, 1)]
+        alone = [sample(pipe, prompt, seed=seed) for prompt, seed in jobs]
+        copies = self.copies(pipe)
+        in_turn = [sample(one, prompt, seed=seed) for one, (prompt, seed) in zip(copies, jobs, strict=True)]
+        assert [difference(a, b) for a, b in zip(in_turn, alone, strict=True)] == [0, 0]
+        found = {}
+        threads = [
+            threading.Thread(target=lambda k=k, one=one: found.update({k: sample(one, jobs[k][0], seed=jobs[k][1])}))
+            for k, one in enumerate(copies)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [difference(found[k], alone[k]) for k in range(2)] == [0, 0]
+        assert copies[0].transformer.report(copies[0]).words[0].prompt == PROMPT
+        assert copies[1].transformer.report(copies[1]).words[0].prompt == OTHER
+
+    def test_one_used_in_two_threads_at_once_is_an_error_in_one_of_them(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, Dense())
+        errors, entered, leave = [], threading.Event(), threading.Event()
+
+        def wait(own, i, t, kwargs):
+            entered.set()
+            leave.wait(30)
+            return kwargs
+
+        def first():
+            try:
+                from_embeddings(pipe, given, callback=wait)
+            except ax.InputError as error:
+                errors.append(error)
+
+        given = encoded(pipe, PROMPT)
+        thread = threading.Thread(target=first)
+        thread.start()
+        entered.wait(30)
+        sample(pipe, OTHER)
+        leave.set()
+        thread.join()
+        assert len(errors) == 1 and "a pipeline makes one picture at a time" in str(errors[0])
+
+
+class TestAStandIn:
+    def test_keeps_somebodys_encode_prompt_and_gives_it_back(self, pipe, shapes_bundle):
+        original, calls = pipe.encode_prompt, []
+
+        def wrapper(*args, **kwargs):
+            calls.append(1)
+            return original(*args, **kwargs)
+
+        pipe.encode_prompt = wrapper
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        sample(pipe)
+        assert calls == [1] and report_of(pipe).words[0].prompt == PROMPT
+        ax.restore(pipe)
+        assert pipe.encode_prompt is wrapper
+
+    def test_can_not_be_copied_or_pickled(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle)
+        for copied in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(ax.InputError, match="can't be copied or pickled"):
+                copied(pipe.transformer)
+
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5])
+    @pytest.mark.parametrize("policy", [AccelAes(), Drift(budget=6, mask_weight=1.0, mask_step=5)])
+    def test_runs_too_short_for_the_policy_are_dense_and_say_so(self, pipe, shapes_bundle, steps, policy):
+        expected = sample(pipe, steps=steps)
+        ax.accelerate(pipe, shapes_bundle, policy)
+        assert difference(sample(pipe, steps=steps), expected) < 1e-4
+        report = report_of(pipe)
+        assert report.policy == "dense" and f"can't plan {steps} steps" in report.notes[0]
+        ax.accelerate(pipe, shapes_bundle, policy, strict=True)
+        with pytest.raises(ax.InputError, match=r"mask_step|number of steps"):
+            sample(pipe, steps=steps)
