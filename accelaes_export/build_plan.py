@@ -91,12 +91,13 @@ class BuildPlan:
         """How many times the compiler holds the weights."""
         return self.engine.weight_copies(self.recipe.weights, self.options, self.targets)
 
-    def weights(self) -> Read:
-        """The weights, one tensor at a time."""
+    def weights(self, dtype: str | None = None) -> Read:
+        """The weights, one tensor at a time, in `dtype` or the build's own."""
+        dtype = dtype or self.recipe.dtype
         if self.checkpoint is not None:
-            return stored_weights(self.checkpoint.files, self.recipe.dtype)
+            return stored_weights(self.checkpoint.files, dtype)
         assert self.source.seed is not None
-        return random_weights(parameter_shapes(self.adapter, self.config), self.recipe.dtype, self.source.seed)
+        return random_weights(parameter_shapes(self.adapter, self.config), dtype, self.source.seed)
 
     def focus_step(self, model: torch.nn.Module) -> FocusStep:
         """The step of `model`, which may be hollow or on the meta device."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelaes_export import recipes
+from accelaes_export.backbones.checkpoints import parameter_shapes
 from accelaes_export.backends import backend as backend_named
 from accelaes_export.backends.base import CompiledEngine, CompileRequest
 from accelaes_export.build_manifest import manifest_of
@@ -21,13 +22,14 @@ from accelaes_export.build_plan import BuildPlan, plan_build
 from accelaes_export.bundle import Bundle, open_engines
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
 from accelaes_export.errors import BuildError, BundleError, OtherDeviceError
+from accelaes_export.fingerprint import FINGERPRINT, fingerprint
 from accelaes_export.manifest import Manifest
 from accelaes_export.memory import drop_weights, release
 from accelaes_export.options import parse_buckets, parse_ranges, parse_targets
 from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.resources import Needs, require
-from accelaes_export.stages import StageStore
+from accelaes_export.stages import StageStore, stage_key
 
 if TYPE_CHECKING:
     from accelaes_export.backends.base import FocusProgram
@@ -141,6 +143,7 @@ def build(
     require(needs, folder, progress)
     with build_lock(folder):
         store.clean()
+        known = _weights_known(plan, store, progress)
         engines = []
         for part, found in zip(parts, exported, strict=True):
             onnx = _exported(part, store, found, progress) if exports else None
@@ -155,8 +158,25 @@ def build(
             for where, stage, engine in zip(folders, stages, engines, strict=True)
             for name in engine.files
         }
+        files[FINGERPRINT] = known / FINGERPRINT
         with progress.stage("write", str(folder)):
             return write_bundle(folder, manifest, files, force=force)
+
+
+def _weights_known(plan: BuildPlan, store: StageStore, progress: BuildProgress) -> Path:
+    """The stage that holds the weights' fingerprint. InputError for weights that aren't finite in the build's dtype."""
+    key = stage_key(weights=plan.source.weights_sha256, dtype=plan.recipe.dtype, fingerprint=1)
+    found = store.find("weights", key)
+    if found is not None:
+        return found
+
+    def work(folder: Path) -> None:
+        with progress.stage("check weights", f"{plan.weight_bytes / 1e9:.2f} GB in {plan.recipe.dtype}"):
+            names = parameter_shapes(plan.adapter, plan.config)
+            made = fingerprint(names, plan.weights(), plan.weights("fp32"), plan.recipe.dtype)
+            (folder / FINGERPRINT).write_text(made.model_dump_json(), encoding="utf-8")
+
+    return store.make("weights", key, work)
 
 
 def _exported(plan: BuildPlan, store: StageStore, found: Path | None, progress: BuildProgress) -> Path:

@@ -26,6 +26,7 @@ from accelaes_export.runtime.policy_choice import policy_for
 from accelaes_export.runtime.prompts import rows_of, told
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.tracker import RunTracker, Settings
+from accelaes_export.runtime.weights import WeightComparison, which_weights
 
 _FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
@@ -37,6 +38,7 @@ def accelerate(
     policy: Policy | str | None = None,
     *,
     words: str | Sequence[str] = (),
+    weights: WeightComparison = "sample",
     strict: bool = False,
     **options: Any,
 ) -> Any:
@@ -49,12 +51,14 @@ def accelerate(
         policy: what to compute when; the bundle's default policy if None. By name it is the bundle's as well, with
             `options` and the bundle's plan for its budget: ``accelerate(pipe, bundle, "drift", budget=12)``.
         words: the prompts behind embeddings the pipeline will be called with, as for `words`.
+        weights: how the pipeline's weights are compared with those the bundle was built from: by a sample of every
+            tensor, or "all" of them; "bundle" means that the bundle's are wanted, whatever the pipeline has.
         strict: whether a run that the policy can't carry out (a scheduler that adds noise, too few steps, no known
             words for its mask) is an error. Otherwise it is dense, or has no mask, and the report says so.
 
     Raises:
-        InputError: a pipeline of another family or with a transformer of another architecture; a policy's name or an
-            option that doesn't exist.
+        InputError: a pipeline of another family or with a transformer of another architecture or with other weights;
+            a policy's name or an option that doesn't exist.
         BundleError, MissingComponentError: the bundle's engine can't run on this machine.
     """
     manifest = bundle.manifest
@@ -71,6 +75,7 @@ def accelerate(
     if isinstance(getattr(pipe, "transformer", None), AcceleratedTransformer):
         restore(pipe)
     _check_architecture(pipe.transformer, bundle)
+    running = which_weights(pipe, bundle, weights)
     if policy is None or isinstance(policy, str):
         policy = policy_for(manifest, policy, options)
     elif options:
@@ -79,7 +84,7 @@ def accelerate(
             "the policy by name."
         )
     original, encode = pipe.transformer, getattr(pipe, "encode_prompt", None)
-    settings = Settings(policy, strict, told(words) if words else ())
+    settings = Settings(policy, strict, told(words) if words else (), weights=running)
     accelerated = AcceleratedTransformer(pipe, bundle, settings, original)
     pipe.transformer = accelerated
     if encode is not None:

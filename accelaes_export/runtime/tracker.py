@@ -191,7 +191,7 @@ class RunTracker:
         self._texts[branch] = now
 
     def _begin_again(self, caller: Caller, call: Call, i: int) -> None:
-        """Go on with another prompt from step i, with a dense beginning as the run's own: nothing of the old is kept."""
+        """Go on with another prompt from step i, densely at first, as the run began: nothing old is kept."""
         self._note(f"the prompt was changed before step {i}; from there on history, mask and dense beginning are new")
         run = self._run
         if run.policy.affinity_steps(run.plan):
