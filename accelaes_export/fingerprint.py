@@ -7,7 +7,7 @@ four numbers of each tensor tell. The hash of each tensor, compared on request, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from accelaes_export.errors import BundleError, InputError
 if TYPE_CHECKING:
     import torch
 
-    from accelaes_export.backbones.weights import Read
+    Read = Callable[[str], torch.Tensor | None]
 
 FINGERPRINT = "fingerprint.json"
 _SAMPLED = 4

@@ -16,6 +16,7 @@ ALLOWED = {
     "contract": set(),
     "hashing": set(),
     "dtypes": set(),
+    "fingerprint": {"dtypes", "errors"},
     "memory": set(),
     "stages": {"errors", "hashing"},
     "resources": {"errors", "progress"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "backends": {"backends", "contract", "dtypes", "errors", "memory", "plugins"},
     "bundle": {"backends", "contract", "errors", "hashing", "manifest"},
     "bundle_writing": {"bundle", "errors", "hashing", "manifest"},
-    "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "manifest"}
+    "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "fingerprint", "manifest"}
     | {"patches", "policies", "recipes", "runtime"},
     "example_inputs": {"contract", "dtypes"},
     "profiling": {"backends", "bundle", "contract", "dtypes", "errors", "example_inputs", "manifest"}

@@ -90,10 +90,12 @@ def step_times(report: RunReport) -> Table:
 
 
 def summary(report: RunReport) -> Iterator[str]:
-    """Computed token-steps against dense, and the words that drove the mask with their weights."""
+    """Computed token-steps against dense, what couldn't be done, and the words behind the mask."""
     share = report.cost / report.dense_cost if report.dense_cost else 0.0
     yield f"Computed {report.cost:g} of {report.dense_cost:g} dense steps' tokens ({share:.0%})."
     if report.graphs.captured or report.graphs.replayed:
         yield f"CUDA graphs: {report.graphs.captured} captured, {report.graphs.replayed} calls replayed."
+    for note in report.notes:
+        yield f"Otherwise than asked for: {note}."
     for words in report.words:
         yield f"Words behind the mask: {words}"

@@ -80,6 +80,8 @@ class Arguments:
         missing = [name for name, tensor in {**conditioning, TIMESTEP: timestep}.items() if tensor is None]
         if missing:
             raise InputError(f"The transformer call lacks {', '.join(missing)}, which this bundle's engine needs.")
+        if given.get("scale") == 1.0:  # of a LoRA that isn't there: what pipelines hand on where nobody asked
+            del given["scale"]
         extra = [name for name, value in given.items() if value is not None and name not in self._call.built_in]
         if extra:
             raise InputError(

@@ -74,5 +74,6 @@ def caller_of(transformer: Any) -> Caller | None:
 
 
 def _has(owner: Any, transformer: Any) -> bool:
-    """Whether `owner` is a pipeline with this transformer."""
-    return hasattr(owner, "scheduler") and getattr(owner, "transformer", None) is transformer
+    """Whether `owner` is a pipeline with this transformer, which torch.compile may have wrapped."""
+    own = getattr(owner, "transformer", None) if hasattr(owner, "scheduler") else None
+    return own is not None and getattr(own, "_orig_mod", own) is transformer

@@ -62,7 +62,7 @@ def accelerate(
         BundleError, MissingComponentError: the bundle's engine can't run on this machine.
     """
     manifest = bundle.manifest
-    if type(pipe).__name__ not in manifest.call.pipelines:
+    if not any(kind.__name__ in manifest.call.pipelines for kind in type(pipe).__mro__):
         raise InputError(
             f"A {type(pipe).__name__} was given, but this bundle serves {', '.join(manifest.call.pipelines)}; "
             "load one of these, or build a bundle of the pipeline's own family."
@@ -72,8 +72,7 @@ def accelerate(
             "This pipeline denoises with two transformers by turns (Wan 2.2), and a bundle stands for one; load a "
             "pipeline with one transformer, such as Wan 2.1."
         )
-    if isinstance(getattr(pipe, "transformer", None), AcceleratedTransformer):
-        restore(pipe)
+    restore(pipe)
     _check_architecture(pipe.transformer, bundle)
     running = which_weights(pipe, bundle, weights)
     if policy is None or isinstance(policy, str):
@@ -88,7 +87,9 @@ def accelerate(
     accelerated = AcceleratedTransformer(pipe, bundle, settings, original)
     pipe.transformer = accelerated
     if encode is not None:
-        pipe.encode_prompt = accelerated.watching(encode, own="encode_prompt" in vars(pipe))
+        _cover(pipe, "encode_prompt", accelerated.watching(encode))
+    _cover(pipe, "save_pretrained", _Saving(weakref.ref(pipe)))
+    _offload_again(pipe)
     if original is None:
         # The pipeline read these from its transformer when it was made.
         if "sample_size" in manifest.transformer_config:
@@ -101,16 +102,41 @@ def accelerate(
 
 def restore(pipe: Any) -> Any:
     """Put a pipeline's own transformer back; a pipeline that isn't accelerated stays as it is."""
-    accelerated = getattr(pipe, "transformer", None)
-    if isinstance(accelerated, AcceleratedTransformer):
-        pipe.transformer = accelerated.original
-        watched = vars(pipe).get("encode_prompt")
-        if isinstance(watched, _Watched):
-            if watched.own:  # somebody's wrapper, from before
-                pipe.encode_prompt = watched.encode
-            else:
-                del pipe.encode_prompt  # uncovers the class's own
+    accelerated = stand_in(pipe)
+    if accelerated is not None:
+        pipe.transformer = accelerated.moved_original()
+        for name in ("encode_prompt", "save_pretrained"):
+            _uncover(pipe, name)
+        _offload_again(pipe)
     return pipe
+
+
+def _offload_again(pipe: Any) -> None:
+    """Where a pipeline moves its components to the device in turns, let it know the one that is new."""
+    if getattr(pipe, "_all_hooks", None):
+        pipe.enable_model_cpu_offload(device=getattr(pipe, "_offload_device", None))
+
+
+def stand_in(pipe: Any) -> AcceleratedTransformer | None:
+    """What stands in a pipeline for its transformer, compiled or not; None where it has its own."""
+    found = getattr(pipe, "transformer", None)
+    found = getattr(found, "_orig_mod", found)  # torch.compile's wrapper
+    return found if isinstance(found, AcceleratedTransformer) else None
+
+
+def _cover(pipe: Any, name: str, cover: Any) -> None:
+    """Put `cover` before a method of one pipeline, over what somebody may have put there before."""
+    cover.covered = vars(pipe).get(name)
+    setattr(pipe, name, cover)
+
+
+def _uncover(pipe: Any, name: str) -> None:
+    cover = vars(pipe).get(name)
+    if isinstance(cover, (_Watched, _Saving)):
+        if cover.covered is None:
+            delattr(pipe, name)  # uncovers the class's own
+        else:
+            setattr(pipe, name, cover.covered)
 
 
 def words(pipe: Any, prompts: str | Sequence[str] | None) -> None:
@@ -126,8 +152,8 @@ def words(pipe: Any, prompts: str | Sequence[str] | None) -> None:
     Raises:
         InputError: a pipeline that isn't accelerated, or anything but texts.
     """
-    accelerated = getattr(pipe, "transformer", None)
-    if not isinstance(accelerated, AcceleratedTransformer):
+    accelerated = stand_in(pipe)
+    if accelerated is None:
         raise InputError(f"This {type(pipe).__name__} isn't accelerated; call ax.accelerate(pipe, bundle) first.")
     accelerated.settings.told = () if prompts is None else told(prompts)
 
@@ -181,15 +207,30 @@ class AcceleratedTransformer(torch.nn.Module):
         self._trackers: weakref.WeakKeyDictionary[Any, RunTracker] = weakref.WeakKeyDictionary()
         self._latest: RunTracker | None = None
         self._of_thread = threading.local()
+        # Of no numbers: what asks a module where and in what it computes, or moves it, finds a parameter.
+        self.stand_in = torch.nn.Parameter(torch.empty(0, dtype=self.dtype, device=self.device), requires_grad=False)
+        self._made_as = self.stand_in.device, self.stand_in.dtype
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # what pipelines look for when adapters are loaded or used
+        except AttributeError:
+            adapters = any(word in name for word in ("lora", "adapter", "peft", "ip_"))
+            reason = " (LoRA weights and IP-adapters can't be added to an engine)" if adapters else ""
             raise AttributeError(
-                f"A bundle stands for this pipeline's transformer and has no {name}; ax.restore(pipe) for what "
-                "needs it (LoRA weights and IP-adapters can't be added to an engine)."
+                f"A bundle stands for this pipeline's transformer and has no {name}{reason}; ax.restore(pipe) for what "
+                "needs it."
             ) from None
+
+    def moved_original(self) -> Any:
+        """What stood here before, moved and cast as this was since."""
+        (device, dtype), now = self._made_as, self.stand_in
+        if self.original is not None:
+            changes: dict[str, Any] = {} if now.device == device else {"device": now.device}
+            changes |= {} if now.dtype == dtype else {"dtype": now.dtype}
+            if changes:
+                self.original.to(**changes)
+        return self.original
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise InputError(
@@ -208,9 +249,9 @@ class AcceleratedTransformer(torch.nn.Module):
             raise InputError("No run was started yet, so there is nothing to report.")
         return tracker.report()
 
-    def watching(self, encode: Callable[..., Any], *, own: bool) -> _Watched:
+    def watching(self, encode: Callable[..., Any]) -> _Watched:
         """`encode_prompt` of the pipeline, whose prompts are remembered with what was made of them."""
-        return _Watched(encode, own, self.settings, self._pipe)
+        return _Watched(encode, self.settings, self._pipe)
 
     @contextmanager
     def cache_context(self, name: str, **_: Any) -> Iterator[None]:
@@ -221,6 +262,7 @@ class AcceleratedTransformer(torch.nn.Module):
         finally:
             self._of_thread.branch = CONDITIONAL
 
+    @torch.compiler.disable  # it is compiled already, and asks who calls
     def forward(self, hidden_states: torch.Tensor, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """One step, with the arguments of the transformer this replaces.
 
@@ -228,7 +270,7 @@ class AcceleratedTransformer(torch.nn.Module):
             InputError: arguments the engine can't serve, or a call from outside the accelerated pipeline.
         """
         caller = caller_of(self) or Caller(self._pipe())
-        if caller.pipe is None or getattr(caller.pipe, "transformer", None) is not self:
+        if caller.pipe is None or stand_in(caller.pipe) is not self:
             raise InputError(_FOREIGN)
         tracker = self._trackers.get(caller.pipe)
         if tracker is None:
@@ -245,20 +287,17 @@ class AcceleratedTransformer(torch.nn.Module):
 
 
 class _Watched:
-    """A pipeline's `encode_prompt` that remembers which prompts it encoded.
+    """A pipeline's `encode_prompt` that remembers which prompts it encoded."""
 
-    Attributes:
-        encode: what it calls.
-        own: whether that was put on the pipeline by somebody, and isn't its class's.
-    """
+    covered: Any = None
+    """What somebody put there before."""
 
-    def __init__(self, encode: Callable[..., Any], own: bool, settings: Settings, pipe: weakref.ref[Any]) -> None:
-        self.encode, self.own = encode, own
-        self._settings, self._pipe = settings, pipe
+    def __init__(self, encode: Callable[..., Any], settings: Settings, pipe: weakref.ref[Any]) -> None:
+        self._encode, self._settings, self._pipe = encode, settings, pipe
         self._signature = inspect.signature(encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        embedded = self.encode(*args, **kwargs)
+        embedded = self._encode(*args, **kwargs)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         given = dict(bound.arguments)
@@ -268,3 +307,28 @@ class _Watched:
             self._settings.encoded.remember(embedded[0], rows)
         self._settings.guided = bool(given.get("do_classifier_free_guidance"))
         return embedded
+
+
+class _Saving:
+    """A pipeline's `save_pretrained` that saves its own transformer, and not a folder without one."""
+
+    covered: Any = None
+
+    def __init__(self, pipe: weakref.ref[Any]) -> None:
+        self._pipe = pipe
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        pipe = self._pipe()
+        accelerated = None if pipe is None else stand_in(pipe)
+        if pipe is None or accelerated is None or accelerated.original is None:
+            raise InputError(
+                "This pipeline was loaded without a transformer and runs on a bundle, so there is no whole pipeline to "
+                "save; copy the checkpoint it was loaded from."
+            )
+        placed = pipe.transformer
+        pipe.transformer = accelerated.original
+        try:
+            save = self.covered or type(pipe).save_pretrained.__get__(pipe)
+            return save(*args, **kwargs)
+        finally:
+            pipe.transformer = placed

@@ -33,7 +33,8 @@ def which_weights(pipe: Any, bundle: Bundle, compared: WeightComparison) -> str:
     made = read_fingerprint(bundle.path)
     if made is None:
         return _unknown(source, "the bundle is from a release that recorded no weights")
-    other = differing(pipe.transformer, made, whole=compared == "all")
+    transformer = getattr(pipe.transformer, "_orig_mod", pipe.transformer)  # torch.compile's wrapper
+    other = differing(transformer, made, whole=compared == "all")
     if other is None:
         return _unknown(source, "the pipeline's are quantised or elsewhere, and can't be compared")
     if other:

@@ -42,6 +42,12 @@ def report_of(pipe):
     return pipe.transformer.report()
 
 
+def accelerated_sample(pipe, bundle, policy=None):
+    """The latents after every step on the bundle, which stays in the pipeline."""
+    ax.accelerate(pipe, bundle, policy or AccelAes())
+    return sample(pipe)
+
+
 def encoded(pipe, *prompts, **options):
     """What a call is given in place of its prompts."""
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -388,6 +394,110 @@ class TestAStandIn:
         assert calls == [1] and report_of(pipe).words[0].prompt == PROMPT
         ax.restore(pipe)
         assert pipe.encode_prompt is wrapper
+
+    @pytest.mark.parametrize("first", ["accelerate", "offload"])
+    def test_moves_between_devices_with_the_other_components(self, pipe, shapes_bundle, first):
+        expected = accelerated_sample(pipe, shapes_bundle)
+        ax.restore(pipe)
+        if first == "offload":
+            pipe.enable_model_cpu_offload(device="cpu")
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        if first == "accelerate":
+            pipe.enable_model_cpu_offload(device="cpu")
+        assert [difference(sample(pipe), expected) for _ in range(2)] == [0, 0], "the second picture too"
+        ax.restore(pipe)
+        sample(pipe, steps=1)
+
+    @pytest.mark.parametrize("compiled", ["before", "after"])
+    def test_is_compiled_already(self, pipe, shapes_bundle, compiled):
+        expected = accelerated_sample(pipe, shapes_bundle)
+        ax.restore(pipe)
+        if compiled == "before":
+            pipe.transformer = torch.compile(pipe.transformer)
+        own = pipe.transformer
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        if compiled == "after":
+            pipe.transformer = torch.compile(pipe.transformer)
+        assert difference(sample(pipe), expected) == 0
+        assert report_of(pipe).weights.startswith("the pipeline's own")
+        assert ax.restore(pipe).transformer is own
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    @pytest.mark.parametrize("policy", [AccelAes(), Drift(budget=6, mask_weight=1.0, mask_step=2)])
+    def test_does_not_depend_on_torchs_default_type(self, pipe, shapes_bundle, dtype, policy):
+        expected = accelerated_sample(pipe, shapes_bundle, policy)
+        torch.set_default_dtype(dtype)
+        try:
+            assert difference(sample(pipe), expected) == 0
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    def test_is_asked_for_its_parameters_like_any_module(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle)
+        parameter = next(pipe.transformer.parameters())
+        assert (parameter.dtype, parameter.device) == (torch.float32, torch.device("cpu"))
+        assert parameter.numel() == 0 and pipe.dtype == torch.float32
+
+    def test_gives_back_a_transformer_of_the_type_the_pipeline_was_cast_to(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle)
+        pipe.to(torch.float64)
+        assert ax.restore(pipe).transformer.dtype == torch.float64
+
+    def test_is_saved_as_what_it_stands_for_or_not_at_all(self, pipe, shapes_bundle, tmp_path):
+        own = pipe.transformer
+        ax.accelerate(pipe, shapes_bundle)
+        pipe.save_pretrained(tmp_path / "saved")
+        saved = type(own).from_pretrained(tmp_path / "saved" / "transformer")
+        assert all(torch.equal(value, saved.state_dict()[name]) for name, value in own.state_dict().items())
+        assert pipe.transformer is not own, "still on the bundle"
+        assert "save_pretrained" not in vars(ax.restore(pipe))
+        pipe.transformer = None
+        ax.accelerate(pipe, shapes_bundle)
+        with pytest.raises(ax.InputError, match="no whole pipeline to save"):
+            pipe.save_pretrained(tmp_path / "half")
+        assert not (tmp_path / "half").exists()
+
+    def test_takes_options_that_ask_for_nothing(self, pipe, shapes_bundle):
+        expected = accelerated_sample(pipe, shapes_bundle)
+        assert difference(sample(pipe, joint_attention_kwargs={"scale": 1.0}), expected) == 0
+        with pytest.raises(ax.InputError, match="no input for scale"):
+            sample(pipe, joint_attention_kwargs={"scale": 0.5})
+
+    def test_blames_adapters_for_adapters_alone(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle)
+        with pytest.raises(AttributeError, match="has no enable_cache; ax.restore"):
+            pipe.transformer.enable_cache(None)
+        with pytest.raises(AttributeError, match="has no load_lora_adapter .*can't be added to an engine"):
+            pipe.transformer.load_lora_adapter({})
+
+    def test_serves_subclasses_and_loops_of_the_users_own(self, pipe, shapes_bundle):
+        class Mine(type(pipe)):
+            def __call__(self, prompt, **options):
+                return super().__call__(prompt, **options)
+
+        expected = accelerated_sample(pipe, shapes_bundle)
+        mine = Mine(**ax.restore(pipe).components)
+        mine.set_progress_bar_config(disable=True)
+        ax.accelerate(mine, shapes_bundle, AccelAes())
+        assert difference(sample(mine), expected) == 0
+        given = encoded(mine, PROMPT)
+        latents = torch.randn(1, 4, 24, 24, generator=torch.Generator().manual_seed(0))
+        mine.scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for t in mine.scheduler.timesteps:
+                both = mine.transformer(
+                    torch.cat([latents] * 2),
+                    timestep=t.expand(2),
+                    encoder_hidden_states=torch.cat([given["negative_prompt_embeds"], given["prompt_embeds"]]),
+                    pooled_projections=torch.cat(
+                        [given["negative_pooled_prompt_embeds"], given["pooled_prompt_embeds"]]
+                    ),
+                    return_dict=False,
+                )[0]
+                uncond, cond = both.chunk(2)
+                latents = mine.scheduler.step(uncond + 4.5 * (cond - uncond), t, latents, return_dict=False)[0]
+        assert (latents - expected[-1]).abs().max() == 0
+        assert report_of(mine).words[0].prompt == PROMPT and report_of(mine).notes == ()
 
     def test_can_not_be_copied_or_pickled(self, pipe, shapes_bundle):
         ax.accelerate(pipe, shapes_bundle)
