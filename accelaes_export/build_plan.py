@@ -138,7 +138,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
     adapter = backbone(recipe.family)
     checkpoint = None
     if seed is None:
-        checkpoint = resolve(recipe.checkpoint, adapter, recipe.dtype)
+        checkpoint = resolve(recipe.checkpoint, adapter, variant=recipe.variant)
         source, config = checkpoint.source, dict(checkpoint.config)
     else:
         config = complete_config(adapter, recipe.architecture())

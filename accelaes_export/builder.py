@@ -21,7 +21,7 @@ from accelaes_export.build_manifest import manifest_of
 from accelaes_export.build_plan import BuildPlan, plan_build
 from accelaes_export.bundle import Bundle, open_engines
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
-from accelaes_export.errors import BuildError, BundleError, OtherDeviceError
+from accelaes_export.errors import BuildError, BundleError, InputError, OtherDeviceError
 from accelaes_export.fingerprint import FINGERPRINT, fingerprint
 from accelaes_export.manifest import Manifest
 from accelaes_export.memory import drop_weights, release
@@ -59,6 +59,7 @@ def build(
     compiling: str | Mapping[str, bool] | None = None,
     frames: int | None = None,
     text_multiple: int | None = None,
+    variant: str | None = None,
     random_weights: bool = False,
     seed: int = 0,
     verify: bool = True,
@@ -87,6 +88,7 @@ def build(
         compiling: how aoti generates kernels: "autotune,per-bucket", or a mapping like the recipe's.
         frames: of a video model, in latent frames.
         text_multiple: pad masked texts to a multiple of so many tokens.
+        variant: of the checkpoint's weight files, such as fp16; the plain ones if None, or the only variant there is.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         verify: compare the engine with the model before it is written, where it runs here.
         force: replace another bundle at `output`.
@@ -97,6 +99,11 @@ def build(
         BuildError: a stage failed; finished stages are kept, the output is as it was.
     """
     progress = progress or Silent()
+    if random_weights and (checkpoint is not None or variant is not None):
+        raise InputError(
+            f"Random weights were asked for beside {f'checkpoint {checkpoint}' if checkpoint else f'variant {variant}'}"
+            "; leave one of them out."
+        )
     recipe = recipes.load(model) if isinstance(model, str) else model
     if affinity_layers is not None or checkpoint is not None:
         # Where blocks look is a property of trained weights: the recipe's choice is for its own checkpoint.
@@ -116,11 +123,16 @@ def build(
             compiling=compiling,
             frames=frames,
             text_multiple=text_multiple,
+            variant=variant,
         ),
         backend_named(backend),
         None if targets is None else parse_targets(targets),
         seed if random_weights else None,
     )
+    if plan.checkpoint is not None and (plan.checkpoint.beside or plan.source.variant):
+        others = ", ".join(name or "the plain one" for name in plan.checkpoint.beside)
+        left = f"; {others} beside it isn't read (--variant)" if others else ""
+        progress.note(f"The weights are {plan.checkpoint.files[0].name} of {plan.checkpoint.folder}{left}.")
     folder = Path(output) if output else default_output(recipe.name, backend, plan.recipe.dtype)
     standing = check_destination(folder, plan.build_key, force=force)
     if standing is not None and standing.manifest.build_key == plan.build_key and not force:

@@ -18,15 +18,16 @@ class _Record(BaseModel):
 class Source(_Record):
     """Where the weights came from.
 
-    `location` is a folder, a hub id, "shipped:NAME" for a checkpoint installed with this package, or "random" (with
-    `seed`); `weights_sha256` is the hash over the transformer's config and safetensors files, or over the
-    architecture and seed of random weights.
+    `location` is a folder, a hub id (`revision` is its commit), "shipped:NAME" for a checkpoint installed with this
+    package, or "random" (with `seed`); `variant` is that of the weight files, such as fp16. `weights_sha256` is the
+    hash over the transformer's config and safetensors files, or over the architecture and seed of random weights.
     """
 
     kind: Literal["folder", "hub", "shipped", "random"]
     location: str
     weights_sha256: str
     revision: str | None = None
+    variant: str | None = None
     seed: int | None = None
 
 

@@ -62,7 +62,8 @@ class BuildRecipe(BaseModel):
     """Everything a build needs to know beside the weights.
 
     Attributes:
-        checkpoint: a folder, a hub id, or ``shipped:NAME``.
+        checkpoint: a folder, a hub id, which may end with ``@revision``, or ``shipped:NAME``.
+        variant: of its weight files, such as fp16; None: the plain ones, or the only variant there is.
         tested: whether this release was tested with the published weights.
         form: of the focus step, "token" or "component".
         resolution: picture height and width in pixels.
@@ -93,6 +94,7 @@ class BuildRecipe(BaseModel):
     title: str
     family: str
     checkpoint: str
+    variant: str | None = Field(default=None, pattern=r"^\w+$")
     tested: bool
     form: Literal["token", "component"] = "token"
     weights: Literal["engine", "inputs"] = "engine"

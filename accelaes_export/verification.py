@@ -76,7 +76,8 @@ def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> to
     if manifest.source.kind == "random":
         assert manifest.source.seed is not None
         return random_transformer(adapter, manifest.transformer_config, dtype, manifest.source.seed)
-    found = resolve(checkpoint or manifest.source.location, adapter, dtype, revision=manifest.source.revision)
+    source = manifest.source
+    found = resolve(checkpoint or source.location, adapter, revision=source.revision, variant=source.variant)
     if found.source.weights_sha256 != manifest.source.weights_sha256:
         raise InputError(
             f"{found.folder} has other weights than this bundle was built from (hash "

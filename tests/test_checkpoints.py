@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import accelaes_export as ax
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
 from accelaes_export.errors import InputError, MissingComponentError
 from tests.tiny_sd3 import SD3, save_tiny_checkpoint, tiny_config
@@ -41,14 +42,14 @@ def edit_tensors(checkpoint, change):
 
 @pytest.mark.parametrize("inner", ["", "transformer"])
 def test_a_pipelines_folder_and_its_transformers_are_the_same_checkpoint(checkpoint, inner):
-    found = resolve(checkpoint / inner, SD3, "fp32")
+    found = resolve(checkpoint / inner, SD3)
     assert found.folder == checkpoint / "transformer"
-    assert found.source.weights_sha256 == resolve(checkpoint, SD3, "fp32").source.weights_sha256
+    assert found.source.weights_sha256 == resolve(checkpoint, SD3).source.weights_sha256
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_loading_gives_the_saved_weights_in_the_asked_dtype(checkpoint, dtype):
-    model = load_transformer(resolve(checkpoint, SD3, dtype), SD3, dtype)
+    model = load_transformer(resolve(checkpoint, SD3), SD3, dtype)
     expected = random_transformer(SD3, tiny_config(), "fp32", 0).state_dict()
     wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     for name, tensor in model.state_dict().items():
@@ -56,37 +57,125 @@ def test_loading_gives_the_saved_weights_in_the_asked_dtype(checkpoint, dtype):
         assert torch.equal(tensor, expected[name].to(wanted)), name
 
 
-def test_an_fp16_variant_is_taken_for_fp16(checkpoint):
+def save_variant(checkpoint, variant, change=lambda tensor: tensor.half()):
     folder = checkpoint / "transformer"
-    tensors = {name: tensor.half() for name, tensor in load_file(folder / WEIGHTS).items()}
-    save_file(tensors, folder / "diffusion_pytorch_model.fp16.safetensors")
-    assert [file.name for file in resolve(checkpoint, SD3, "fp32").files] == [WEIGHTS]
-    found = resolve(checkpoint, SD3, "fp16")
-    assert [file.name for file in found.files] == ["diffusion_pytorch_model.fp16.safetensors"]
+    tensors = {name: change(tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / f"diffusion_pytorch_model.{variant}.safetensors")
+
+
+def names(found):
+    return [file.name for file in found.files]
+
+
+def test_weights_are_the_plain_ones_as_diffusers_takes_them_whatever_lies_beside(checkpoint):
+    save_variant(checkpoint, "fp16", lambda tensor: (2 * tensor).half())  # what a fine-tune was saved over
+    found = resolve(checkpoint, SD3)
+    assert names(found) == [WEIGHTS] and found.source.variant is None and found.beside == ("fp16",)
+    asked = resolve(checkpoint, SD3, variant="fp16")
+    assert names(asked) == ["diffusion_pytorch_model.fp16.safetensors"] and asked.source.variant == "fp16"
+    loaded = load_transformer(asked, SD3, "fp32").state_dict()["proj_out.bias"]
+    assert torch.equal(loaded, (2 * load_file(checkpoint / "transformer" / WEIGHTS)["proj_out.bias"]).half().float())
+    with pytest.raises(InputError, match="no variant 'bf16' of the weights; there are .*fp16"):
+        resolve(checkpoint, SD3, variant="bf16")
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "non_ema"])
+def test_the_only_variant_there_is_is_taken_and_of_several_one_must_be_named(checkpoint, variant):
+    save_variant(checkpoint, variant)
+    (checkpoint / "transformer" / WEIGHTS).rename(checkpoint / WEIGHTS)
+    found = resolve(checkpoint, SD3)
+    assert found.source.variant == variant
     load_transformer(found, SD3, "fp16")
+    (checkpoint / WEIGHTS).rename(checkpoint / "transformer" / WEIGHTS)
+    save_variant(checkpoint, "other")
+    (checkpoint / "transformer" / WEIGHTS).unlink()
+    with pytest.raises(InputError, match=r"in the variants .*; say which with --variant"):
+        resolve(checkpoint, SD3)
+
+
+def test_one_file_saved_over_older_shards_is_refused(checkpoint):
+    folder = checkpoint / "transformer"
+    load_transformer(resolve(checkpoint, SD3), SD3, "fp32").save_pretrained(folder / "new", max_shard_size="200KB")
+    for path in (folder / "new").iterdir():
+        path.rename(folder / path.name)
+    with pytest.raises(InputError, match="has its weights twice, in .* move the one that isn't meant away"):
+        resolve(checkpoint, SD3)
+
+
+@pytest.mark.parametrize("listed", ["../../x.safetensors", "/etc/passwd", 300 * "a", "a/b.safetensors"])
+def test_an_index_lists_files_beside_it_alone(checkpoint, listed):
+    folder = checkpoint / "transformer"
+    (folder / WEIGHTS).unlink()
+    index = folder / f"{WEIGHTS}.index.json"
+    index.write_text(json.dumps({"weight_map": {"proj_out.bias": listed}}))
+    with pytest.raises(InputError, match="which is no file beside it"):
+        resolve(checkpoint, SD3)
+
+
+@pytest.mark.parametrize(
+    "written", ["[]", '{"weight_map": []}', '{"weight_map": {"a": 3}}', "[" * 100_000, '{"weight_map": {}}', "nonsense"]
+)
+def test_an_index_of_another_form_is_told(checkpoint, written):
+    folder = checkpoint / "transformer"
+    (folder / WEIGHTS).unlink()
+    (folder / f"{WEIGHTS}.index.json").write_text(written)
+    with pytest.raises(InputError, match=r"is not a weight index|lists no file"):
+        resolve(checkpoint, SD3)
+
+
+class TestTheHub:
+    def downloads(self, monkeypatch, checkpoint, tmp_path):
+        """A hub's cache that holds `checkpoint` as the commit abc123; returns what was asked for."""
+        asked, folder = [], tmp_path / "hub" / "snapshots" / "abc123"
+        shutil.copytree(checkpoint, folder)
+
+        def snapshot_download(hub_id, *, revision, allow_patterns):
+            asked.append((hub_id, revision))
+            return str(folder)
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+        return asked
+
+    def test_a_revision_may_follow_the_id_and_the_commit_is_recorded(self, monkeypatch, checkpoint, tmp_path):
+        asked = self.downloads(monkeypatch, checkpoint, tmp_path)
+        found = resolve("some/model@refs/pr/1", SD3)
+        assert asked == [("some/model", "refs/pr/1")]
+        assert (found.source.kind, found.source.location, found.source.revision) == ("hub", "some/model", "abc123")
+        resolve(found.source.location, SD3, revision=found.source.revision)
+        assert asked[1] == ("some/model", "abc123")
+
+    @pytest.mark.parametrize("name", ["my models/flux dev", "a/b c", "x/" + "y" * 200, "\u00e9/x"])
+    def test_a_mistyped_path_is_told_as_one(self, name):
+        with pytest.raises(InputError, match="is no folder here and no hub id either"):
+            resolve(name, SD3)
+
+
+def test_random_weights_beside_a_checkpoint_are_refused(checkpoint, tmp_path):
+    with pytest.raises(InputError, match=r"Random weights were asked for beside checkpoint .*leave one of them out"):
+        ax.build(checkpoint, model="shapes", random_weights=True, output=tmp_path / "bundle")
 
 
 def test_shards_are_read_by_their_index_and_a_missing_one_is_named(checkpoint):
     folder = checkpoint / "transformer"
-    model = load_transformer(resolve(checkpoint, SD3, "fp32"), SD3, "fp32")
+    model = load_transformer(resolve(checkpoint, SD3), SD3, "fp32")
     (folder / WEIGHTS).unlink()
     model.save_pretrained(folder, max_shard_size="200KB")
-    found = resolve(checkpoint, SD3, "fp32")
+    found = resolve(checkpoint, SD3)
     assert len(found.files) > 1
     again = load_transformer(found, SD3, "fp32").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
     found.files[0].unlink()
     with pytest.raises(InputError, match=f"lacks {found.files[0].name}"):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
 
 
 def test_the_weights_hash_follows_the_weights_and_the_config(checkpoint):
-    before = resolve(checkpoint, SD3, "fp32").source.weights_sha256
+    before = resolve(checkpoint, SD3).source.weights_sha256
     edit_tensors(checkpoint, lambda tensors: tensors["proj_out.bias"].add_(1e-3))
-    after = resolve(checkpoint, SD3, "fp32").source.weights_sha256
+    after = resolve(checkpoint, SD3).source.weights_sha256
     assert before != after
     edit_config(checkpoint, sample_size=8)
-    assert resolve(checkpoint, SD3, "fp32").source.weights_sha256 != after
+    assert resolve(checkpoint, SD3).source.weights_sha256 != after
 
 
 @pytest.mark.parametrize(
@@ -100,43 +189,43 @@ def test_the_weights_hash_follows_the_weights_and_the_config(checkpoint):
 def test_missing_extra_and_misshapen_tensors_are_named(checkpoint, change, said):
     edit_tensors(checkpoint, change)
     with pytest.raises(InputError, match=said):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
 
 
 def test_a_truncated_file_is_damaged(checkpoint):
     path = checkpoint / "transformer" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="is damaged"):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
 
 
 def test_another_architecture_is_named_with_the_one_that_fits(checkpoint):
     edit_config(checkpoint, _class_name="FluxTransformer2DModel")
     with pytest.raises(InputError, match="FluxTransformer2DModel.*built from\n? ?SD3Transformer2DModel"):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
 
 
 def test_a_config_no_model_can_be_made_from_is_refused(checkpoint):
     edit_config(checkpoint, qk_norm="nonsense")
     with pytest.raises(InputError, match=r"config\.json"):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
     (checkpoint / "transformer/config.json").write_text("{")
     with pytest.raises(InputError, match="can't be read as JSON"):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
 
 
 def test_a_pickle_is_never_opened(checkpoint):
     (checkpoint / "transformer" / WEIGHTS).rename(checkpoint / "transformer/diffusion_pytorch_model.bin")
     with pytest.raises(InputError, match="pickle, which is never opened"):
-        resolve(checkpoint, SD3, "fp32")
+        resolve(checkpoint, SD3)
 
 
 def test_a_folder_that_is_not_there_and_a_hub_that_can_not_be_reached(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="was not found"):
-        resolve(tmp_path / "nothing", SD3, "fp32")
+        resolve(tmp_path / "nothing", SD3)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MissingComponentError, match="--random-weights"):
-        resolve("someone/some-model", SD3, "fp32")
+        resolve("someone/some-model", SD3)
 
 
 def test_random_weights_come_from_the_seed_alone_and_keep_activations_in_range():

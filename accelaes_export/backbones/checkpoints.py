@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,37 +24,54 @@ if TYPE_CHECKING:
 _WEIGHTS = "diffusion_pytorch_model"
 # Published before these had classes of their own, as a Transformer2DModel with such a norm.
 _SPLIT_BY_NORM = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
+_VARIANTS = {
+    "single": re.compile(rf"{_WEIGHTS}(?:\.(\w+))?\.safetensors"),
+    "index": re.compile(rf"{_WEIGHTS}\.safetensors\.index(?:\.(\w+))?\.json"),
+}
+_LONGEST_NAME = 255  # of a file
 _SHOWN = 3  # tensor names an error message lists
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A transformer on disk: its folder, config, and the safetensors files of one variant."""
+    """A transformer on disk: its folder, config, and the safetensors files of one variant.
+
+    `beside` are the other variants in the folder, "" for the plain one; they aren't read.
+    """
 
     source: Source
     folder: Path
     config: Mapping[str, Any]
     files: tuple[Path, ...]
+    beside: tuple[str, ...] = ()
 
 
-def resolve(location: str | Path, backbone: Backbone, dtype: str, *, revision: str | None = None) -> Checkpoint:
+def resolve(
+    location: str | Path, backbone: Backbone, *, revision: str | None = None, variant: str | None = None
+) -> Checkpoint:
     """Find the transformer of a diffusers checkpoint and check that `backbone` can take it.
 
     Args:
-        location: a folder (the pipeline's, or its transformer's), a hub id, or ``shipped:NAME``.
-        dtype: where a checkpoint has an fp16 variant, it is taken for "fp16".
+        location: a folder (the pipeline's, or its transformer's), a hub id, which may end with ``@revision``, or
+            ``shipped:NAME``.
+        variant: of the weight files, such as fp16. None: the plain ones, as diffusers takes them, or the only variant
+            there is.
 
     Raises:
         InputError: nothing there, another architecture, no safetensors, or tensors missing, extra or misshapen.
         MissingComponentError: a hub id that can't be downloaded now.
     """
     name = str(location)
+    hub_id, _, asked = name.partition("@")
     if name.startswith(SHIPPED):
         kind, root = "shipped", shipped_folder(name)
     elif Path(name).exists():
         kind, root = "folder", Path(name)
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        kind, root = "hub", _download(name, revision)
+    elif hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
+        name = hub_id
+        kind, root = "hub", _download(hub_id, asked or revision)
+        # What a branch or tag was then; the files lie in a folder of the commit's name.
+        revision = root.name if root.parent.name == "snapshots" else asked or revision
     else:
         raise InputError(
             f"Checkpoint {name!r} was not found; give a folder in diffusers format, a hub id such as "
@@ -61,15 +79,16 @@ def resolve(location: str | Path, backbone: Backbone, dtype: str, *, revision: s
         )
     folder = root / "transformer" if (root / "transformer").is_dir() else root
     config = _read_config(folder, backbone)
-    files = _weight_files(folder, dtype)
+    taken, files, beside = _weight_files(folder, variant)
     _check_tensors(backbone, config, files, folder)
     source = Source(
         kind=kind,
         location=name if kind != "folder" else str(root.resolve()),
         revision=revision,
+        variant=taken or None,
         weights_sha256=_weights_hash(config, files),
     )
-    return Checkpoint(source, folder, config, files)
+    return Checkpoint(source, folder, config, files, beside)
 
 
 def load_transformer(checkpoint: Checkpoint, backbone: Backbone, dtype: str) -> torch.nn.Module:
@@ -78,7 +97,7 @@ def load_transformer(checkpoint: Checkpoint, backbone: Backbone, dtype: str) -> 
     Raises:
         BuildError: out of memory, or a file that can't be read after all.
     """
-    variant = "fp16" if any(".fp16" in file.name for file in checkpoint.files) else None
+    variant = checkpoint.source.variant
     try:
         model = _model_class(backbone).from_pretrained(
             checkpoint.folder, **dtype_argument(dtype), use_safetensors=True, variant=variant
@@ -143,7 +162,13 @@ def _settled(model: Any, dtype: str) -> torch.nn.Module:
 def _download(hub_id: str, revision: str | None) -> Path:
     """The transformer's folder of a hub repository, downloaded or from the local cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(
@@ -151,6 +176,16 @@ def _download(hub_id: str, revision: str | None) -> Path:
                 hub_id, revision=revision, allow_patterns=["transformer/*.json", "transformer/*.safetensors"]
             )
         )
+    except HFValidationError as error:
+        raise InputError(
+            f"Checkpoint {hub_id!r} is no folder here and no hub id either; give a folder in diffusers format, or an "
+            "id such as stabilityai/stable-diffusion-3-medium-diffusers."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise InputError(
+            f"The hub's repository {hub_id!r} has no revision {revision!r}; give a branch, a tag or a commit after the "
+            "@, or none."
+        ) from error
     except RepositoryNotFoundError as error:
         raise InputError(
             f"The hub has no repository {hub_id!r} that you may read; check the id, or log in (hf auth login) where it "
@@ -207,27 +242,52 @@ def complete_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str,
     return complete
 
 
-def _weight_files(folder: Path, dtype: str) -> tuple[Path, ...]:
-    """The safetensors of one variant: fp16's for fp16 where it is there, else the plain one; shards by their index."""
-    for variant in (".fp16", "") if dtype == "fp16" else ("", ".fp16"):
-        index = folder / f"{_WEIGHTS}.safetensors.index{variant}.json"
-        if index.is_file():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{index} is not a weight index: {error}.") from error
-            missing = [name for name in names if not (folder / name).is_file()]
-            if missing:
-                raise InputError(
-                    f"{folder} lacks {missing[0]}, which {index.name} lists; download the checkpoint again."
-                )
-            return tuple(folder / name for name in names)
-        single = folder / f"{_WEIGHTS}{variant}.safetensors"
-        if single.is_file():
-            return (single,)
-    pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
-    hint = f"; {pickled[0]} is a pickle, which is never opened here: convert it to safetensors" if pickled else ""
-    raise InputError(f"{folder} has no {_WEIGHTS}.safetensors{hint}.")
+def _weight_files(folder: Path, variant: str | None) -> tuple[str, tuple[Path, ...], tuple[str, ...]]:
+    """The variant taken ("" for the plain one), its safetensors, shards by their index, and the other variants."""
+    single, index = _VARIANTS["single"], _VARIANTS["index"]
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        match = single.fullmatch(path.name) or index.fullmatch(path.name)
+        if match is not None and path.is_file():
+            found.setdefault(match.group(1) or "", []).append(path)
+    if not found:
+        pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
+        hint = f"; {pickled[0]} is a pickle, which is never opened here: convert it to safetensors" if pickled else ""
+        raise InputError(f"{folder} has no {_WEIGHTS}.safetensors{hint}.")
+    named = ", ".join(name or "the plain one" for name in found)
+    if variant is not None and variant not in found:
+        raise InputError(f"{folder} has no variant {variant!r} of the weights; there are {named}.")
+    if variant is None and "" not in found and len(found) > 1:
+        raise InputError(f"{folder} has the weights in the variants {named}; say which with --variant.")
+    taken = variant if variant is not None else "" if "" in found else next(iter(found))
+    first, *second = found[taken]
+    if second:
+        raise InputError(
+            f"{folder} has its weights twice, in {first.name} and by {second[0].name}, and one may be older; move the "
+            "one that isn't meant away."
+        )
+    beside = tuple(name for name in found if name != taken)
+    return taken, (first,) if single.fullmatch(first.name) else _shards(first), beside
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    """The files an index lists."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = tuple(index.parent / name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise InputError(f"{index} is not a weight index: {error}.") from error
+    strange = [name for name in names if Path(name).name != name or len(name) > _LONGEST_NAME]
+    if strange or not names:
+        raise InputError(
+            f"{index} lists {strange[0][:80]!r}, which is no file beside it; download the checkpoint again."
+            if strange
+            else f"{index} lists no file; download the checkpoint again."
+        )
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise InputError(f"{index.parent} lacks {missing[0]}, which {index.name} lists; download the checkpoint again.")
+    return files
 
 
 def _check_tensors(backbone: Backbone, config: Mapping[str, Any], files: tuple[Path, ...], folder: Path) -> None:

@@ -15,6 +15,11 @@ import click
     help="A diffusers folder or a hub id of the same architecture, e.g. your fine-tune. [default: the recipe's]",
 )
 @click.option(
+    "--variant",
+    metavar="NAME",
+    help="Which of the checkpoint's weight files, e.g. fp16. [default: the plain ones, or the only variant]",
+)
+@click.option(
     "--random-weights",
     is_flag=True,
     help="Build the full architecture with random weights: no download; for latency work and CI.",
@@ -96,6 +101,7 @@ import click
 def command(
     model: str,
     checkpoint: str | None,
+    variant: str | None,
     random_weights: bool,
     seed: int,
     backend: str,
@@ -148,6 +154,7 @@ def command(
         compiling=compiling,
         text_multiple=text_multiple,
         frames=frames,
+        variant=variant,
         random_weights=random_weights,
         seed=seed,
         force=force,

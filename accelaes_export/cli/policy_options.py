@@ -27,8 +27,19 @@ def chosen_policy(
     return policy_for(manifest, name, given | dict(more))
 
 
+MOST_STEPS = 1000
+
+
 def run_steps(manifest: Manifest, policy: Policy, given: int | None) -> int:
-    """T: as given, or as many steps as the policy was made for, or the bundle's default."""
+    """T: as given, or as many steps as the policy was made for, or the bundle's default.
+
+    InputError for more than there are noise levels a model was trained at.
+    """
+    if given is not None and given > MOST_STEPS:
+        raise InputError(
+            f"{given} steps were asked for; allowed are up to {MOST_STEPS}, the noise levels these models were trained "
+            "at: ask for fewer."
+        )
     return given if given is not None else policy.own_steps or manifest.defaults.steps
 
 

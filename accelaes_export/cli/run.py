@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from accelaes_export.errors import AccelAesError
+
 
 @click.command("run")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -55,6 +57,7 @@ import click
     "--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown."
 )
 @click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Plan, step times and words as JSON.")
+@click.option("--allow-nonfinite", is_flag=True, help="Write the picture even where a prediction was no number.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
@@ -80,6 +83,7 @@ def command(
     output: Path,
     mask_out: Path | None,
     trace: Path | None,
+    allow_nonfinite: bool,
     cuda_graphs: bool,
     checkpoint: str | None,
 ) -> None:
@@ -134,6 +138,7 @@ def command(
 
     quiet_libraries()
     from accelaes_export.runtime.generate import generate, load_pipeline
+    from accelaes_export.runtime.report import nonfinite_sentence
 
     progress = TerminalProgress(progress_lines())
     with progress.stage("load", f"{manifest.backend.name}, {manifest.source.location}"):
@@ -152,6 +157,11 @@ def command(
         )
     if result.cut:
         progress.note(f"The prompt is longer than the text window; this was cut: {result.cut!r}")
+    if result.report.nonfinite and not allow_nonfinite:
+        raise AccelAesError(
+            f"{nonfinite_sentence(result.report.nonfinite)} Nothing was written; --allow-nonfinite writes it "
+            "all the same."
+        )
     written = run_report.save(result, manifest, output, mask_out, trace)
     console.print()
     console.print(run_report.step_times(result.report))

@@ -7,6 +7,7 @@ call a step have a branch for each, with caches of their own and one selector.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,8 +22,10 @@ from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.given import require_runnable
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.runtime.engine_calls import Conditions
-from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer
+from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
 from accelaes_export.runtime.trajectory import Run, Trajectory
+
+logger = logging.getLogger("accelaes_export")
 
 CONDITIONAL = "cond"
 """The branch whose text is the prompt, as diffusers' `cache_context` calls it."""
@@ -77,6 +80,7 @@ class Denoiser:
         self._selectors: list[Selector | None] = []
         self._gate: Gate | None = run.policy.gate()
         self._timer = StepTimer(self.session.device)
+        self._nonfinite: list[tuple[int, torch.Tensor]] = []
 
     def go_on(self, run: Run) -> None:
         """Go on with another prompt: what was predicted, cached and chosen for the old one is dropped."""
@@ -129,7 +133,27 @@ class Denoiser:
         whole = kind in (StepKind.DENSE, StepKind.PARTIAL)
         left_out = planned.left_out if kind is StepKind.PARTIAL else None
         self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
-        return result.to(now.hidden_states)
+        result = result.to(now.hidden_states)
+        self._count_nonfinite(i, result)
+        return result
+
+    def _count_nonfinite(self, i: int, result: torch.Tensor) -> None:
+        """Count the numbers that are none, on the device; a GPU is asked for them with the report."""
+        count = torch.isfinite(result).logical_not_().sum()
+        self._nonfinite.append((i, count))
+        if count.device.type == "cpu" and count and len(self._nonfinite_steps()) == 1:
+            logger.warning(nonfinite_sentence(self._nonfinite_steps()))
+
+    def _nonfinite_steps(self) -> dict[int, int]:
+        """How many numbers were none at each step that had any. Waits for the device."""
+        if not self._nonfinite:
+            return {}
+        counts = torch.stack([count for _, count in self._nonfinite]).tolist()
+        found: dict[int, int] = {}
+        for (i, _), count in zip(self._nonfinite, counts, strict=True):
+            if count:
+                found[i] = found.get(i, 0) + count
+        return found
 
     def _in_turn(
         self, trajectories: list[Trajectory], i: int, n: int, now: Conditions, skipped: bool
@@ -171,6 +195,7 @@ class Denoiser:
             focus_index=torch.cat(focus) if focus else None,
             affinity=torch.cat(affinity) if affinity else None,
             graphs=GraphUse(self._desk.captures, self._desk.replays),
+            nonfinite=self._nonfinite_steps(),
         )
 
     def _check(self, now: Conditions) -> None:

@@ -47,6 +47,7 @@ class RunReport:
         policy: what ran, which is "dense" where the policy asked for couldn't.
         weights: which weights ran.
         notes: what was otherwise than asked for, a sentence each.
+        nonfinite: by step, how many predicted numbers were infinite or not a number; empty for a sound run.
         graphs: none are captured on CPUs, nor where they are switched off.
     """
 
@@ -59,6 +60,7 @@ class RunReport:
     policy: str = ""
     weights: str = ""
     notes: tuple[str, ...] = ()
+    nonfinite: dict[int, int] = field(default_factory=dict)
     graphs: GraphUse = GraphUse()
 
     @property
@@ -90,6 +92,7 @@ class RunReport:
             "policy": self.policy,
             "weights": self.weights,
             "notes": list(self.notes),
+            "nonfinite": {str(step): count for step, count in self.nonfinite.items()},
             "plan": str(self.plan),
             "buckets": list(self.plan.buckets),
             "tokens": self.tokens,
@@ -109,6 +112,16 @@ class RunReport:
                 for w in self.words
             ],
         }
+
+
+def nonfinite_sentence(nonfinite: dict[int, int]) -> str:
+    """What to say of a run whose predictions were no numbers from some step on."""
+    first = min(nonfinite)
+    return (
+        f"At step {first} the engine predicted {nonfinite[first]} numbers that are infinite or not a number, so the "
+        "picture is none; the model overflows in the bundle's dtype (build with --dtype bf16 or fp32), or the latents "
+        "or embeddings it was given did."
+    )
 
 
 class StepTimer:

@@ -29,6 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     words = WordWeights("a red star", ("red", "star"), ((2, 5), (6, 10)), (0.25, 1.0), "lexical", False)
     steps.append(StepRecord(2, StepKind.SPARSE, 8, 0.012))
     report = RunReport(plan, 16, steps, (words,), focus_index=[[3, 5]])  # type: ignore[arg-type]
+    asked["report"] = report
 
     def generate(bundle: Bundle, prompt: str, **options: Any) -> SimpleNamespace:
         asked.update(options, prompt=prompt)
@@ -161,3 +162,24 @@ def test_writes_picture_mask_and_trace_into_new_folders(
     assert (asked["focus_index"], asked["grid"]) == ([3, 5], (4, 4))
     assert json.loads((tmp_path / "c/trace.json").read_text())["plan"] == "D.b"
     assert "Wrote a/out.png, b/mask.png, c/trace.json" in result.stdout
+
+
+def test_a_picture_of_no_numbers_is_not_written_unless_asked_for(
+    command: Command, bundle: Bundle, asked: dict[str, Any]
+) -> None:
+    asked["report"].nonfinite = {2: 5}
+    result = command("run", bundle.path, "--prompt", "x")
+    assert result.exit_code == 1 and not Path("out.png").exists()
+    assert "At step 2 the engine predicted 5 numbers that are infinite or not a number" in result.stderr
+    result = command("run", bundle.path, "--prompt", "x", "--allow-nonfinite")
+    assert result.exit_code == 0 and Path("out.png").is_file()
+
+
+def test_says_what_was_otherwise_than_asked_for(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    asked["report"].notes = ("the scheduler adds noise",)
+    assert "Otherwise than asked for: the scheduler adds noise." in command("run", bundle.path, "--prompt", "x").stdout
+
+
+def test_more_steps_than_noise_levels_are_refused(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
+    result = command("run", bundle.path, "--prompt", "x", "--steps", "1000000")
+    assert result.exit_code == 2 and "1000000 steps were asked for; allowed are up to 1000" in result.stderr

@@ -262,5 +262,5 @@ def test_what_can_not_be_built_is_told_before_anything_is_written(alpha, tmp_pat
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "Transformer2DModel"}))
     with pytest.raises(ax.InputError, match="describes a PixArtTransformer2DModel, and the family dit"):
-        resolve(tmp_path, backbone("dit"), "fp32")
+        resolve(tmp_path, backbone("dit"))
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]

@@ -326,6 +326,30 @@ def test_prompt_weights_in_other_programs_notation_end_no_phrase_and_are_no_word
     assert phrases["intricate"] == phrases["red"] == phrases["star"] != phrases["left"]
 
 
+class TestPredictionsThatAreNoNumbers:
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    @pytest.mark.parametrize("policy", [Dense(), AccelAes(), Drift(budget=6)])
+    def test_are_counted_and_said(self, pipe, shapes_bundle, policy, value, caplog):
+        def break_it(own, i, t, kwargs):
+            if i == 6:
+                kwargs["latents"][0, 0, 3, 4] = value
+            return kwargs
+
+        ax.accelerate(pipe, shapes_bundle, policy)
+        with caplog.at_level(logging.WARNING, "accelaes_export"):
+            from_embeddings(pipe, encoded(pipe, PROMPT), callback=break_it, steps=12)
+        report = report_of(pipe)
+        computed = [step.index for step in report.steps if step.index > 6 and step.n]
+        assert computed[0] in report.nonfinite and min(report.nonfinite) >= 7
+        said = [record.message for record in caplog.records if "infinite or not a number" in record.message]
+        assert len(said) == 1 and f"At step {min(report.nonfinite)} the engine predicted" in said[0]
+
+    def test_are_none_of_a_sound_run(self, pipe, shapes_bundle):
+        ax.accelerate(pipe, shapes_bundle, AccelAes())
+        sample(pipe)
+        assert report_of(pipe).nonfinite == {}
+
+
 class TestPipelinesThatShareTheEngine:
     def copies(self, pipe, count=2):
         made = [type(pipe)(**pipe.components) for _ in range(count)]
