@@ -47,6 +47,7 @@ def test_a_build_has_an_engine_for_every_range_and_measures_each(bundle: Path) -
         "focus_step.onnx",
         "without_0_3/focus_step.onnx",
         "without_3_6/focus_step.onnx",
+        "fingerprint.json",
     }
     assert [(p.reference, p.passed, p.max_rel < 1e-5) for p in manifest.parity[-2:]] == [
         ("diffusers, blocks 0:3 left out", True, True),

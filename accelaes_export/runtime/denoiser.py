@@ -81,6 +81,7 @@ class Denoiser:
         self._gate: Gate | None = run.policy.gate()
         self._timer = StepTimer(self.session.device)
         self._nonfinite: list[tuple[int, torch.Tensor]] = []
+        self._warned = False
 
     def go_on(self, run: Run) -> None:
         """Go on with another prompt: what was predicted, cached and chosen for the old one is dropped."""
@@ -141,7 +142,8 @@ class Denoiser:
         """Count the numbers that are none, on the device; a GPU is asked for them with the report."""
         count = torch.isfinite(result).logical_not_().sum()
         self._nonfinite.append((i, count))
-        if count.device.type == "cpu" and count and len(self._nonfinite_steps()) == 1:
+        if count.device.type == "cpu" and not self._warned and count.numpy():  # of the host's own: nothing to wait for
+            self._warned = True
             logger.warning(nonfinite_sentence(self._nonfinite_steps()))
 
     def _nonfinite_steps(self) -> dict[int, int]:

@@ -215,7 +215,7 @@ class AcceleratedTransformer(torch.nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            adapters = any(word in name for word in ("lora", "adapter", "peft", "ip_"))
+            adapters = any(word in name for word in ("lora", "adapter", "peft", "encoder_hid"))
             reason = " (LoRA weights and IP-adapters can't be added to an engine)" if adapters else ""
             raise AttributeError(
                 f"A bundle stands for this pipeline's transformer and has no {name}{reason}; ax.restore(pipe) for what "

@@ -52,7 +52,7 @@ class TestBuild:
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
         more = "--dtype bf16 --buckets 0.25,0.5 --affinity-layers 2 --form component --frames 3 --weights inputs "
         more += "--text-multiple 16 --compiling autotune --attention plugin --block-ranges 0:12 "
-        more += "-o here --force --random-weights"
+        more += "-o here --force --random-weights --variant fp16"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
         assert result.exit_code == 0, result.stderr
         assert asked == {
@@ -72,6 +72,7 @@ class TestBuild:
             "compiling": "autotune",
             "attention": "plugin",
             "frames": 3,
+            "variant": "fp16",
             "text_multiple": 16,
             "random_weights": True,
             "seed": 7,

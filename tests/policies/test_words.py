@@ -73,7 +73,7 @@ def test_phrases_are_the_runs_between_stop_words_and_punctuation(pieces):
     ("prompt", "words"),
     [
         ("a woman's close-up, it’s hand-drawn", ["a", "woman's", "close-up", "it’s", "hand-drawn"]),
-        ("rock 'n' roll — 1.8, 10,000 (x:1.2)", ["rock", "n", "roll", "1.8", "10,000", "x", "1.2"]),
+        ("rock 'n' roll — 1.8, 10,000 (x: 1.2 m)", ["rock", "n", "roll", "1.8", "10,000", "x", "1.2", "m"]),
         (
             "e\u0301te\u0301 हिन्दी 美丽的风景 highly_detailed",
             ["e\u0301te\u0301", "हिन्दी", "美丽的风景", "highly_detailed"],

@@ -138,6 +138,7 @@ def test_any_plan_is_carried_out_as_the_method_says(tail, order, reach, scale, r
             if form == "component":
                 inputs["background_index"] = torch.tensor([rest, rest], dtype=torch.int64)
             inputs["token_weights"] = torch.cat([torch.zeros_like(weights), weights])
+            inputs["observed_index"] = torch.arange(n).expand(2, -1)
             for entry in session.contract.cache:
                 empty = torch.zeros(2, entry.heads, 0, entry.head_dim)
                 inputs[f"{entry.name}_bg"] = kept[entry.name][:, :, rest].contiguous() if rest else empty
@@ -213,6 +214,7 @@ def test_a_selector_that_moves_has_its_fresh_keys_written_back(model):
         rest = [j for j in range(48) if j not in focus]
         inputs = {"hidden_states": now.hidden_states, "timestep": now.timestep, **now.conditioning}
         inputs["token_weights"] = torch.zeros(2, 9)
+        inputs["observed_index"] = torch.zeros(2, 0, dtype=torch.int64)
         inputs["focus_index"] = torch.tensor([focus, focus])
         for entry in session.contract.cache:
             empty = torch.zeros(2, 4, 0, 16)

@@ -114,6 +114,7 @@ def test_moving_focus_sets_are_chosen_computed_and_cached_as_the_method_says(pol
             rest = [token for token in range(N) if token not in focus]
             inputs = {"hidden_states": now.hidden_states, "timestep": now.timestep, **now.conditioning}
             inputs |= {"focus_index": torch.tensor([focus] * 2), "token_weights": torch.cat([0 * weights, weights])}
+            inputs["observed_index"] = torch.arange(n).expand(2, -1)
             if form == "component":
                 inputs["background_index"] = torch.tensor([rest, rest], dtype=torch.int64)
             for entry in session.contract.cache:
