@@ -355,6 +355,8 @@ class TestPipelinesThatShareTheEngine:
         made = [type(pipe)(**pipe.components) for _ in range(count)]
         for one in made:
             one.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+            for name in ("tokenizer", "tokenizer_2"):  # one tokenizer in two threads mixes up its padding
+                setattr(one, name, copy.deepcopy(getattr(pipe, name)))
             one.set_progress_bar_config(disable=True)
         return made
 
