@@ -104,3 +104,13 @@ def test_without_observed_tokens_there_is_no_affinity_and_nothing_else_changes()
             blind = step.run(inputs | {"observed_index": inputs["observed_index"][:, :0]})
         assert observed["affinity"].shape == (2, n) and blind["affinity"].shape == (2, 0)
         assert all(torch.equal(blind[name], value) for name, value in observed.items() if name != "affinity")
+
+
+def test_a_graph_of_before_the_switch_observes_every_token():
+    step = tiny_step(tiny_config())
+    inputs = example_inputs(step.contract, 12)
+    with torch.no_grad():
+        expected = step.run(inputs)["affinity"]
+        kept = tuple(spec for spec in step.contract.inputs if spec.name != "observed_index")
+        step.contract = step.contract.model_copy(update={"inputs": kept})
+        assert torch.equal(step.run(inputs)["affinity"], expected)
