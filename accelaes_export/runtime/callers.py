@@ -75,5 +75,9 @@ def caller_of(transformer: Any) -> Caller | None:
 
 def _has(owner: Any, transformer: Any) -> bool:
     """Whether `owner` is a pipeline with this transformer, which torch.compile may have wrapped."""
-    own = getattr(owner, "transformer", None) if hasattr(owner, "scheduler") else None
-    return own is not None and getattr(own, "_orig_mod", own) is transformer
+    return hasattr(owner, "scheduler") and unwrapped(getattr(owner, "transformer", None)) is transformer
+
+
+def unwrapped(module: Any) -> Any:
+    """The module itself where torch.compile wrapped it."""
+    return getattr(module, "_orig_mod", module)

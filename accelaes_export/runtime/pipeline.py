@@ -20,15 +20,14 @@ from accelaes_export.bundle import Bundle
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
-from accelaes_export.runtime.callers import Caller, caller_of
+from accelaes_export.runtime.callers import Caller, caller_of, unwrapped
 from accelaes_export.runtime.denoiser import CONDITIONAL
 from accelaes_export.runtime.policy_choice import policy_for
 from accelaes_export.runtime.prompts import rows_of, told
 from accelaes_export.runtime.report import RunReport
-from accelaes_export.runtime.tracker import RunTracker, Settings
+from accelaes_export.runtime.tracker import FOREIGN, RunTracker, Settings
 from accelaes_export.runtime.weights import WeightComparison, which_weights
 
-_FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
 _NOT_ARCHITECTURE = frozenset({"sample_size"})
 
 
@@ -119,8 +118,7 @@ def _offload_again(pipe: Any) -> None:
 
 def stand_in(pipe: Any) -> AcceleratedTransformer | None:
     """What stands in a pipeline for its transformer, compiled or not; None where it has its own."""
-    found = getattr(pipe, "transformer", None)
-    found = getattr(found, "_orig_mod", found)  # torch.compile's wrapper
+    found = unwrapped(getattr(pipe, "transformer", None))
     return found if isinstance(found, AcceleratedTransformer) else None
 
 
@@ -271,7 +269,7 @@ class AcceleratedTransformer(torch.nn.Module):
         """
         caller = caller_of(self) or Caller(self._pipe())
         if caller.pipe is None or stand_in(caller.pipe) is not self:
-            raise InputError(_FOREIGN)
+            raise InputError(FOREIGN)
         tracker = self._trackers.get(caller.pipe)
         if tracker is None:
             tracker = RunTracker(self._bundle.manifest, self._session, self.settings)

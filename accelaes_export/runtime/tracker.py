@@ -31,7 +31,7 @@ from accelaes_export.runtime.trajectory import Run
 
 logger = logging.getLogger("accelaes_export")
 
-_FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
+FOREIGN = "This transformer serves another pipeline; call ax.accelerate on the pipeline you use."
 _DISPLACED = (
     "The scheduler's timesteps were set again in the middle of this pipeline's run; a pipeline makes one picture at a "
     "time: give every thread or request one of its own, {kind}.from_pipe(pipe, scheduler=...) with a scheduler of its "
@@ -113,13 +113,12 @@ class RunTracker:
         self._paired: int | None = None
         self._notes: tuple[str, ...] = ()
         self._mask = MaskWords(None)
-        self._policy = settings.policy
 
     def report(self) -> RunReport:
         """The last run, or the current one so far."""
         report = self._denoiser.report()
         report.words = self._mask.words
-        report.policy = self._policy.name
+        report.policy = self._run.policy.name
         report.weights = self._settings.weights
         report.notes = self._notes
         return report
@@ -140,7 +139,7 @@ class RunTracker:
         if self._layout == "separate" and self._seen.get(branch) == i:
             branch = UNCONDITIONAL  # img2img pipelines don't say which call is which: it is the step's second
         if i <= self._seen.get(branch, -1):
-            raise InputError(_FOREIGN)
+            raise InputError(FOREIGN)
         paired = self._pairs(caller, call)
         self._follow_the_text(caller, call, i, branch, paired)
         self._seen[branch] = i
@@ -164,8 +163,7 @@ class RunTracker:
         self._texts, self._seen, self._notes = {}, {}, ()
         self._paired = None
         policy, plan = self._runnable(caller, steps)
-        policy, plan, self._mask = self._masked(caller, call, policy, plan, steps)
-        self._policy = policy
+        policy, plan, self._mask = self._masked(caller, call, policy, plan)
         clock: list[float] = [float(i) for i in range(steps)]
         if policy.extrapolation.clock == "sigma":
             if not hasattr(scheduler, "sigmas"):
@@ -195,13 +193,13 @@ class RunTracker:
         self._note(f"the prompt was changed before step {i}; from there on history, mask and dense beginning are new")
         run = self._run
         if run.policy.affinity_steps(run.plan):
-            policy, plan, self._mask = self._masked(caller, call, run.policy, run.plan, len(run.plan), changed=True)
+            policy, plan, self._mask = self._masked(caller, call, run.policy, run.plan, changed=True)
             run = Run(policy, plan, run.clock, self._mask.weights, first_order=run.first_order)
         symbols = run.plan.symbols
         dense = max(len(symbols) - len(symbols.lstrip("D")), *(k + 1 for k in run.policy.affinity_steps(run.plan)), 1)
         symbols = symbols[:i] + "D" * min(dense, len(symbols) - i) + symbols[i + dense :]
         run = replace(run, plan=replace(run.plan, symbols=symbols), since=i)
-        self._policy, self._run = run.policy, run
+        self._run = run
         self._denoiser.go_on(run)
 
     def _runnable(self, caller: Caller, steps: int) -> tuple[Policy, Plan]:
@@ -229,7 +227,7 @@ class RunTracker:
         return policy, plan
 
     def _masked(
-        self, caller: Caller, call: Call, policy: Policy, plan: Plan, steps: int, *, changed: bool = False
+        self, caller: Caller, call: Call, policy: Policy, plan: Plan, *, changed: bool = False
     ) -> tuple[Policy, Plan, MaskWords]:
         """The words behind the mask, or the policy without one where there are none."""
         if not policy.affinity_steps(plan) or self._contract.text_input is None:
@@ -243,7 +241,7 @@ class RunTracker:
                 raise InputError(f"Policy {policy.name} needs a mask from the prompt, but {mask.problem}{remedy}.")
             self._note(f"{mask.problem}, so policy {policy.name} runs without a mask{remedy}")
             policy = policy.without_mask()
-            plan = policy.plan(steps, self._manifest.sparse_fractions, self._manifest.range_shares)
+            plan = policy.plan(len(plan), self._manifest.sparse_fractions, self._manifest.range_shares)
         return policy, plan, mask
 
     def _rows(self, caller: Caller, call: Call, *, changed: bool) -> tuple[Row, ...]:

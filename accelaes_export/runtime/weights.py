@@ -11,6 +11,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.fingerprint import differing, read_fingerprint
 from accelaes_export.manifest import Source
 from accelaes_export.recipes import SHIPPED, shipped_folder
+from accelaes_export.runtime.callers import unwrapped
 
 WeightComparison = Literal["sample", "all", "bundle"]
 
@@ -33,8 +34,7 @@ def which_weights(pipe: Any, bundle: Bundle, compared: WeightComparison) -> str:
     made = read_fingerprint(bundle.path)
     if made is None:
         return _unknown(source, "the bundle is from a release that recorded no weights")
-    transformer = getattr(pipe.transformer, "_orig_mod", pipe.transformer)  # torch.compile's wrapper
-    other = differing(transformer, made, whole=compared == "all")
+    other = differing(unwrapped(pipe.transformer), made, whole=compared == "all")
     if other is None:
         return _unknown(source, "the pipeline's are quantised or elsewhere, and can't be compared")
     if other:
