@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accelaes_export.plugins.sparse_query_attention.compiling import Progress, c
 from accelaes_export.plugins.sparse_query_attention.cubins import COMMON_HEAD_DIMS, default_pack, kernels, write_pack
 from accelaes_export.plugins.sparse_query_attention.errors import MissingError, PluginError
 from accelaes_export.plugins.sparse_query_attention.tiles import ARCHITECTURES, DTYPES
+from accelaes_export.user_files import check_writable
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ def build(
     Raises InputError for what the kernel doesn't have, MissingComponentError without Triton, BuildError where a
     variant doesn't compile.
     """
+    check_writable(output)
     sizes = tuple(map(str, COMMON_HEAD_DIMS)) if head_dims is None else parse_names("--head-dim", head_dims)
-    if not all(size.isdecimal() for size in sizes):
+    if not all(re.fullmatch("[0-9]{1,9}", size) for size in sizes):
         raise InputError(f"--head-dim is {head_dims!r}; give head sizes with commas between them, such as 64,128.")
     try:
         wanted = kernels(

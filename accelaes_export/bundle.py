@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import stat
 import threading
 from collections.abc import Mapping
@@ -17,8 +16,11 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from accelaes_export.errors import BundleError, InputError
+from accelaes_export.given_files import parse_json, read_given
 from accelaes_export.hashing import sha256_of
 from accelaes_export.manifest import SCHEMA_VERSION, FileRecord, Manifest
+from accelaes_export.manifest_checks import contradiction
+from accelaes_export.memory import require_address_space
 
 if TYPE_CHECKING:
     from accelaes_export.backends.base import Session
@@ -52,6 +54,7 @@ class Bundle:
         with self._lock:
             if self._session is None:
                 self.check_fit()
+                require_address_space(sum(record.size for record in self.manifest.files.values()))
                 folders = {folder: self.path / folder for folder in ("", *(e.folder for e in self.manifest.without))}
                 self._session = open_engines(self.manifest, folders, cuda_graphs=self._cuda_graphs)
             return self._session
@@ -132,14 +135,14 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle's folder, with its own statements checked against each other."""
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_given(path))
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BundleError(f"{path} is not JSON, so the bundle is damaged ({error}); build it again.") from error
     except OSError as error:
         raise BundleError(f"{path} can't be read: {error.strerror}.") from error
-    if not isinstance(data, dict) or not isinstance(data.get("schema_version"), int):
+    if not isinstance(data, dict) or type(data.get("schema_version")) is not int:
         raise BundleError(f"{path} is not a manifest of accelaes-export: it has no schema_version.")
     version = data["schema_version"]
     if version > SCHEMA_VERSION:
@@ -149,6 +152,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = Manifest.model_validate(data)
+    except RecursionError as error:
+        raise BundleError(f"{path} is damaged: it is nested too deep; build the bundle again.") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -169,25 +174,9 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
     unlisted = [name for name in files if name not in manifest.files]
     if unlisted:
         raise BundleError(f"{path} lists the engine file {unlisted[0]!r} without its hash; build the bundle again.")
-    contract = manifest.contract
-    tokens = manifest.latents.tokens if manifest.latents.patch > 0 else 0
-    if contract.tokens != tokens or not contract.buckets or contract.buckets[-1] != tokens:
-        raise BundleError(
-            f"{path} contradicts itself: N is {tokens} by its latents, {contract.tokens} by its contract, and the "
-            f"buckets are {', '.join(map(str, contract.buckets)) or 'none'}; build the bundle again."
-        )
-    ranges = [blocks.label for blocks in contract.ranges]
-    engines = [blocks.label if (blocks := engine.contract.without) else "none" for engine in manifest.without]
-    if engines != ranges:
-        raise BundleError(
-            f"{path} contradicts itself: it has engines without the blocks {', '.join(engines) or 'none'}, and its "
-            f"focus step keeps the changes of {', '.join(ranges) or 'none'}; build the bundle again."
-        )
-    if len(manifest.bucket_fractions) != len(contract.buckets):
-        raise BundleError(
-            f"{path} contradicts itself: {len(manifest.bucket_fractions)} bucket fractions for "
-            f"{len(contract.buckets)} buckets; build the bundle again."
-        )
+    clause = contradiction(manifest)
+    if clause is not None:
+        raise BundleError(f"{path} contradicts itself: {clause}; build the bundle again.")
 
 
 def is_plain_name(name: str) -> bool:

@@ -15,11 +15,14 @@ attention and feed-forward parts, one head wide: [B, 1, m, D].
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-Dimension = int | Literal["B", "n", "m", "M", "a"]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""How many of something there are, or how large a dimension is: engines count in 32 bits."""
+
+Dimension = Count | Literal["B", "n", "m", "M", "a"]
 DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
 
 FOCUS_INDEX = "focus_index"
@@ -50,7 +53,7 @@ class TensorSpec(_Frozen):
     dtype: DTypeName
     shape: tuple[Dimension, ...]
     kind: Literal["real", "mask", "label"] = "real"
-    limit: float | None = None
+    limit: FiniteFloat | None = None
     optional: bool = False
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
@@ -62,8 +65,8 @@ class CacheEntry(_Frozen):
     """One cached tensor: ``<name>`` is the fresh one among the outputs, ``<name>_bg`` the background's input."""
 
     name: str  # "cache.3.k"; component form "cache.3.ff"
-    heads: int  # Hkv; component form 1
-    head_dim: int  # hd; component form D
+    heads: Count  # Hkv; component form 1
+    head_dim: Count  # hd; component form D
 
 
 class BlockRange(_Frozen):
@@ -78,7 +81,7 @@ class BlockRange(_Frozen):
 
     first: int
     last: int
-    of: int
+    of: Count
     changes: tuple[TensorSpec, ...]
 
     @property
@@ -112,13 +115,13 @@ class GraphContract(_Frozen):
     """
 
     dtype: DTypeName
-    batch: int
+    batch: Count
     pairs: bool = True
-    tokens: int
-    buckets: tuple[int, ...]
-    text_tokens: int
+    tokens: Count
+    buckets: tuple[Count, ...]
+    text_tokens: int = Field(ge=0, le=2**31 - 1)
     dynamic_text: bool
-    text_multiple: int = Field(default=1, ge=1)
+    text_multiple: Count = 1
     conditioning: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

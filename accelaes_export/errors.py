@@ -36,6 +36,12 @@ class BuildError(AccelAesError):
     exit_code = 3
 
 
+class WriteError(AccelAesError):
+    """A file of the user's that can't be written for want of space."""
+
+    exit_code = 3
+
+
 class MissingComponentError(AccelAesError):
     """An optional package, plugin, driver or device that this request needs and that isn't there."""
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from accelaes_export.dtypes import torch_dtype
 from accelaes_export.errors import BundleError, InputError
+from accelaes_export.given_files import parse_json, read_given
 
 if TYPE_CHECKING:
     import torch
@@ -73,10 +74,10 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
     """A bundle's; None for one that has none. BundleError for one that can't be read."""
     path = folder / FINGERPRINT
     try:
-        return Fingerprint.model_validate_json(path.read_bytes())
+        return Fingerprint.model_validate(parse_json(read_given(path)))
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path} can't be read ({str(error).splitlines()[0]}); build the bundle again.") from error
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract import Count, GraphContract
 
 SCHEMA_VERSION = 4
 
@@ -37,17 +37,17 @@ class Latents(_Record):
     N = (frames / patch_frames) * (height / patch) * (width / patch).
     """
 
-    channels: int  # C
-    out_channels: int  # of the prediction
-    height: int  # Hl, in latent cells
-    width: int  # Wl
-    patch: int  # p
-    vae_scale: int  # pixels per latent cell
-    frames: int | None = None  # latent frames; None: a picture
-    patch_frames: int = 1
-    frame_scale: int = 1  # video frames per latent frame
+    channels: Count  # C
+    out_channels: Count  # of the prediction
+    height: Count  # Hl, in latent cells
+    width: Count  # Wl
+    patch: Count  # p
+    vae_scale: Count  # pixels per latent cell
+    frames: Count | None = None  # latent frames; None: a picture
+    patch_frames: Count = 1
+    frame_scale: Count = 1  # video frames per latent frame
     packed: bool = False  # the pipeline hands over and takes back tokens [B, N, p·p·C], as FLUX does
-    sigma_channels: int = 0  # learned variance behind the prediction, which the pipeline throws away
+    sigma_channels: int = Field(default=0, ge=0)  # learned variance behind the prediction, thrown away
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class Guidance(_Record):
     """
 
     layout: Literal["uncond_cond", "cond_uncond", "separate", "none"]
-    channels: int | None = None
+    channels: Count | None = None
     argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
 
     @property
@@ -134,14 +134,14 @@ class TextSegment(_Record):
     """
 
     tokenizers: tuple[str, ...]  # attribute names on the diffusers pipeline
-    length: int
+    length: Count
     template: str = Field(default="{}", pattern=r"^[^{}]*\{\}[^{}]*$")  # {}: the prompt
     drop: int = Field(default=0, ge=0)
 
 
 class FileRecord(_Record):
-    sha256: str
-    size: int
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
 
 
 class Parity(_Record):
@@ -207,14 +207,14 @@ class EngineWithout(_Record):
     contract: GraphContract
     folder: str
     files: tuple[str, ...]
-    flops: int
+    flops: int = Field(ge=0)
 
 
 class Defaults(_Record):
     """What `run` does when nothing else is asked for."""
 
-    steps: int
-    guidance: float
+    steps: int = Field(ge=1, le=1000)
+    guidance: FiniteFloat
     policy: str
     policy_options: dict[str, Any] = Field(default_factory=dict)
     plan: str  # the policy's plan for `steps`, one symbol a step
@@ -233,9 +233,9 @@ class Manifest(_Record):
     source: Source
     latents: Latents
     text: tuple[TextSegment, ...]
-    layers: int  # L
+    layers: Count  # L
     affinity_layers: tuple[int, ...]
-    bucket_fractions: tuple[float, ...]  # n/N asked for, ascending, 1.0 last
+    bucket_fractions: tuple[FiniteFloat, ...]  # n/N asked for, ascending, 1.0 last
     contract: GraphContract
     transformer_config: dict[str, Any]  # the diffusers config, for drop-in and verify
     call: TransformerCall

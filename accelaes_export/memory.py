@@ -1,20 +1,49 @@
-"""Giving memory back between the heavy stages of a build, so that their peaks don't add up."""
+"""Memory: given back between heavy stages, so that their peaks don't add up, and refused where there is too little."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelaes_export.errors import InputError
+
 if TYPE_CHECKING:
     import torch
 
 _MADV_DONTNEED = 4  # <sys/mman.h>
 _INTERVAL = 0.01  # seconds
+_LIBRARIES = 4_000_000_000  # bytes of addresses that torch, diffusers and an engine's library take, rounded up
+_WEIGHT_COPIES = 3  # mapped from the file, read, and packed for the kernels
+_LACKING = ("allocate memory", "bad_alloc", "out of memory", "failed to map segment", "start new thread")
+
+
+def require_address_space(weights: int = 0) -> None:
+    """InputError where a limit on this process's addresses (ulimit -v) leaves too few for an engine.
+
+    Near such a limit threads can't be started, and libraries wait forever for one that wasn't.
+
+    Args:
+        weights: bytes of the engine's files.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed = _LIBRARIES + _WEIGHT_COPIES * weights
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise InputError(
+            f"This process may have {limit / 1e9:.1f} GB of addresses (ulimit -v), and about {needed / 1e9:.1f} GB are "
+            "needed; raise the limit, or limit memory by a control group instead."
+        )
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error of one of the libraries, which share no class for it, says that memory ran out."""
+    said = str(error)
+    return isinstance(error, MemoryError) or any(words in said for words in _LACKING)
 
 
 def drop_weights(model: torch.nn.Module) -> None:

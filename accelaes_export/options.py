@@ -124,7 +124,7 @@ def parse_counts(option: str, given: str, least: int = 1) -> tuple[int, ...]:
     """Whole numbers of at least `least` from "1,2,4"; `option` is named where one isn't."""
     items = [item.strip() for item in given.split(",")]
     for item in items:
-        if not (item.isdecimal() and item.isascii() and int(item) >= least):
+        if not (re.fullmatch("[0-9]{1,9}", item) and int(item) >= least):
             raise InputError(f"{option} has {item!r}; give whole numbers from {least} up, such as 1,2,4.")
     return tuple(map(int, items))
 

@@ -27,14 +27,18 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         self._mark_before = _high_water_mark()
         self._sample()
-        self._thread.start()
+        # Near a limit on addresses a thread may die before it runs, and starting it waits for it forever.
+        self._sampling = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+        if self._sampling:
+            self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._sampling:
+            self._thread.join()
         self._sample()
         mark = _high_water_mark()
         if mark > self._mark_before:

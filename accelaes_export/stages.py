@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from accelaes_export.errors import BuildError
+from accelaes_export.given_files import parse_json, read_given
 from accelaes_export.hashing import sha256_of
 
 KEY_LENGTH = 16
@@ -41,7 +42,7 @@ class StageStore:
         """
         folder = self._folder(name, key)
         try:
-            hashes = json.loads((folder / _HASHES).read_text(encoding="utf-8"))
+            hashes = parse_json(read_given(folder / _HASHES))
             whole = {path.name: sha256_of(path) for path in _files(folder)} == hashes
         except FileNotFoundError:
             return None

@@ -80,7 +80,7 @@ def fake_manifest(**changes: object) -> Manifest:
         backend=BackendRecord(
             name="onnxruntime", versions={"onnxruntime": "1.31.1"}, targets=("cpu",), files=("engine.onnx",)
         ),
-        recipe={"name": "shapes"},
+        recipe={},
         defaults=Defaults(steps=28, guidance=4.5, policy="accelaes", plan="DDDDDD.b.D.b.D.b.D.b.D.b.D.D"),
         bucket_flops={4: 300, 8: 500, 16: 1000},
         files={},

@@ -15,31 +15,45 @@ ALLOWED = {
     "errors": set(),
     "contract": set(),
     "hashing": set(),
+    "given_files": {"errors"},
+    "user_files": {"errors"},
     "dtypes": set(),
-    "fingerprint": {"dtypes", "errors"},
-    "memory": set(),
-    "stages": {"errors", "hashing"},
+    "fingerprint": {"dtypes", "errors", "given_files"},
+    "memory": {"errors"},
+    "stages": {"errors", "given_files", "hashing"},
     "resources": {"errors", "progress"},
     "progress": set(),
     "options": {"errors"},
     "manifest": {"contract"},
+    "manifest_checks": {"contract", "manifest"},
     "patches": {"manifest"},
     "policies": {"errors", "policies"},
     "recipes": {"errors", "manifest", "options", "policies"},
     "attention_choice": {"backends", "contract", "errors", "plugins"},
     "backends": {"backends", "contract", "dtypes", "errors", "memory", "plugins"},
-    "bundle": {"backends", "contract", "errors", "hashing", "manifest"},
+    "bundle": {"backends", "contract", "errors", "given_files", "hashing", "manifest"} | {"manifest_checks", "memory"},
     "bundle_writing": {"bundle", "errors", "hashing", "manifest"},
-    "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "fingerprint", "manifest"}
-    | {"patches", "policies", "recipes", "runtime"},
+    "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "fingerprint", "given_files", "manifest"}
+    | {"user_files", "patches", "policies", "recipes", "runtime"},
     "example_inputs": {"contract", "dtypes"},
     "profiling": {"backends", "bundle", "contract", "dtypes", "errors", "example_inputs", "manifest"}
     | {"policies", "profiling", "progress", "runtime"}
     # Peers are the diffusers model itself, which the build wing makes; nothing else of it is touched.
     | {"verification"},
-    "quality": {"bundle", "errors", "manifest", "policies", "profiling", "progress", "quality", "runtime"},
+    "quality": {"bundle", "errors", "given_files", "manifest", "policies", "profiling", "progress", "quality"}
+    | {"runtime", "user_files"},
     "report": {"errors", "manifest", "policies", "profiling", "quality", "report", "runtime"},
-    "backbones": {"backbones", "contract", "dtypes", "errors", "hashing", "manifest", "plugins", "recipes"},
+    "backbones": {
+        "backbones",
+        "contract",
+        "dtypes",
+        "errors",
+        "given_files",
+        "hashing",
+        "manifest",
+        "plugins",
+        "recipes",
+    },
     "graph": {"backbones", "contract", "dtypes", "errors", "example_inputs", "graph", "manifest", "plugins"},
 }
 

@@ -14,6 +14,7 @@ from accelaes_export.backbones.base import Backbone
 from accelaes_export.backbones.weights import hollow_transformer, random_weights
 from accelaes_export.dtypes import dtype_argument, torch_dtype
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
+from accelaes_export.given_files import parse_json, read_given
 from accelaes_export.hashing import sha256_of
 from accelaes_export.manifest import Source
 from accelaes_export.recipes import SHIPPED, shipped_folder
@@ -202,7 +203,7 @@ def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
     """The transformer's config with every default of its class filled in; InputError for another architecture."""
     path = folder / "config.json"
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = parse_json(read_given(path))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} has no config.json; give a folder in diffusers format (with transformer/config.json in it)."
@@ -273,9 +274,9 @@ def _weight_files(folder: Path, variant: str | None) -> tuple[str, tuple[Path, .
 def _shards(index: Path) -> tuple[Path, ...]:
     """The files an index lists."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(parse_json(read_given(index))["weight_map"].values()))
         files = tuple(index.parent / name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{index} is not a weight index: {error}.") from error
     strange = [name for name in names if Path(name).name != name or len(name) > _LONGEST_NAME]
     if strange or not names:

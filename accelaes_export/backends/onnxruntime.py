@@ -22,6 +22,7 @@ from accelaes_export.backends.onnx_files import copy_model
 from accelaes_export.backends.tensor_table import TensorTable
 from accelaes_export.contract import GraphContract
 from accelaes_export.errors import AccelAesError, BundleError, InputError, MissingComponentError
+from accelaes_export.memory import lacks_memory
 
 if TYPE_CHECKING:
     import torch
@@ -131,6 +132,8 @@ class OnnxRuntimeBackend:
         try:
             session = opened()
         except Exception as error:  # ONNX Runtime's exceptions share no base class
+            if lacks_memory(error):
+                raise MemoryError(_first_line(error)) from error
             built = (
                 f" (the bundle was built with {versions['onnxruntime']})"
                 if versions and "onnxruntime" in versions
@@ -197,6 +200,8 @@ class OnnxRuntimeSession:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # as above
+            if lacks_memory(error):
+                raise MemoryError(_first_line(error)) from error
             raise AccelAesError(f"ONNX Runtime failed in a focus step: {_first_line(error)}.") from error
 
     def kernel_times(

@@ -17,8 +17,12 @@ from typing import Any, NoReturn
 import click
 
 from accelaes_export import __version__
-from accelaes_export.errors import AccelAesError, BuildError
+from accelaes_export.cli.process import Streams, require_process
+from accelaes_export.errors import AccelAesError, BuildError, InputError, WriteError
+from accelaes_export.memory import lacks_memory, require_address_space
+from accelaes_export.user_files import NO_SPACE
 
+_COMPUTING = {"build", "verify", "run", "profile", "evaluate"}
 VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "doctor")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -37,35 +41,52 @@ class VerbGroup(click.Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         """Run one command line and exit with its code: 0, or what the error says (see accelaes_export.errors)."""
-        try:
-            code = super().main(args, "accelaes-export", **extra | {"standalone_mode": False})
-            sys.exit(code if isinstance(code, int) else 0)
-        except (click.Abort, KeyboardInterrupt):
-            _fail("interrupted", _INTERRUPTED)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.format_message(), err=True)
-            sys.exit(error.exit_code)
-        except click.ClickException as error:
-            _fail(_with_pointer_to_help(error), error.exit_code)
-        except AccelAesError as error:
-            _fail(str(error), error.exit_code)
-        except MemoryError:
-            _fail(
-                "out of memory; close other programs, or build with fewer buckets or a smaller dtype.",
-                BuildError.exit_code,
-            )
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                sys.exit(1)  # whoever read our output has gone; there is nobody to tell
-            what = f"unexpected {type(error).__name__}: {error}"
-            _fail(f"{what} (set ACCELAES_DEBUG=1 for the traceback)", AccelAesError.exit_code)
+        with Streams() as streams:
+            try:
+                given = sys.argv[1:] if args is None else list(args)
+                require_process()
+                if set(given[:1]) & _COMPUTING and not {"-h", "--help"} & set(given):
+                    require_address_space()
+                code = super().main(args, "accelaes-export", **extra | {"standalone_mode": False})
+                streams.check()
+                sys.exit(code if isinstance(code, int) else 0)
+            except click.exceptions.NoArgsIsHelpError as error:
+                click.echo(error.format_message(), err=True)
+                sys.exit(error.exit_code)
+            except Exception as error:
+                _fail(error)
+            except KeyboardInterrupt as error:
+                _fail(error)
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def _fail(error: BaseException) -> NoReturn:
+    """Say in one line what went wrong, and end with its code."""
+    message, code = _described(error)
     if os.environ.get("ACCELAES_DEBUG"):
         traceback.print_exc()
     click.echo(f"{click.style('error:', fg='red')} {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+
+def _described(error: BaseException) -> tuple[str, int]:
+    """An error's sentence and exit code."""
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return "interrupted", _INTERRUPTED
+    if isinstance(error, click.ClickException):
+        return _with_pointer_to_help(error), error.exit_code
+    if isinstance(error, AccelAesError):
+        return str(error), error.exit_code
+    if lacks_memory(error):
+        return (
+            "out of memory; close other programs, or build with fewer buckets or a smaller dtype.",
+            BuildError.exit_code,
+        )
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename} can't be used: " if error.filename else ""
+        lacking = error.errno in (*NO_SPACE, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EIO)
+        return f"{place}{error.strerror}.", WriteError.exit_code if lacking else InputError.exit_code
+    what = f"unexpected {type(error).__name__}: {error}"
+    return f"{what} (set ACCELAES_DEBUG=1 for the traceback)", AccelAesError.exit_code
 
 
 def _with_pointer_to_help(error: click.ClickException) -> str:
@@ -78,7 +99,7 @@ def _with_pointer_to_help(error: click.ClickException) -> str:
 @click.group(
     cls=VerbGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 a build failed, 4 a component is missing, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad input, 3 a build or write failed, 4 something missing, 130 stopped.",
 )
 @click.version_option(__version__, prog_name="accelaes-export", message="%(prog)s %(version)s")
 def main() -> None:

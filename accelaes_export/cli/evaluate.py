@@ -75,17 +75,15 @@ def command(
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.options import parse_counts, parse_names
-    from accelaes_export.profiling.report import check_destination, write_whole
     from accelaes_export.quality.evaluation import evaluate
     from accelaes_export.quality.prompts import read_prompts
     from accelaes_export.quality.request import EvaluationRequest, possible_policies
+    from accelaes_export.user_files import check_writable, write_whole
 
     # Everything that can be wrong with the request is found before anything is loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
     manifest = opened.manifest
-    for path in (as_json, page):
-        if path is not None:
-            check_destination(path)
+    check_writable(as_json, page)
     progress = TerminalProgress(progress_lines())
     impossible: dict[str, str] = {}
     if policies is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     opened = open_bundle(bundle, check_hashes=False)
     manifest = opened.manifest
     if as_json:
-        click.echo(manifest.model_dump_json(indent=2))
+        click.echo(json.dumps(manifest.model_dump(mode="json"), indent=2))  # in ASCII, for terminals of any encoding
         return
     from accelaes_export.cli import manifest_tables
     from accelaes_export.cli.policy_options import chosen_policy, default_plan, run_steps

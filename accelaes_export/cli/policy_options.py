@@ -10,6 +10,7 @@ from typing import Any
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies import Plan, Policy, named
+from accelaes_export.policies.schedule import MOST_STEPS
 from accelaes_export.runtime.policy_choice import policy_for
 
 
@@ -25,9 +26,6 @@ def chosen_policy(
     if twice:
         raise InputError(f"Policy option {twice[0]} is given twice; give it once.")
     return policy_for(manifest, name, given | dict(more))
-
-
-MOST_STEPS = 1000
 
 
 def run_steps(manifest: Manifest, policy: Policy, given: int | None) -> int:

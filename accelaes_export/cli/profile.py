@@ -61,15 +61,13 @@ def command(
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.options import parse_counts, parse_names
     from accelaes_export.profiling.profile import profile
-    from accelaes_export.profiling.report import check_destination, write_whole
     from accelaes_export.profiling.request import ProfileRequest
+    from accelaes_export.user_files import check_writable, write_whole
 
     # Everything that can be wrong with the request is found before anything is loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
     manifest = opened.manifest
-    for path in (as_json, page, trace):
-        if path is not None:
-            check_destination(path)
+    check_writable(as_json, page, trace)
     names = (
         ("dense", "stepcache", manifest.defaults.policy) if policies is None else parse_names("--policies", policies)
     )

@@ -110,12 +110,14 @@ def command(
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
+    from accelaes_export.user_files import check_writable
 
     # Everything that can be wrong with the request is found before the models are loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
     manifest = opened.manifest
     for path in (output, mask_out):
         run_report.require_picture_path(path, video=manifest.latents.moves)
+    check_writable(output, mask_out, trace)
     chosen = chosen_policy(
         manifest,
         policy,

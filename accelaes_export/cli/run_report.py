@@ -13,6 +13,7 @@ from rich.table import Table
 from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies import Plan, Policy, StepKind
+from accelaes_export.user_files import write_whole
 
 if TYPE_CHECKING:
     from accelaes_export.runtime.generate import GenerationResult
@@ -48,26 +49,15 @@ def save(
 ) -> list[Path]:
     """Write the picture and what else was asked for; returns the paths written. Folders are made as needed."""
     written = [output]
-    for path in (output, mask_out, trace):
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-    focus_index = result.report.focus_index
-    if manifest.latents.moves:
-        from accelaes_export.runtime.pictures import mask_overlays, save_animation
+    from accelaes_export.runtime.pictures import mask_overlays, save_pictures
 
-        save_animation(result.frames, output)
-        if mask_out is not None and focus_index is not None:
-            save_animation(mask_overlays(result.frames, focus_index[0], manifest.latents), mask_out)
-            written.append(mask_out)
-    else:
-        result.image.save(output)
-        if mask_out is not None and focus_index is not None:
-            from accelaes_export.runtime.pictures import mask_overlay
-
-            mask_overlay(result.image, focus_index[0], manifest.latents.grid).save(mask_out)
-            written.append(mask_out)
+    frames, focus_index = result.frames, result.report.focus_index
+    save_pictures(frames, output)
+    if mask_out is not None and focus_index is not None:
+        save_pictures(mask_overlays(frames, focus_index[0], manifest.latents), mask_out)
+        written.append(mask_out)
     if trace is not None:
-        trace.write_text(json.dumps(result.report.as_dict(), indent=2) + "\n", encoding="utf-8")
+        write_whole(trace, json.dumps(result.report.as_dict(), indent=2) + "\n")
         written.append(trace)
     return written
 

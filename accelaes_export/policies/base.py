@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.schedule import is_number
 from accelaes_export.policies.words import WordScoring
 
 if TYPE_CHECKING:
@@ -65,13 +66,13 @@ class Extrapolation:
             raise InputError(f"clock is {self.clock!r}; allowed are 'step' and 'sigma': give one of them.")
         for name in ("reach", "stale_reach"):
             reach = getattr(self, name)
-            if reach is not None and not (_is_number(reach) and reach >= 0):
+            if reach is not None and not (is_number(reach) and reach >= 0):
                 raise InputError(f"{name} is {reach!r}; give a number of gaps of at least 0, or None for no limit.")
-        if not (_is_number(self.cache_reach) and 0 <= self.cache_reach < float("inf")):
+        if not (is_number(self.cache_reach) and 0 <= self.cache_reach < float("inf")):
             raise InputError(f"cache_reach is {self.cache_reach!r}; give a number of gaps of at least 0.")
-        if not (_is_number(self.trend) and 0 <= self.trend <= 1):
+        if not (is_number(self.trend) and 0 <= self.trend <= 1):
             raise InputError(f"trend is {self.trend!r}; allowed are numbers from 0 (hold) to 1 (all of the change).")
-        if not (_is_number(self.ahead) and 0 <= self.ahead <= 1):
+        if not (is_number(self.ahead) and 0 <= self.ahead <= 1):
             raise InputError(
                 f"theta is {self.ahead!r}; allowed are numbers from 0 (none) to 1: give a share of a step."
             )
@@ -101,13 +102,13 @@ class SpatialGuidance:
     softness: float = 0.0
 
     def __post_init__(self) -> None:
-        scales = _is_number(self.focus) and _is_number(self.background)
+        scales = is_number(self.focus) and is_number(self.background)
         if not (scales and float("inf") > self.focus >= self.background >= 1):
             raise InputError(
                 f"Spatial guidance is {self.focus!r} on focus and {self.background!r} on background tokens; "
                 "allowed is focus >= background >= 1: raise the focus scale or lower the background's."
             )
-        if not (_is_number(self.softness) and float("inf") > self.softness >= 0):
+        if not (is_number(self.softness) and float("inf") > self.softness >= 0):
             raise InputError(f"Spatial guidance's softness is {self.softness!r}; give a width in tokens of at least 0.")
 
 
@@ -115,10 +116,6 @@ def require_spatial_guidance(value: object) -> None:
     """InputError unless `value` is SpatialGuidance or None."""
     if value is not None and not isinstance(value, SpatialGuidance):
         raise InputError(f"spatial_cfg is {value!r}; give SpatialGuidance(focus, background) or None.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Selector(Protocol):

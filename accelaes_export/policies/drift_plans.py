@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import bucket_letter
+from accelaes_export.policies.schedule import MOST_STEPS, is_number
 
 SHARE = 12 / 28
 """Of a run's steps: the budget where none is given."""
@@ -50,12 +51,11 @@ _LETTERS = {"a": 0.25, "b": 0.5, "c": 0.75}
 
 def require_budget(budget: object, listed: Iterable[float]) -> None:
     """InputError, which names the budgets that plans are `listed` for, unless it is None or at least a dense step."""
-    is_number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
-    if budget is None or (is_number and 1 <= budget < math.inf):  # type: ignore[operator]
+    if budget is None or (is_number(budget) and 1 <= budget <= MOST_STEPS):
         return
     known = [f"{one:g}" for one in listed]
     such_as = f"; there are plans for {', '.join(known)}" if known else ""
-    raise InputError(f"budget is {budget!r}; give a number of at least 1{such_as}.")
+    raise InputError(f"budget is {budget!r}; give a number from 1 to {MOST_STEPS}{such_as}.")
 
 
 def tuned_options(budget: float | None) -> Tuned:

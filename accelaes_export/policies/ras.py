@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation
 from accelaes_export.policies.plan import Plan, StepKind, bucket_letter
-from accelaes_export.policies.schedule import computed_steps, predictions_needed, require_steps, require_whole
+from accelaes_export.policies.schedule import (
+    computed_steps,
+    is_number,
+    predictions_needed,
+    require_steps,
+    require_whole,
+)
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
 if TYPE_CHECKING:
@@ -65,8 +71,10 @@ class RAS(BasePolicy):
         _require_between("mask_share", self.mask_share, self.mask_share != 1)
         if self.metric not in ("std", "norm"):
             raise InputError(f"metric is {self.metric!r}; allowed are 'std' and 'norm': give one of them.")
-        if not _is_number(self.starvation) or not 0 <= self.starvation < math.inf:
+        if not is_number(self.starvation) or not 0 <= self.starvation < math.inf:
             raise InputError(f"starvation is {self.starvation!r}; give a number of at least 0, such as 0.1.")
+        if not isinstance(self.ramp, bool):
+            raise InputError(f"ramp is {self.ramp!r}; give true or false.")
         require_whole("warmup", self.warmup, at_least=1)
         require_whole("interval", self.interval, at_least=1)
         if not isinstance(self.resets, (tuple, list)):
@@ -155,9 +163,5 @@ def ramped(average: float, count: int, buckets: Sequence[float]) -> list[float]:
 
 
 def _require_between(option: str, value: object, allowed: bool) -> None:
-    if not _is_number(value) or not 0 <= value <= 1 or not allowed:  # type: ignore[operator]
+    if not is_number(value) or not 0 <= value <= 1 or not allowed:
         raise InputError(f"{option} is {value!r}; allowed are numbers between 0 and 1: give a share.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, get_args
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.anchors import ANCHORS
+from accelaes_export.policies.schedule import is_number
 from accelaes_export.policies.stop_words import is_stop_word
 
 THRESHOLD = 0.60  # table 3: minimum score for anchor weighting
@@ -42,7 +43,7 @@ class WordScoring:
         if self.scope not in (allowed := get_args(Scope)):
             listed = ", ".join(repr(scope) for scope in allowed)
             raise InputError(f"scope is {self.scope!r}; allowed are {listed}: give one of them.")
-        if not 0 < self.threshold <= 1:
+        if not (is_number(self.threshold) and 0 < self.threshold <= 1):
             raise InputError(f"threshold is {self.threshold!r}; allowed are numbers above 0 and up to 1.")
 
 

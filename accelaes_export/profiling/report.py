@@ -1,4 +1,4 @@
-"""What a profile says, as data: the JSON file's schema, and how it is written.
+"""What a profile says, as data: the JSON file's schema.
 
 Seconds everywhere; a spread is of the rounds of one run. Ratios are formed within a round, both sides measured
 moments apart, and spread over the rounds.
@@ -6,14 +6,9 @@ moments apart, and spread over the rounds.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-
-from accelaes_export.errors import InputError
 
 SCHEMA_VERSION = 1
 
@@ -196,26 +191,3 @@ class ProfileReport(_Record):
     parts: tuple[Part, ...] = ()
     parts_note: str = ""  # why there are none
     unfinished: str = ""  # in a report that was written on the way: what comes next
-
-
-def check_destination(path: Path) -> None:
-    """InputError where no file could be written at `path`."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file to write.")
-    ancestor = next(parent for parent in path.absolute().parents if parent.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise InputError(f"{path} can't be written: {ancestor} is no folder one may write to; give another path.")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path`, at once or not at all; folders are made as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # it was made for its owner alone
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

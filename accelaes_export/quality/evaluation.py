@@ -20,6 +20,7 @@ from accelaes_export.quality.metric_names import load_metrics
 from accelaes_export.quality.metrics import Metric, Sample
 from accelaes_export.quality.report import DENSE, PictureRow, QualityReport, Words
 from accelaes_export.quality.request import EvaluationRequest
+from accelaes_export.user_files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -83,8 +84,6 @@ def evaluate(
         metrics=abouts,
         absent=tuple(absent),
     )
-    from accelaes_export.profiling.report import write_whole
-
     write_whole(folder / SUMMARY, report.model_dump_json(indent=1) + "\n")
     return report
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from accelaes_export.errors import InputError
-from accelaes_export.profiling.report import write_whole
+from accelaes_export.given_files import parse_json, read_given
 from accelaes_export.quality.report import PictureRow
+from accelaes_export.user_files import append_line, whole_file, write_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,15 +93,9 @@ class EvaluationFolder:
     def add(self, row: PictureRow, frames: Sequence[Image]) -> None:
         """Write a picture, then its row, to disk."""
         path = self.path / row.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}")
-        # Of a video an animated PNG: pixels come back as they were.
-        frames[0].save(beside, format="PNG", save_all=len(frames) > 1, append_images=list(frames[1:]))
-        beside.replace(path)
-        with (self.path / ROWS).open("a", encoding="utf-8") as file:
-            file.write(row.model_dump_json() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with whole_file(path) as file:  # of a video an animated PNG: pixels come back as they were
+            frames[0].save(file, format="PNG", save_all=len(frames) > 1, append_images=list(frames[1:]))
+        append_line(self.path / ROWS, row.model_dump_json())
         self.rows[row.key] = row
 
     def frames(self, row: PictureRow) -> tuple[Image, ...]:
@@ -114,7 +109,7 @@ class EvaluationFolder:
     def _request(self) -> dict[str, Any]:
         path = self.path / REQUEST
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(read_given(path))
             if not isinstance(found["started"], int):
                 raise TypeError("started is no number")
         except (OSError, ValueError, KeyError, TypeError) as error:

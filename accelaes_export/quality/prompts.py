@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelaes_export.errors import InputError
+from accelaes_export.given_files import read_given
 
 LONGEST = 4000
 """Characters of a prompt. Text windows hold far less; a longer line is no prompt but some other file's."""
@@ -19,7 +20,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a text file with one prompt a line.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_given(path, regular=False).decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a text file with one prompt a line.") from None
     except UnicodeDecodeError as error:

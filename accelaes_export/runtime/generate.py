@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.bundle import Bundle
 from accelaes_export.dtypes import dtype_argument
 from accelaes_export.errors import InputError, MissingComponentError
+from accelaes_export.given_files import require_plain_files
 from accelaes_export.policies.base import Policy
 from accelaes_export.recipes import SHIPPED, shipped_folder
 from accelaes_export.runtime.pipeline import accelerate
@@ -56,7 +57,9 @@ def pipeline_location(bundle: Bundle, checkpoint: str | Path | None = None) -> s
         raise InputError(
             f"{folder} has no model_index.json, so it is no pipeline; give the pipeline's folder with --checkpoint."
         )
-    if not Path(folder).is_dir() and source.kind in ("folder", "shipped") and checkpoint is None:
+    if Path(folder).is_dir():
+        require_plain_files(Path(folder))
+    elif source.kind in ("folder", "shipped") and checkpoint is None:
         raise InputError(f"The bundle's checkpoint {folder} isn't there any more; say where it is with --checkpoint.")
     return folder
 

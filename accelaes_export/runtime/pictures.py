@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.user_files import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +80,18 @@ def mask_overlays(frames: Sequence[Image], focus_index: torch.Tensor, latents: L
     ]
 
 
-def save_animation(frames: Sequence[Image], path: Path) -> None:
-    """A video as one animated picture that repeats, 16 frames a second; `path` ends with .png, .webp or .gif."""
-    milliseconds = round(1000 / _FRAMES_PER_SECOND)
-    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=milliseconds, loop=0)
+def save_pictures(frames: Sequence[Image], path: Path) -> None:
+    """A picture, or a video's frames as an animated one that repeats, 16 a second; in the format `path` ends with.
+
+    Raises:
+        InputError, WriteError: as `user_files.whole_file`.
+    """
+    from PIL import Image as Pillow
+
+    Pillow.init()
+    moving: dict[str, Any] = {}
+    if len(frames) > 1:
+        milliseconds = round(1000 / _FRAMES_PER_SECOND)
+        moving = {"save_all": True, "append_images": list(frames[1:]), "duration": milliseconds, "loop": 0}
+    with whole_file(path) as file:
+        frames[0].save(file, Pillow.registered_extensions()[path.suffix.lower()], **moving)

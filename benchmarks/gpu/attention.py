@@ -30,7 +30,7 @@ from accelaes_export.plugins.sparse_query_attention.cubins import Kernel, write_
 from accelaes_export.plugins.sparse_query_attention.driver import Driver
 from accelaes_export.plugins.sparse_query_attention.launching import Sizes, scratch_bytes
 from accelaes_export.plugins.sparse_query_attention.tiles import Tile, choice, nearest_architecture, table
-from accelaes_export.profiling.report import write_whole
+from accelaes_export.user_files import write_whole
 from benchmarks.gpu.attention_cases import (
     MODELS,
     TINY,

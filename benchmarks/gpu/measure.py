@@ -15,7 +15,8 @@ from accelaes_export.cli.terminal import progress_lines, quiet_libraries
 from accelaes_export.policies import AccelAes, Dense, Drift, StepCache
 from accelaes_export.policies.base import Policy
 from accelaes_export.profiling.profile import ProfileRequest, profile
-from accelaes_export.profiling.report import ProfileReport, write_whole
+from accelaes_export.profiling.report import ProfileReport
+from accelaes_export.user_files import write_whole
 from benchmarks.gpu.checks import Checks
 from benchmarks.gpu.models import recipe, split
 

@@ -73,7 +73,7 @@ def test_says_which_metrics_and_policies_are_left_out_and_how_to_get_them(
 ) -> None:
     contract = fake_manifest().contract
     blind = contract.model_copy(update={"outputs": tuple(o for o in contract.outputs if o.name != "affinity")})
-    bundle, _ = fake_world(tmp_path / "blind", monkeypatch, contract=blind)
+    bundle, _ = fake_world(tmp_path / "blind", monkeypatch, contract=blind, affinity_layers=())
     monkeypatch.setitem(__import__("sys").modules, "imscore.hps.model", None)
     result = command("evaluate", bundle.path, "--prompts", prompts, "--seeds", "1")
     assert result.exit_code == 0, result.stderr

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from accelaes_export.bundle import Bundle
@@ -28,28 +29,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     steps = [StepRecord(0, StepKind.DENSE, 16, 0.020), StepRecord(1, StepKind.SKIP, 0, 0.001)]
     words = WordWeights("a red star", ("red", "star"), ((2, 5), (6, 10)), (0.25, 1.0), "lexical", False)
     steps.append(StepRecord(2, StepKind.SPARSE, 8, 0.012))
-    report = RunReport(plan, 16, steps, (words,), focus_index=[[3, 5]])  # type: ignore[arg-type]
+    report = RunReport(plan, 16, steps, (words,), focus_index=torch.tensor([[3, 5]]))
     asked["report"] = report
 
     def generate(bundle: Bundle, prompt: str, **options: Any) -> SimpleNamespace:
         asked.update(options, prompt=prompt)
         options["on_step"](27, 28)
-        return SimpleNamespace(image=Image.new("RGB", (16, 16)), report=report, cut=asked.get("cut", ""))
+        return SimpleNamespace(frames=(Image.new("RGB", (16, 16)),), report=report, cut=asked.get("cut", ""))
 
     def load_pipeline(bundle: Bundle, checkpoint: str | None) -> str:
         return f"pipeline of {checkpoint}"
 
-    def mask_overlay(image: Image.Image, focus_index: list[int], grid: tuple[int, int]) -> Image.Image:
-        asked.update(focus_index=focus_index, grid=grid)
-        return image
-
     library = ModuleType("accelaes_export.runtime.generate")
     library.generate = generate  # type: ignore[attr-defined]
     library.load_pipeline = load_pipeline  # type: ignore[attr-defined]
-    pictures = ModuleType("accelaes_export.runtime.pictures")
-    pictures.mask_overlay = mask_overlay  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, library.__name__, library)
-    monkeypatch.setitem(sys.modules, pictures.__name__, pictures)
     return asked
 
 
@@ -102,7 +96,7 @@ def test_a_budget_takes_the_bundles_own_plan_and_a_few_step_models_own_steps(
     assert asked["steps"] == 12
     result = command(*drift, "--budget", "0")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "budget is 0.0; give a number of at least 1; there are plans for 7." in result.stderr
+    assert "budget is 0.0; give a number from 1 to 1000; there are plans for 7." in result.stderr
 
 
 def test_any_option_of_a_policy_can_be_given_by_name(command: Command, bundle: Bundle, asked: dict[str, Any]) -> None:
@@ -158,8 +152,7 @@ def test_writes_picture_mask_and_trace_into_new_folders(
     result = command("run", bundle.path, "--prompt", "x", *files)
     assert result.exit_code == 0, result.stderr
     assert Image.open(tmp_path / "a/out.png").size == (16, 16)
-    assert (tmp_path / "b/mask.png").is_file()
-    assert (asked["focus_index"], asked["grid"]) == ([3, 5], (4, 4))
+    assert Image.open(tmp_path / "b/mask.png").size == (384, 384)  # enlarged, so that tokens can be seen
     assert json.loads((tmp_path / "c/trace.json").read_text())["plan"] == "D.b"
     assert "Wrote a/out.png, b/mask.png, c/trace.json" in result.stdout
 

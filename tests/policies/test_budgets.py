@@ -121,11 +121,11 @@ def test_its_options_say_by_hand_what_it_does(budget, steps):
     [
         (28, OWN, "there are plans for 6, 8, 9, 10, 12, 14, 16."),
         (4, {3: OWN[9]}, "there are plans for 3."),
-        (4, {}, "at least 1."),
+        (4, {}, "from 1 to 1000."),
     ],
 )
 def test_a_budget_that_is_none_names_those_there_are_plans_for(budget, steps, plans, said):
-    with pytest.raises(InputError, match="^budget is .*; give a number of at least 1") as caught:
+    with pytest.raises(InputError, match="^budget is .*; give a number from 1 to 1000") as caught:
         on_model(steps=steps, plans=plans, budget=budget)
     assert str(caught.value).endswith(said)
     with pytest.raises(InputError, match=r"plans for 6, 8, 10, 12, 14, 16\.$"):

@@ -232,7 +232,7 @@ def test_a_given_plan_is_carried_out_or_refused_with_a_reason(symbols, policy):
         (lambda: RAS(theta=0.2), "theta is 0.2, but order 0"),
         (lambda: Drift(order=0), "order is 0, but drift is the change"),
         (lambda: Drift(theta=1.5), "theta is 1.5"),
-        (lambda: Drift(budget=0.5), "budget is 0.5; give a number of at least 1"),
+        (lambda: Drift(budget=0.5), "budget is 0.5; give a number from 1 to 1000"),
         (lambda: Drift(cache_reach=-1), "cache_reach is -1"),
         (lambda: Drift(trend=1.1), "trend is 1.1"),
         (lambda: Drift(stale_reach=-1), "stale_reach is -1"),

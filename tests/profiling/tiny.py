@@ -10,7 +10,7 @@ import torch
 
 from accelaes_export.bundle import Bundle
 from accelaes_export.graph.focus_step import FocusStep, count_flops
-from accelaes_export.manifest import Defaults, Manifest, TransformerCall
+from accelaes_export.manifest import Defaults, Manifest, TextSegment, TransformerCall
 from tests.eager_session import EagerSession
 from tests.fake_bundle import fake_manifest, write_fake_bundle
 from tests.families import FAMILIES
@@ -35,12 +35,18 @@ def tiny(
         "latents": step.latents,
         "bucket_fractions": FRACTIONS,
         "contract": step.contract,
+        "text": _text(step.contract.text_tokens),
+        "affinity_layers": (0,) if "affinity" in step.contract.has else (),
         "transformer_config": sort.full_config(variant),
         "call": TransformerCall(pipelines=adapter.pipelines, signature=adapter.signature, guidance=adapter.guidance),
         "defaults": Defaults(steps=12, guidance=guidance, policy="accelaes", plan="D" * 12),
         "bucket_flops": {n: count_flops(step, n) for n in step.contract.buckets},
     }
     return fake_manifest(**changes), model.eval(), step
+
+
+def _text(positions: int) -> tuple[TextSegment, ...]:
+    return (TextSegment(tokenizers=("tokenizer",), length=positions),) if positions else ()
 
 
 def tiny_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, family: str = "sd3", **options: Any) -> Bundle:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from accelaes_export.errors import InputError
-from accelaes_export.profiling.report import check_destination, write_whole
+from accelaes_export.user_files import check_writable, write_whole
 
 
 def test_a_file_is_written_into_new_folders_and_replaced_at_once(tmp_path: Path) -> None:
@@ -38,8 +38,8 @@ def test_an_interrupted_write_leaves_what_was_there(
 def test_a_destination_that_cannot_be_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a folder; give the name of a file"):
-        check_destination(tmp_path)
+        check_writable(tmp_path)
     with pytest.raises(InputError, match="can't be written"):
-        check_destination(tmp_path / "file/profile.json")
-    check_destination(tmp_path / "new/profile.json")
+        check_writable(tmp_path / "file/profile.json")
+    check_writable(tmp_path / "new/profile.json")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
