@@ -20,7 +20,7 @@ from accelaes_export.backends.base import CompiledEngine, CompileRequest
 from accelaes_export.build_manifest import manifest_of
 from accelaes_export.build_plan import BuildPlan, plan_build
 from accelaes_export.bundle import Bundle, open_engines
-from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
+from accelaes_export.bundle_writing import build_lock, check_destination, kept_as, sign_bundle, write_bundle
 from accelaes_export.errors import BuildError, BundleError, InputError, OtherDeviceError
 from accelaes_export.fingerprint import FINGERPRINT, fingerprint
 from accelaes_export.manifest import Manifest
@@ -29,6 +29,7 @@ from accelaes_export.options import parse_buckets, parse_ranges, parse_targets
 from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.resources import Needs, require
+from accelaes_export.signing import signing_key
 from accelaes_export.stages import StageStore, stage_key
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def build(
     random_weights: bool = False,
     seed: int = 0,
     verify: bool = True,
+    sign: str | Path | None = None,
     force: bool = False,
     progress: BuildProgress | None = None,
 ) -> Bundle:
@@ -91,6 +93,7 @@ def build(
         variant: of the checkpoint's weight files, such as fp16; the plain ones if None, or the only variant there is.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         verify: compare the engine with the model before it is written, where it runs here.
+        sign: a PEM file with the Ed25519 private key to sign the bundle with.
         force: replace another bundle at `output`.
         progress: told of every stage.
 
@@ -99,6 +102,7 @@ def build(
         BuildError: a stage failed; finished stages are kept, the output is as it was.
     """
     progress = progress or Silent()
+    key = None if sign is None else signing_key(sign)
     if random_weights and (checkpoint is not None or variant is not None):
         raise InputError(
             f"Random weights were asked for beside {f'checkpoint {checkpoint}' if checkpoint else f'variant {variant}'}"
@@ -142,7 +146,12 @@ def build(
             progress.note(f"{error} Building it again.")
         else:
             progress.reused("bundle", f"{folder} is already this build and is whole")
+            if key is not None:
+                sign_bundle(standing, key)
             return standing
+    aside = kept_as(folder)
+    if aside is not None:
+        progress.note(f"{folder} is no bundle that can be read; it will be moved to {aside}.")
     store, parts = StageStore(folder), plan.parts
     exports = plan.engine.reads == "onnx"
     # Asked once: it hashes what may be gigabytes.
@@ -172,7 +181,7 @@ def build(
         }
         files[FINGERPRINT] = known / FINGERPRINT
         with progress.stage("write", str(folder)):
-            return write_bundle(folder, manifest, files, force=force)
+            return write_bundle(folder, manifest, files, force=force, key=key)
 
 
 def _weights_known(plan: BuildPlan, store: StageStore, progress: BuildProgress) -> Path:

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -21,6 +23,9 @@ from accelaes_export.hashing import sha256_of
 from accelaes_export.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from accelaes_export.manifest_checks import contradiction
 from accelaes_export.memory import require_address_space
+from accelaes_export.own_bundles import is_own
+from accelaes_export.replacing import bring_back
+from accelaes_export.signing import SIGNATURE, require_signature
 
 if TYPE_CHECKING:
     from accelaes_export.backends.base import Session
@@ -35,10 +40,11 @@ _VERSION_BOUND = ("tensorrt", "tensorrt-rtx")
 class Bundle:
     """An opened bundle: its folder, its manifest, and one session that all its users share."""
 
-    def __init__(self, path: Path, manifest: Manifest, *, cuda_graphs: bool = True) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, cuda_graphs: bool = True, allow_code: bool = False) -> None:
         self.path = path
         self.manifest = manifest
         self._cuda_graphs = cuda_graphs
+        self._allow_code = allow_code
         self._session: Session | None = None
         self._lock = threading.Lock()
 
@@ -48,11 +54,12 @@ class Bundle:
     def session(self) -> Session:
         """The engine, opened at the first call and shared by every pipeline and thread after it.
 
-        Raises BundleError where this machine has another version than the engine needs, and
-        MissingComponentError where the backend or its device isn't there.
+        Raises BundleError where this machine has another version than the engine needs, or it is of native code of
+        somebody else's, and MissingComponentError where the backend or its device isn't there.
         """
         with self._lock:
             if self._session is None:
+                self._check_code()
                 self.check_fit()
                 require_address_space(sum(record.size for record in self.manifest.files.values()))
                 folders = {folder: self.path / folder for folder in ("", *(e.folder for e in self.manifest.without))}
@@ -63,6 +70,16 @@ class Bundle:
         """Hash every file again; BundleError names the first that differs from the manifest."""
         for name, record in self.manifest.files.items():
             check_file(self.path, name, record, hashed=True)
+
+    def _check_code(self) -> None:
+        from accelaes_export.backends import backend
+
+        name = self.manifest.backend.name
+        if not self._allow_code and backend(name).runs_code and not is_own(self.path, manifest_bytes(self.path)):
+            raise BundleError(
+                f"Bundle {self.path} has native code ({name}), which does whatever its maker wanted, and you didn't "
+                "build it here: trust its maker's key (--trust), or allow it (--allow-code; in Python allow_code=True)."
+            )
 
     def check_fit(self) -> None:
         """BundleError where an installed package differs from the version that the engine is tied to.
@@ -109,39 +126,67 @@ def open_engines(manifest: Manifest, folders: Mapping[str, Path], *, cuda_graphs
     return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in manifest.without])
 
 
-def open_bundle(path: str | Path, check_hashes: bool = True, *, cuda_graphs: bool = True) -> Bundle:
+def open_bundle(
+    path: str | Path,
+    check_hashes: bool = True,
+    *,
+    cuda_graphs: bool = True,
+    trust: Sequence[str | Path] = (),
+    allow_code: bool = False,
+) -> Bundle:
     """Open the bundle in folder `path`.
 
     Args:
         path: the folder that `build` wrote.
         check_hashes: read every file once and compare its SHA-256; sizes are compared in any case.
         cuda_graphs: on GPUs, capture a run's engine calls as CUDA graphs, for it and later runs to replay.
+        trust: public keys (see signing.py), of which one must have signed the bundle; hashes are compared then.
+        allow_code: run engines of native code (aoti) that were built by somebody else, or elsewhere.
 
     Raises:
-        InputError: `path` is no folder.
-        BundleError: it is no bundle, of a newer schema, or not whole; the message says which file and how it differs.
+        InputError: `path` is no folder, or something in `trust` no key.
+        BundleError: it isn't signed by a key in `trust`, is no bundle, of a newer schema, or not whole; the message
+            says which file and how it differs.
     """
     folder = Path(path)
+    with suppress(OSError):
+        bring_back(Path(os.path.realpath(folder)))
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise InputError(f"{folder} {what}; give the folder of a bundle, as accelaes-export build writes it.")
-    manifest = read_manifest(folder)
+    if isinstance(trust, (str, Path)):
+        trust = (trust,)
+    data = manifest_bytes(folder)
+    if trust:
+        require_signature(folder, data, trust)
+    manifest = _parsed(folder, data)
     for name, record in manifest.files.items():
-        check_file(folder, name, record, hashed=check_hashes)
-    return Bundle(folder, manifest, cuda_graphs=cuda_graphs)
+        check_file(folder, name, record, hashed=check_hashes or bool(trust))
+    return Bundle(folder, manifest, cuda_graphs=cuda_graphs, allow_code=allow_code or bool(trust))
+
+
+def manifest_bytes(folder: Path) -> bytes:
+    """A bundle's manifest as it is written."""
+    path = folder / MANIFEST
+    try:
+        return read_given(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+    except OSError as error:
+        raise BundleError(f"{path} can't be read: {error.strerror}.") from error
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a bundle's folder, with its own statements checked against each other."""
+    return _parsed(folder, manifest_bytes(folder))
+
+
+def _parsed(folder: Path, written: bytes) -> Manifest:
     path = folder / MANIFEST
     try:
-        data = parse_json(read_given(path))
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+        data = parse_json(written)
     except ValueError as error:
         raise BundleError(f"{path} is not JSON, so the bundle is damaged ({error}); build it again.") from error
-    except OSError as error:
-        raise BundleError(f"{path} can't be read: {error.strerror}.") from error
     if not isinstance(data, dict) or type(data.get("schema_version")) is not int:
         raise BundleError(f"{path} is not a manifest of accelaes-export: it has no schema_version.")
     version = data["schema_version"]
@@ -183,16 +228,20 @@ def is_plain_name(name: str) -> bool:
     """Whether `name` is a relative path that stays in its folder and isn't the manifest's own."""
     path = PurePosixPath(name)
     inside = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    return inside and name.isprintable() and "\\" not in name and str(path) != MANIFEST
+    return inside and name.isprintable() and "\\" not in name and str(path) not in (MANIFEST, SIGNATURE)
 
 
 def check_file(folder: Path, name: str, record: FileRecord, hashed: bool) -> None:
-    """BundleError unless `name` is a regular file of the recorded size and, when `hashed`, of the recorded SHA-256."""
+    """BundleError unless `name` is a regular file of the recorded size and, when `hashed`, of the recorded SHA-256.
+
+    In the Hub's cache files are links to the repository's blobs, and may be; no other links are followed.
+    """
     path = folder / name
     try:
-        if path.resolve() != folder.resolve() / PurePosixPath(name):
+        real = path.resolve()
+        if real != folder.resolve() / PurePosixPath(name) and not _is_blob(real, folder.resolve()):
             raise BundleError(f"Bundle {folder} has a symbolic link in place of {name}; a bundle holds plain files.")
-        status = path.lstat()
+        status = real.lstat()
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"Bundle {folder}: {name} is not a regular file.")
         if status.st_size != record.size:
@@ -211,6 +260,12 @@ def check_file(folder: Path, name: str, record: FileRecord, hashed: bool) -> Non
             f"Bundle {folder}: {name} was altered: its SHA-256 is {found[:16]}…, and the manifest says "
             f"{record.sha256[:16]}…; copy it again or build it again."
         )
+
+
+def _is_blob(real: Path, folder: Path) -> bool:
+    """Whether a file is a blob of the Hub's cache, REPOSITORY/blobs/HASH, and the folder REPOSITORY/snapshots/..."""
+    snapshots = next((parent for parent in folder.parents if parent.name == "snapshots"), None)
+    return snapshots is not None and real.parent == snapshots.parent / "blobs"
 
 
 def _installed(package: str) -> str | None:

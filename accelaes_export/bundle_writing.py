@@ -1,6 +1,6 @@
 """Writing a bundle so that its folder holds either the old bundle or the new one, whole, whatever happens.
 
-Files go to a temporary sibling `.NAME.writing-PID`, are hashed and flushed there, and the sibling is renamed.
+Files go to a temporary sibling `.NAME.writing-PID`, are hashed and flushed there, and the two change places.
 An interrupted build leaves at most such a sibling, which the next `build_lock` on the same folder removes.
 """
 
@@ -8,25 +8,38 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
+import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelaes_export.bundle import MANIFEST, Bundle, is_plain_name, read_manifest
+from accelaes_export import own_bundles
+from accelaes_export.bundle import MANIFEST, Bundle, is_plain_name, manifest_bytes, read_manifest
 from accelaes_export.errors import BuildError, BundleError, InputError
+from accelaes_export.given_files import parse_json, read_given
 from accelaes_export.hashing import sha256_of
 from accelaes_export.manifest import FileRecord, Manifest
+from accelaes_export.replacing import beside, bring_back, clear_leftovers, flush, put_in_place, remove
+from accelaes_export.signing import SIGNATURE, sign
+from accelaes_export.user_files import NO_SPACE, write_whole
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 def check_destination(destination: str | Path, build_key: str | None = None, *, force: bool = False) -> Bundle | None:
     """The bundle that stands at `destination` and may be replaced, or None where nothing stands there.
 
     Called before a long build as well as before writing. A bundle may be replaced by one of the same
-    `build_key`, or by any with `force`; an empty folder counts as nothing.
+    `build_key`, or by any with `force`; an empty folder counts as nothing. With `force`, so does one whose manifest
+    can't be read: nobody knows which of its files are yours, so it will be renamed (`kept_as`) and not removed.
 
     Raises:
         InputError: something else stands there: a file, a folder that isn't a bundle or holds files of yours
@@ -34,6 +47,7 @@ def check_destination(destination: str | Path, build_key: str | None = None, *, 
     """
     folder = Path(destination)
     try:
+        bring_back(Path(os.path.realpath(folder)))
         if not folder.exists():
             return None
         if not folder.is_dir():
@@ -46,11 +60,15 @@ def check_destination(destination: str | Path, build_key: str | None = None, *, 
     try:
         manifest = read_manifest(folder)
     except BundleError as error:
+        ours = _was_a_bundle(folder)
+        if force and ours:
+            return None
+        remedy = "or move it away with --force" if ours else "or remove it yourself"
         raise InputError(
             f"{folder} exists and is not a bundle this release can read, so it is left alone; "
-            f"choose another folder with -o, or remove it yourself. ({error})"
+            f"choose another folder with -o, {remedy}. ({error})"
         ) from error
-    strange = sorted(present - set(manifest.files) - {MANIFEST})
+    strange = sorted(present - set(manifest.files) - {MANIFEST, SIGNATURE})
     if strange:
         raise InputError(
             f"{folder} holds {strange[0]}, which is not the bundle's; move it away, or choose another folder."
@@ -63,8 +81,41 @@ def check_destination(destination: str | Path, build_key: str | None = None, *, 
     return Bundle(folder, manifest)
 
 
+def kept_as(destination: str | Path) -> Path | None:
+    """What a folder is renamed to when a bundle takes its place: nothing, but where its manifest can't be read."""
+    folder = Path(destination)
+    try:
+        read_manifest(folder)
+    except BundleError:
+        if _was_a_bundle(folder):
+            names = (folder.with_name(f"{folder.name}.unreadable{k or ''}") for k in itertools.count())
+            return next(name for name in names if not name.exists())
+    return None
+
+
+def sign_bundle(bundle: Bundle, key: Ed25519PrivateKey) -> None:
+    """Sign a bundle that is there already; raises as `user_files.whole_file`."""
+    write_whole(bundle.path / SIGNATURE, sign(key, manifest_bytes(bundle.path)))
+
+
+def _was_a_bundle(folder: Path) -> bool:
+    """Whether a manifest that can't be read may be of ours: damaged, or of another release, but no other program's."""
+    try:
+        found = parse_json(read_given(folder / MANIFEST))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return isinstance(found, dict) and "schema_version" in found
+
+
 def write_bundle(
-    destination: str | Path, manifest: Manifest, files: Mapping[str, Path], *, force: bool = False
+    destination: str | Path,
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    *,
+    force: bool = False,
+    key: Ed25519PrivateKey | None = None,
 ) -> Bundle:
     """Write `files` and `manifest` as the bundle at `destination`, at once or not at all.
 
@@ -74,6 +125,7 @@ def write_bundle(
         files: name in the bundle to source path. Sources are hard-linked, or copied where that can't be; don't
             write into them afterwards.
         force: replace a bundle of another build.
+        key: sign it with this one.
 
     Raises:
         InputError: the destination can't be replaced or written to.
@@ -84,20 +136,24 @@ def write_bundle(
     for name in files:
         if not is_plain_name(name):
             raise ValueError(f"{name!r} can't be a file of a bundle: give a relative path below its folder")
-    temporary = target.with_name(f"{_prefix(target)}writing-{os.getpid()}")
+    temporary = beside(target, "writing", os.getpid())
     size = sum(source.stat().st_size for source in files.values())
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         temporary.mkdir()
         records = {name: _place(source, temporary / name) for name, source in sorted(files.items())}
         complete = manifest.model_copy(update={"files": records})
         _write_text(temporary / MANIFEST, complete.model_dump_json(indent=2) + "\n")
+        _check_readable(temporary)
+        written = manifest_bytes(temporary)
+        if key is not None:
+            _write_text(temporary / SIGNATURE, sign(key, written))
         for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
-            _flush(folder)
-        _swap(temporary, target)
+            flush(folder)
+        put_in_place(temporary, target, kept_as(target))
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             free = shutil.disk_usage(target.parent).free
             raise BuildError(
                 f"The disk is full: the bundle needs {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free in "
@@ -107,71 +163,67 @@ def write_bundle(
             f"{target} can't be written: {error.strerror or error}; choose another folder with -o."
         ) from error
     finally:
-        _remove(temporary)
-    return Bundle(Path(destination), complete)
+        remove(temporary)
+    own_bundles.remember(written)
+    return Bundle(Path(destination), complete, allow_code=True)
 
 
 @contextmanager
 def build_lock(destination: str | Path) -> Iterator[None]:
     """Hold the right to build into `destination`, against every other process.
 
-    Raises BuildError at once where another process holds it. The operating system drops the lock with its
-    process, so a lock file left by a killed build blocks nobody; what that build left half-written is removed.
+    The lock's file stays, in `.stages` beside the bundle; the operating system drops the lock with its process, so
+    that of a killed build blocks nobody. What that build left half-written is removed.
+
+    Raises:
+        BuildError: another process holds it.
+        InputError: nothing can be written there.
     """
     target = Path(os.path.realpath(destination))
-    path = target.with_name(f"{_prefix(target)}lock")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle = _locked(path, target)
+        handle = _locked(target)
     except OSError as error:
         raise InputError(
             f"{target} can't be written: {error.strerror or error}; choose another folder with -o."
         ) from error
     try:
-        _clear_leftovers(target)
+        clear_leftovers(target)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while still locked, so that nobody else's file is removed
         os.close(handle)
 
 
-def _locked(path: Path, target: Path) -> int:
-    """An open, locked descriptor of the lock file that is at `path` now, with our process id in it."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us may have unlinked the file between our open and our lock.
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-                os.ftruncate(handle, 0)
-                os.write(handle, str(os.getpid()).encode())
-                return handle
-        except BlockingIOError as error:
-            holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(handle)
-            raise BuildError(
-                f"Another build (process {holder}) is writing {target}; wait for it, or choose another folder with -o."
-            ) from error
-        except BaseException:
-            os.close(handle)
+def _locked(target: Path) -> int:
+    """An open, locked descriptor of the target's lock file, with our process id in it."""
+    folder = target.parent / ".stages"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _lock(folder / f"{target.name}.lock", target)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
             raise
+    # A mount without locks: at least the builds of this machine and user keep out of each other's way.
+    folder = Path(tempfile.gettempdir()) / f"accelaes-export-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return _lock(folder / f"{hashlib.sha256(os.fsencode(target)).hexdigest()[:32]}.lock", target)
+
+
+def _lock(path: Path, target: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+    except BlockingIOError as error:
+        holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(handle)
-
-
-def _clear_leftovers(target: Path) -> None:
-    """Undo what a build that was killed while writing has left beside `target`."""
-    for old in target.parent.glob(f"{_prefix(target)}old-*"):
-        if target.exists():
-            _remove(old)
-        else:  # killed between the two renames
-            old.rename(target)
-    for temporary in target.parent.glob(f"{_prefix(target)}writing-*"):
-        _remove(temporary)
-
-
-def _prefix(target: Path) -> str:
-    """What the hidden siblings of a bundle begin with."""
-    return f".{target.name}."
+        raise BuildError(
+            f"Another build (process {holder}) is writing {target}; wait for it, or choose another folder with -o."
+        ) from error
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _place(source: Path, path: Path) -> FileRecord:
@@ -181,43 +233,20 @@ def _place(source: Path, path: Path) -> FileRecord:
     try:
         path.hardlink_to(real)
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise
         shutil.copyfile(real, path)
-    _flush(path)
+    flush(path)
     return FileRecord(sha256=sha256_of(path), size=path.stat().st_size)
+
+
+def _check_readable(temporary: Path) -> None:
+    try:
+        read_manifest(temporary)
+    except BundleError as error:
+        raise BuildError(f"The bundle's manifest could not be read again, so nothing is written: {error}") from error
 
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    """Put `temporary` at `target`; a bundle that stood there goes, or stays if anything stops us in between."""
-    old = target.with_name(f"{_prefix(target)}old-{os.getpid()}")
-    _remove(old)
-    if target.exists() and any(target.iterdir()):
-        try:
-            target.rename(old)
-            temporary.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-    else:
-        temporary.rename(target)
-    _flush(target.parent)
-    _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    flush(path)

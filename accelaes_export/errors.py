@@ -26,6 +26,10 @@ class BundleError(InputError):
     """A bundle that is not whole, not of this version or not for this machine."""
 
 
+class MissingConfigError(BundleError, AttributeError):
+    """A bundle's record of its transformer lacks a field that a pipeline reads."""
+
+
 class OtherDeviceError(BundleError):
     """An engine that was built for another GPU than this machine's."""
 

@@ -27,9 +27,9 @@ def contradiction(manifest: Manifest) -> str | None:
     checks: tuple[Callable[[Manifest], Iterator[str]], ...] = (
         _geometry,
         _channels,
+        _tensors,
         _ranges,
         _text,
-        _tensors,
         _call,
         _recipe,
     )
@@ -129,6 +129,8 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
         if unknown:
             yield f"the engine takes {unknown[0]}, which is not in the cache"
         for spec in (*contract.inputs, *contract.outputs):
+            if spec.optional and spec.kind != "mask":
+                yield f"{spec.name} may be left out, and is no mask"
             if spec.dtype not in (contract.dtype, "fp32", "int64"):
                 yield f"{spec.name} is {spec.dtype} in an engine of {contract.dtype}"
     if (AFFINITY in manifest.contract.has) != bool(manifest.affinity_layers):

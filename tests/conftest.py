@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 # Before anything imports torch: more threads than this only fight each other on a CI machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# Which bundles this user built is remembered there; those of tests are nobody's business.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="accelaes-tests-state-")
 
 # Before anything imports triton, which decides then: the attention kernel runs through its interpreter, on the CPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")

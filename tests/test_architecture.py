@@ -17,6 +17,9 @@ ALLOWED = {
     "hashing": set(),
     "given_files": {"errors"},
     "user_files": {"errors"},
+    "replacing": set(),
+    "signing": {"errors", "given_files"},
+    "own_bundles": set(),
     "dtypes": set(),
     "fingerprint": {"dtypes", "errors", "given_files"},
     "memory": {"errors"},
@@ -31,8 +34,10 @@ ALLOWED = {
     "recipes": {"errors", "manifest", "options", "policies"},
     "attention_choice": {"backends", "contract", "errors", "plugins"},
     "backends": {"backends", "contract", "dtypes", "errors", "memory", "plugins"},
-    "bundle": {"backends", "contract", "errors", "given_files", "hashing", "manifest"} | {"manifest_checks", "memory"},
-    "bundle_writing": {"bundle", "errors", "hashing", "manifest"},
+    "bundle": {"backends", "contract", "errors", "given_files", "hashing", "manifest"}
+    | {"manifest_checks", "memory", "own_bundles", "replacing", "signing"},
+    "bundle_writing": {"bundle", "errors", "given_files", "hashing", "manifest"}
+    | {"own_bundles", "replacing", "signing", "user_files"},
     "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "fingerprint", "given_files", "manifest"}
     | {"user_files", "patches", "policies", "recipes", "runtime"},
     "example_inputs": {"contract", "dtypes"},

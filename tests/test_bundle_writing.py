@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
-from accelaes_export import bundle_writing
+from accelaes_export import bundle_writing, replacing
 from accelaes_export.bundle import Bundle, open_bundle
 from accelaes_export.bundle_writing import build_lock, check_destination, write_bundle
 from accelaes_export.errors import BuildError, InputError
@@ -100,7 +102,7 @@ class TestWriting:
         with pytest.raises(InputError, match="can't be"):
             write_bundle(tmp_path / "file" / "b", fake_manifest(), {"engine.onnx": source})
 
-    @pytest.mark.parametrize("moment", ["sha256_of", "_write_text", "_swap"])
+    @pytest.mark.parametrize("moment", ["sha256_of", "_write_text", "put_in_place"])
     @pytest.mark.parametrize("event", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
     def test_an_interruption_leaves_the_state_before(
         self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, moment: str, event: BaseException
@@ -127,9 +129,65 @@ class TestWriting:
                 raise KeyboardInterrupt
             return rename(self, target)
 
+        monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
         monkeypatch.setattr(Path, "rename", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_fake_bundle(bundle.path, engine=b"new")
+        assert open_bundle(bundle.path).manifest == bundle.manifest
+
+    def test_at_no_moment_is_there_no_bundle(self, bundle: Bundle) -> None:
+        looked, done = [], threading.Event()
+
+        def look() -> None:
+            while not done.is_set():
+                looked.append((bundle.path / "manifest.json").exists())
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        for k in range(100):
+            write_fake_bundle(bundle.path, engine=bytes([k]))
+        done.set()
+        watcher.join()
+        assert len(looked) > 100 and all(looked)
+        assert names(bundle.path.parent) == {"bundle"}
+
+    def test_where_names_cannot_change_places_the_next_to_open_or_build_brings_the_old_bundle_back(
+        self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(replacing, "_exchange", lambda *_: False)
+        write_fake_bundle(bundle.path, engine=b"new")
+        (bundle.path.parent / "new").mkdir()
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        old = bundle.path.parent / f".bundle.old-{gone.pid}"
+        for look in (open_bundle, lambda path: check_destination(path, "k1")):
+            bundle.path.rename(old)  # where a build was killed
+            assert look(bundle.path) is not None
+            assert bundle.path.is_dir() and not old.exists()
+
+    def test_a_replacement_that_is_going_on_is_left_alone(self, bundle: Bundle) -> None:
+        with subprocess.Popen(["sleep", "60"]) as other:
+            old = bundle.path.parent / f".bundle.old-{other.pid}"
+            bundle.path.rename(old)
+            with pytest.raises(InputError, match="does not exist"):
+                open_bundle(bundle.path)
+            assert old.is_dir()
+            other.kill()
+
+    def test_force_gets_out_of_a_folder_whose_manifest_cannot_be_read_and_loses_nothing(self, bundle: Bundle) -> None:
+        for k, damage in enumerate(("{", '{"schema_version": 99}', "")):
+            (bundle.path / "manifest.json").write_text(damage)
+            with pytest.raises(InputError, match="move it away with --force"):
+                write_fake_bundle(bundle.path)
+            write_fake_bundle(bundle.path, force=True)
+            assert open_bundle(bundle.path).manifest.files
+            aside = bundle.path.with_name(f"bundle.unreadable{k or ''}")
+            assert (aside / "manifest.json").read_text() == damage and (aside / "engine.onnx").exists()
+
+    def test_what_was_written_can_be_read_or_nothing_is_written(self, bundle: Bundle) -> None:
+        far = bundle.manifest.parity[0].model_copy(update={"max_abs": float("nan")})
+        with pytest.raises(BuildError, match="could not be read again"):
+            write_fake_bundle(bundle.path, parity=(far,))
         assert open_bundle(bundle.path).manifest == bundle.manifest
 
 
@@ -142,10 +200,9 @@ class TestBuildLock:
             second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert f"Another build (process {os.getpid()}) is writing" in second.stderr
 
-    def test_is_gone_afterwards_even_after_an_error(self, tmp_path: Path) -> None:
+    def test_is_let_go_afterwards_even_after_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError), build_lock(tmp_path / "b"):
             raise ZeroDivisionError
-        assert names(tmp_path) == set()
         with build_lock(tmp_path / "b"):
             pass
 
@@ -154,7 +211,8 @@ class TestBuildLock:
             pass
 
     def test_the_lock_file_of_a_killed_build_blocks_nobody(self, tmp_path: Path) -> None:
-        (tmp_path / ".b.lock").write_text("1")
+        (tmp_path / ".stages").mkdir()
+        (tmp_path / ".stages/b.lock").write_text("1")
         with build_lock(tmp_path / "b"):
             pass
 
@@ -164,7 +222,7 @@ class TestBuildLock:
         bundle.path.rename(parent / ".bundle.old-7")  # killed between the two renames
         with build_lock(bundle.path):
             assert open_bundle(bundle.path).manifest == bundle.manifest
-        assert names(parent) == {"bundle"}
+        assert names(parent) == {"bundle", ".stages"}
 
     def test_of_racing_processes_every_winner_writes_a_whole_bundle(self, tmp_path: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -173,7 +231,25 @@ class TestBuildLock:
         assert all(set(outcome) <= {"written", "refused"} for outcome in outcomes)
         assert "written" in outcomes[0] + outcomes[1]
         open_bundle(tmp_path / "b").check()
-        assert names(tmp_path) == {"b"}
+        assert names(tmp_path) == {"b", ".stages"}
+
+    def test_on_a_mount_without_locks_builds_of_this_machine_keep_out_of_each_others_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flock = fcntl.flock
+
+        def without(handle: int, operation: int) -> None:
+            if str(tmp_path / "mount") in str(Path(f"/proc/self/fd/{handle}").readlink()):
+                raise OSError(errno.ENOLCK, "No locks available")
+            flock(handle, operation)
+
+        monkeypatch.setattr(fcntl, "flock", without)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with build_lock(tmp_path / "mount/b"):
+            with pytest.raises(BuildError, match="Another build"), build_lock(tmp_path / "mount/b"):
+                pass
+            with build_lock(tmp_path / "mount/c"):
+                pass
 
 
 def _build(given: tuple[str, int]) -> list[str]:

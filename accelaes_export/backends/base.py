@@ -161,6 +161,7 @@ class Backend(Protocol):
     reads: Literal["onnx", "program"]  # what its CompileRequest must hold
     dtypes: tuple[str, ...]
     default_targets: tuple[str, ...]
+    runs_code: bool  # opening an engine runs machine code in it, of whoever made it
     dynamic_text: bool  # sessions take any M up to the position limit, not just the recipe's window
 
     def availability(self) -> Availability: ...

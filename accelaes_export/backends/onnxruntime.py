@@ -47,6 +47,7 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
     reads: Literal["onnx", "program"] = "onnx"
+    runs_code = False
     dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
     default_targets: tuple[str, ...] = ("cpu",)
     dynamic_text = True

@@ -97,6 +97,12 @@ import click
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
 )
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Sign the bundle with this Ed25519 private key (PEM), for those who open it with --trust.",
+)
 @click.option("--force", is_flag=True, help="Replace another bundle in that folder.")
 def command(
     model: str,
@@ -119,6 +125,7 @@ def command(
     text_multiple: int | None,
     frames: int | None,
     output: Path | None,
+    sign: Path | None,
     force: bool,
 ) -> None:
     """Build a bundle: export a checkpoint once and compile it for a backend, one profile per bucket.
@@ -157,6 +164,7 @@ def command(
         variant=variant,
         random_weights=random_weights,
         seed=seed,
+        sign=sign,
         force=force,
         progress=TerminalProgress(progress_lines()),
     )

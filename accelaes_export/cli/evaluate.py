@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from accelaes_export.cli.bundle_options import trust_options
+
 
 @click.command("evaluate")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -42,6 +44,7 @@ import click
     metavar="DIR_OR_HUB_ID",
     help="Text encoders and VAE, where the checkpoint has moved. [default: where the manifest says]",
 )
+@trust_options
 def command(
     bundle: Path,
     prompts: Path,
@@ -56,6 +59,8 @@ def command(
     force: bool,
     cuda_graphs: bool,
     checkpoint: str | None,
+    trust: tuple[str, ...],
+    allow_code: bool,
 ) -> None:
     """Compare policies: every prompt and seed under each, measured against dense.
 
@@ -81,7 +86,7 @@ def command(
     from accelaes_export.user_files import check_writable, write_whole
 
     # Everything that can be wrong with the request is found before anything is loaded.
-    opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
+    opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
     manifest = opened.manifest
     check_writable(as_json, page)
     progress = TerminalProgress(progress_lines())

@@ -15,6 +15,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.manifest import Latents, Manifest, Parity
 from accelaes_export.policies import Drift, listed_budgets
 from accelaes_export.runtime.policy_choice import policy_for
+from accelaes_export.signing import signer
 
 
 def overview(bundle: Bundle) -> Table:
@@ -56,6 +57,7 @@ def overview(bundle: Bundle) -> Table:
         ),
         ("pipelines", ", ".join(manifest.call.pipelines)),
         ("made by", f"{manifest.created_by}, schema {manifest.schema_version}"),
+        ("signed with", signer(bundle.path) or "nothing"),
     ):
         table.add_row(name, value)
     for note in manifest.backend.notes:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from accelaes_export.cli.bundle_options import trust_options
+
 
 @click.command("profile")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -28,6 +30,7 @@ import click
     metavar="DIR_OR_HUB_ID",
     help="Weights and pipeline, where they have moved. [default: where the manifest says]",
 )
+@trust_options
 def command(
     bundle: Path,
     policies: str | None,
@@ -42,6 +45,8 @@ def command(
     trace: Path | None,
     cuda_graphs: bool,
     checkpoint: str | None,
+    trust: tuple[str, ...],
+    allow_code: bool,
 ) -> None:
     """Measure a bundle here: every bucket, whole denoises by policy, and other accelerators on the same weights.
 
@@ -65,7 +70,7 @@ def command(
     from accelaes_export.user_files import check_writable, write_whole
 
     # Everything that can be wrong with the request is found before anything is loaded.
-    opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
+    opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
     manifest = opened.manifest
     check_writable(as_json, page, trace)
     names = (

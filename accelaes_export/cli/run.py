@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from accelaes_export.cli.bundle_options import trust_options
 from accelaes_export.errors import AccelAesError
 
 
@@ -64,6 +65,7 @@ from accelaes_export.errors import AccelAesError
     metavar="DIR_OR_HUB_ID",
     help="Text encoders and VAE, where the checkpoint has moved. [default: where the manifest says]",
 )
+@trust_options
 def command(
     bundle: Path,
     prompt: str,
@@ -86,6 +88,8 @@ def command(
     allow_nonfinite: bool,
     cuda_graphs: bool,
     checkpoint: str | None,
+    trust: tuple[str, ...],
+    allow_code: bool,
 ) -> None:
     """Make a picture, and say what it took: the plan, step times by kind, and the words behind the mask.
 
@@ -113,7 +117,7 @@ def command(
     from accelaes_export.user_files import check_writable
 
     # Everything that can be wrong with the request is found before the models are loaded.
-    opened = open_bundle(bundle, cuda_graphs=cuda_graphs)
+    opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
     manifest = opened.manifest
     for path in (output, mask_out):
         run_report.require_picture_path(path, video=manifest.latents.moves)

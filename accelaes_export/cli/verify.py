@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from accelaes_export.cli.bundle_options import trust_options
+
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -14,7 +16,8 @@ import click
     metavar="DIR_OR_HUB_ID",
     help="The weights it was built from, where they have moved. [default: where the manifest says]",
 )
-def command(bundle: Path, checkpoint: str | None) -> None:
+@trust_options
+def command(bundle: Path, checkpoint: str | None, trust: tuple[str, ...], allow_code: bool) -> None:
     """Check a bundle: every file's hash, then every bucket against the diffusers model on the same inputs.
 
     The dense bucket is compared with the unmodified model, sparse ones with the focus step in eager float32.
@@ -31,7 +34,8 @@ def command(bundle: Path, checkpoint: str | None) -> None:
     from accelaes_export.errors import AccelAesError
     from accelaes_export.verification import verify
 
-    opened = open_bundle(bundle, check_hashes=False)  # verify hashes every file itself
+    # Every file is hashed by `verify` itself.
+    opened = open_bundle(bundle, check_hashes=False, trust=trust, allow_code=allow_code)
     report = verify(opened, checkpoint=checkpoint, progress=TerminalProgress(progress_lines()))
     console = results()
     if report.parity:

@@ -18,7 +18,7 @@ import torch
 
 from accelaes_export.bundle import Bundle
 from accelaes_export.dtypes import torch_dtype
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, MissingConfigError
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.callers import Caller, caller_of, unwrapped
 from accelaes_export.runtime.denoiser import CONDITIONAL
@@ -188,13 +188,11 @@ class AcceleratedTransformer(torch.nn.Module):
     """
 
     def __init__(self, pipe: Any, bundle: Bundle, settings: Settings, original: Any) -> None:
-        from diffusers.configuration_utils import FrozenDict
-
         super().__init__()
         manifest = bundle.manifest
         # Around Module.__setattr__: the original is no part of this module, and moves with nobody.
         object.__setattr__(self, "original", original)
-        self.config = FrozenDict(manifest.transformer_config)
+        self.config = _config(bundle)
         self.dtype = torch_dtype(manifest.contract.dtype)
         for name, value in manifest.call.attributes.items():
             setattr(self, name, value)
@@ -282,6 +280,20 @@ class AcceleratedTransformer(torch.nn.Module):
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=output)
+
+
+def _config(bundle: Bundle) -> Any:
+    """The transformer's config as a diffusers pipeline reads it."""
+    from diffusers.configuration_utils import FrozenDict
+
+    class Config(FrozenDict):
+        def __getattr__(self, name: str) -> NoReturn:
+            raise MissingConfigError(
+                f"Bundle {bundle.path} doesn't say what {name} its transformer has, which this pipeline reads; "
+                "build it again with this release of diffusers."
+            )
+
+    return Config(bundle.manifest.transformer_config)
 
 
 class _Watched:

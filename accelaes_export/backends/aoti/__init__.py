@@ -32,6 +32,7 @@ class AotiBackend:
 
     name = "aoti"
     reads: Literal["onnx", "program"] = "program"
+    runs_code = True
     dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
     default_targets: tuple[str, ...] = (NATIVE,)
     dynamic_text = True

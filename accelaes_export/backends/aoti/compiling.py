@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from accelaes_export.backends.aoti.targets import CPU, PORTABLE, cpu_instructions, freezes, is_gpu
-from accelaes_export.backends.aoti.toolchain import CudaToolchain, what_failed
+from accelaes_export.backends.aoti.toolchain import CudaToolchain, folders_without_spaces, what_failed
 from accelaes_export.backends.base import CompileRequest, FocusProgram, Progress
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, Element, Weight, write_weights_file
-from accelaes_export.errors import BuildError, MissingComponentError
+from accelaes_export.errors import BuildError, InputError, MissingComponentError
 
 PACKAGE = "focus_step.pt2"
 _ELEMENTS: dict[torch.dtype, Element] = {
@@ -91,9 +91,11 @@ def _compile(
     from torch._inductor import aoti_compile_and_package
 
     try:
-        with torch.no_grad(), warnings.catch_warnings(), toolchain:
+        with torch.no_grad(), warnings.catch_warnings(), folders_without_spaces(), toolchain:
             warnings.simplefilter("ignore")
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+    except InputError:
+        raise
     except Exception as error:  # Inductor's and the C++ compiler's errors share no base class
         raise BuildError(f"AOTInductor could not compile {path.name}: {_why(error)}") from error
 

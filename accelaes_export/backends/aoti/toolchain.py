@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelaes_export.errors import InputError
+
 _PROBE = """#include <cuda.h>
 #include <cuda_runtime_api.h>
 int main() { return cuInit(0) == CUDA_SUCCESS ? 0 : 1; }
@@ -25,11 +27,48 @@ _HEADERS = ("cuda.h", "cuda_runtime_api.h")
 _DRIVER_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib")
 _TELLING = re.compile(r"error|cannot find|undefined reference|no such file|killed", re.IGNORECASE)
 _SECONDS = 120
+_PLAIN = (Path("/tmp"), Path("/var/tmp"))
 
 
 def compiler() -> str:
     """The C++ compiler Inductor will call."""
     return os.environ.get("CXX", "g++")
+
+
+@contextmanager
+def folders_without_spaces() -> Iterator[None]:
+    """Inside, Inductor works in folders the C++ compiler can be told of: its command lines take no spaces in names.
+
+    Raises:
+        InputError: temporary files go to a folder with a space in its name, and there is no other.
+    """
+    from torch._inductor import codecache
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    own = (cache_dir(), default_cache_dir(), codecache._HEADER_DIR)
+    if not any(character.isspace() for name in own for character in name):
+        yield
+        return
+    plain = next((place for place in _PLAIN if place.is_dir() and os.access(place, os.W_OK)), None)
+    if plain is None:
+        raise InputError(
+            f"Temporary files go to {tempfile.gettempdir()!r}, and the C++ compiler can't be told of a folder with a "
+            "space in its name; set TMPDIR to another."
+        )
+    variables = {name: os.environ.get(name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TMPDIR")}
+    before, headers = tempfile.tempdir, codecache._HEADER_DIR
+    with tempfile.TemporaryDirectory(prefix="accelaes-", dir=plain) as folder:
+        os.environ.update(TORCHINDUCTOR_CACHE_DIR=folder, TMPDIR=folder)
+        tempfile.tempdir, codecache._HEADER_DIR = folder, str(Path(folder) / "headers")
+        try:
+            yield
+        finally:
+            tempfile.tempdir, codecache._HEADER_DIR = before, headers
+            for name, value in variables.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 @dataclass(frozen=True)

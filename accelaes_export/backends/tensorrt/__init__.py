@@ -39,6 +39,7 @@ class TensorRTBackend:
     """
 
     reads: Literal["onnx", "program"] = "onnx"
+    runs_code = False
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
     dynamic_text = False
 

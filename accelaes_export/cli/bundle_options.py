@@ -1,0 +1,25 @@
+"""The options that every verb has which opens an engine: whose bundles are trusted, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def trust_options(command: _Command) -> _Command:
+    """Adds --trust and --allow-code, the arguments `trust` and `allow_code` of `open_bundle`."""
+    command = click.option(
+        "--allow-code",
+        is_flag=True,
+        help="Run a bundle of native code (aoti) that was neither built here by you nor signed by a key you trust.",
+    )(command)
+    return click.option(
+        "--trust",
+        multiple=True,
+        metavar="KEY",
+        help="Only a bundle signed with this public key: a PEM file, or 64 hex digits. May be given several times.",
+    )(command)
