@@ -39,6 +39,29 @@ class Call:
     renewed: bool
 
 
+def is_of_size(manifest: Manifest, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+    """Whether a call is of pictures of a bundle's size, as far as it says: packed tokens may be of several shapes."""
+    if tuple(hidden_states.shape[1:]) != manifest.latents.shape:
+        return False
+    if not manifest.latents.packed:
+        return True
+    ids, shapes = given.get(IDS), given.get(SHAPES)
+    if ids is not None:
+        return _grid_of(ids) == manifest.latents.grid
+    return not shapes or all(_shapes_of(pictures) == [manifest.latents.grid] for pictures in shapes)
+
+
+def _grid_of(ids: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns that ids count to. Waits for the device."""
+    rows, columns = (int(last) + 1 for last in ids.flatten(0, -2)[-1, -2:].tolist())
+    return rows, columns
+
+
+def _shapes_of(pictures: Any) -> list[tuple[int, ...]]:
+    """Rows and columns of one prompt's pictures, a list of them or one alone."""
+    return [tuple(shape[1:]) for shape in ([pictures] if isinstance(pictures, tuple) else pictures)]
+
+
 class Arguments:
     """Reads calls; remembers the last rotation table, to notice another one."""
 
@@ -102,16 +125,16 @@ class Arguments:
         """
         if ids is None or ids is self._ids:
             return
-        rows, columns = (int(last) + 1 for last in ids.flatten(0, -2)[-1, -2:].tolist())
+        rows, columns = _grid_of(ids)
         if (rows, columns) != self._grid:
             raise self._other_grid(IDS, f"{rows} x {columns}")
         self._ids = ids
 
     def _check_shapes(self, pictures: Any) -> None:
-        """The same for the shapes of one prompt's pictures, a list of them or one alone."""
-        shapes = [pictures] if isinstance(pictures, tuple) else pictures
-        if [tuple(shape[1:]) for shape in shapes] != [self._grid]:
-            raise self._other_grid(SHAPES, " and ".join(f"{rows} x {columns}" for _, rows, columns in shapes))
+        """The same for the shapes of one prompt's pictures."""
+        shapes = _shapes_of(pictures)
+        if shapes != [self._grid]:
+            raise self._other_grid(SHAPES, " and ".join(f"{rows} x {columns}" for rows, columns in shapes))
 
     def _other_grid(self, name: str, given: str) -> InputError:
         return InputError(

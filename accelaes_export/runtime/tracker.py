@@ -44,19 +44,15 @@ class Settings:
     """What `accelerate` was asked for, shared by every pipeline that uses the transformer.
 
     Attributes:
-        policy: what to compute when.
         strict: whether what can't be carried out is an error instead of a dense run.
         told: rows of the prompts behind embeddings, as the caller said.
         encoded: what the pipeline encoded so far.
         guided: whether the last prompts were encoded for guidance, where a loop of the user's own can't say.
-        weights: a sentence on which weights run.
     """
 
-    policy: Policy
     strict: bool = False
     told: tuple[Row, ...] = ()
     guided: bool = False
-    weights: str = ""
 
     def __post_init__(self) -> None:
         self.encoded = EncodedPrompts()
@@ -95,13 +91,17 @@ class RunTracker:
         manifest: the bundle's.
         session: its opened engine, which trackers share.
         settings: shared as well.
+        policy: what to compute when.
+        weights: a sentence on which weights run.
     """
 
-    def __init__(self, manifest: Manifest, session: Any, settings: Settings) -> None:
+    def __init__(self, manifest: Manifest, session: Any, settings: Settings, policy: Policy, weights: str) -> None:
         self._manifest = manifest
         self._contract = session.contract
         self._layout = manifest.call.guidance.layout
         self._settings = settings
+        self._policy = policy
+        self._weights = weights
         self._arguments = Arguments(manifest)
         self._prompts = PromptWeights(manifest)
         self._denoiser = Denoiser(session, manifest.latents, manifest.bucket_fractions, manifest.call.guidance)
@@ -119,7 +119,7 @@ class RunTracker:
         report = self._denoiser.report()
         report.words = self._mask.words
         report.policy = self._run.policy.name
-        report.weights = self._settings.weights
+        report.weights = self._weights
         report.notes = self._notes
         return report
 
@@ -204,7 +204,7 @@ class RunTracker:
 
     def _runnable(self, caller: Caller, steps: int) -> tuple[Policy, Plan]:
         """The policy and its plan, or dense where the run is too short or the scheduler adds noise."""
-        policy = self._settings.policy
+        policy = self._policy
         buckets = self._manifest.sparse_fractions, self._manifest.range_shares
         try:
             plan = policy.plan(steps, *buckets)

@@ -154,7 +154,7 @@ def test_stepcache_and_accelaes_run_their_plans(pipe, bundle):
 
 def test_words_weigh_at_the_positions_t5_gives_them(pipe, bundle, monkeypatch):
     ax.accelerate(pipe, bundle, policy=ACCELAES)
-    session, seen = pipe.transformer._session, []
+    session, seen = pipe.transformer.served[0].session, []
     run = session.run
 
     def watched(given, outputs, workspace=None):

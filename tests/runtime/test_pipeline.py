@@ -11,7 +11,7 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind
-from accelaes_export.runtime.pipeline import AcceleratedTransformer
+from accelaes_export.runtime.stand_in import AcceleratedTransformer
 from tests.shapes_pipeline import load_shapes
 from tests.tiny_sd3 import save_tiny_checkpoint, tiny_config
 from tests.trajectories import sampled

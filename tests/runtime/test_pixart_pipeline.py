@@ -189,7 +189,7 @@ def test_stepcache_and_accelaes_run_their_plans(pipe, alpha):
 
 def test_words_weigh_at_the_positions_t5_gives_them_whatever_their_case(pipe, alpha, monkeypatch):
     ax.accelerate(pipe, alpha, policy=ACCELAES)
-    session, seen = pipe.transformer._session, []
+    session, seen = pipe.transformer.served[0].session, []
     run = session.run
 
     def watched(given, outputs, workspace=None):

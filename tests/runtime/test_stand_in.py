@@ -222,3 +222,41 @@ class TestAStandIn:
         ax.accelerate(pipe, shapes_bundle, policy, strict=True)
         with pytest.raises(ax.InputError, match=r"mask_step|number of steps"):
             sample(pipe, steps=steps)
+
+
+class TestBundlesOfSeveralSizes:
+    @pytest.fixture(scope="class")
+    def wide(self, tmp_path_factory):
+        """The shipped checkpoint for pictures of 32 x 64 pixels."""
+        options = {"model": "shapes", "resolution": (32, 64), "buckets": "0.25,0.5", "verify": False}
+        return ax.build(**options, output=tmp_path_factory.mktemp("wide") / "shapes")
+
+    def test_a_call_runs_on_the_one_of_its_size(self, pipe, shapes_bundle, wide):
+        made = {}
+        for bundle, size in ((shapes_bundle, {}), (wide, {"height": 32, "width": 64})):
+            ax.accelerate(pipe, bundle, "accelaes")
+            made[bundle.path] = sample(pipe, **size)
+        ax.accelerate(pipe, [wide, shapes_bundle], "accelaes")
+        for bundle, size in ((shapes_bundle, {}), (wide, {"height": 32, "width": 64})) * 2:
+            assert difference(sample(pipe, **size), made[bundle.path]) == 0
+            assert report_of(pipe).tokens == bundle.manifest.contract.tokens
+        with pytest.raises(ax.InputError, match="height=32, width=64; height=48, width=48: call the pipeline"):
+            sample(pipe, height=64, width=32)
+        assert difference(sample(pipe), made[shapes_bundle.path]) == 0
+
+    def test_what_is_no_set_of_sizes_is_refused_and_the_pipeline_left_as_it_was(self, pipe, shapes_bundle, wide):
+        own = pipe.transformer
+        other = ax.Bundle(wide.path, wide.manifest.model_copy(update={"source": shapes_bundle.manifest.source}))
+        changed = wide.manifest.source.model_copy(update={"weights_sha256": "f" * 64})
+        for given, said in (
+            ([], "give a bundle"),
+            ([shapes_bundle, "shapes"], "give a bundle"),
+            ([shapes_bundle, shapes_bundle], "Two bundles were given for 48 x 48"),
+            (
+                [shapes_bundle, ax.Bundle(wide.path, other.manifest.model_copy(update={"source": changed}))],
+                "the weights",
+            ),
+        ):
+            with pytest.raises(ax.InputError, match=said):
+                ax.accelerate(pipe, given)
+            assert pipe.transformer is own

@@ -40,7 +40,7 @@ def test_a_fused_lora_or_a_fine_tune_is_refused_and_the_pipeline_left_as_it_was(
     assert "1 of " in message and "transformer_blocks.1.attn.to_q.weight" in message
     assert pipe.transformer is own and "encode_prompt" not in vars(pipe)
     ax.accelerate(pipe, shapes_bundle, Dense(), weights="bundle")
-    assert "as asked for" in pipe.transformer.settings.weights
+    assert "as asked for" in pipe.transformer.served[0].weights
 
 
 def test_one_changed_number_is_found_where_all_are_compared(pipe, shapes_bundle):
