@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,11 @@ class StageStore:
         folder = self._folder(name, key)
         try:
             hashes = parse_json(read_given(folder / _HASHES))
-            whole = {path.name: sha256_of(path) for path in _files(folder)} == hashes
-        except FileNotFoundError:
-            return None
-        except ValueError:
+            whole = bool(hashes) and {path.name: sha256_of(path) for path in _files(folder)} == hashes
+        except (OSError, ValueError):
             whole = False
         if not whole:
-            shutil.rmtree(folder, ignore_errors=True)
+            self._take_away(folder)
         return folder if whole else None
 
     def make(self, name: str, key: str, work: Callable[[Path], None]) -> Path:
@@ -69,9 +68,10 @@ class StageStore:
             try:
                 partial.rename(folder)
             except OSError:
-                # A build into another output finished the same stage meanwhile: one is as good as the other.
+                # A build into another output finished the same stage meanwhile: one is as good as the other. What lies
+                # there and is spoilt, `find` takes away.
                 if self.find(name, key) is None:
-                    raise
+                    partial.rename(folder)
         except MemoryError as error:
             raise BuildError(f"Stage {name} ran out of memory; close other programs, or build in fp16.") from error
         except OSError as error:
@@ -84,6 +84,14 @@ class StageStore:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return folder
+
+    def _take_away(self, folder: Path) -> None:
+        """Remove a stage, if it is there; renamed first, so that half of it is never met under its own name."""
+        gone = folder.with_name(f".{folder.name}.gone.{os.getpid()}")
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
+            folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def clean(self) -> None:
         """Remove what builds that were killed left half-made."""

@@ -43,6 +43,33 @@ def test_a_stage_with_a_file_more_or_less_is_gone(store):
     assert store.find("onnx", "k") is None
 
 
+def test_what_an_interrupted_removal_left_is_neither_whole_nor_in_the_way(store, monkeypatch):
+    for left in ({"file": "one"}, {"stage.json": "{}"}, {"stage.json": "[]"}, {"stage.json": '{"file": "x"}'}):
+        folder = store.root / "onnx-k"
+        folder.mkdir(parents=True)
+        for name, text in left.items():
+            (folder / name).write_text(text)
+        assert store.find("onnx", "k") is None
+        assert store.make("onnx", "k", write("new")) == store.find("onnx", "k")
+        store._take_away(folder)
+    folder.mkdir()
+    (folder / "file").write_text("in the way")
+    assert store.make("onnx", "k", write("new")) == store.find("onnx", "k")
+
+
+def test_a_spoilt_stage_is_gone_at_once_though_its_removal_takes_long(store, monkeypatch):
+    made = store.make("onnx", "k", write("one"))
+    (made / "file").write_text("two")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("accelaes_export.stages.shutil.rmtree", lambda path, **_: made.exists() or killed())
+        store.find("onnx", "k")
+    assert not made.exists() and store.find("onnx", "k") is None
+
+
 @pytest.mark.parametrize("failure", [ValueError("no"), KeyboardInterrupt()])
 def test_work_that_raises_leaves_nothing(store, failure):
     def work(folder):

@@ -102,7 +102,7 @@ class QwenImageBackbone(Backbone):
         own = model.pos_embed
         with torch.device("cpu"):  # the model's is no weight, and may have been made without numbers
             rope = type(own)(own.theta, own.axes_dim, own.scale_rope)
-        image, text = rope([(1, *latents.grid)], torch.device("cpu"), _LONGEST_TEXT)
+        image, text = rope([(1, *latents.grid)], device=torch.device("cpu"), max_txt_seq_len=_LONGEST_TEXT)
         parts = {"cos": image.real, "sin": image.imag, "text_cos": text.real, "text_sin": text.imag}
         return {name: part.contiguous() for name, part in parts.items()}
 

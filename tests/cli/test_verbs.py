@@ -76,6 +76,7 @@ class TestBuild:
             "text_multiple": 16,
             "random_weights": True,
             "seed": 7,
+            "sign": None,
             "force": True,
         }
         assert f"Next: accelaes-export inspect {bundle.path}" in result.stdout

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
@@ -21,7 +26,7 @@ def clip_tokenizer(words: tuple[str, ...] = (), length: int = 77) -> Any:
             left += right
     symbols = [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), BEGIN, END]
     vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
-    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=length)
+    return _made(CLIPTokenizer, vocab, merges, model_max_length=length)
 
 
 def qwen_tokenizer(words: tuple[str, ...] = ()) -> Any:
@@ -33,9 +38,20 @@ def qwen_tokenizer(words: tuple[str, ...] = ()) -> Any:
         symbol = word.replace(" ", "\u0120")
         merges.update({(symbol[:i], symbol[i]): None for i in range(1, len(symbol))})
     vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys([*_bytes(), *map("".join, merges)]))}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=list(merges))
+    tokenizer = _made(Qwen2Tokenizer, vocab, merges)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     return tokenizer
+
+
+def _made(kind: Any, vocab: dict[str, int], merges: Iterable[tuple[str, str]], **options: Any) -> Any:
+    """A byte-pair tokenizer; before transformers 5 they were made of files alone."""
+    if "vocab" in inspect.signature(kind.__init__).parameters:
+        return kind(vocab=vocab, merges=list(merges), **options)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        files[0].write_text(json.dumps(vocab), encoding="utf-8")
+        files[1].write_text("\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n", encoding="utf-8")
+        return kind(*map(str, files), **options)
 
 
 def _bytes() -> list[str]:
