@@ -56,7 +56,7 @@ class AcceleratedTransformer(torch.nn.Module):
         # Around Module.__setattr__: the original is no part of this module, and moves with nobody.
         object.__setattr__(self, "original", original)
         self.config = _config(first)
-        self.dtype = torch_dtype(first.manifest.contract.dtype)
+        self.dtype = _dtype(pipe, original, first)
         for name, value in first.manifest.call.attributes.items():
             setattr(self, name, value)
         self.settings = settings
@@ -166,6 +166,18 @@ class AcceleratedTransformer(torch.nn.Module):
             f"Latents of shape {tuple(hidden_states.shape[1:])} were given, and there are bundles for {sizes}: call "
             "the pipeline with one of these sizes, or build a bundle for this one."
         )
+
+
+def _dtype(pipe: Any, original: Any, bundle: Bundle) -> torch.dtype:
+    """What pipelines compute around the engine in: as with the transformer that stood here, or as they decode.
+
+    Engines take their inputs in any type, and a float16 engine serves a pipeline in float32.
+    """
+    for component in (original, getattr(pipe, "vae", None)):
+        dtype = getattr(component, "dtype", None)
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            return dtype
+    return torch_dtype(bundle.manifest.contract.dtype)
 
 
 def _size_of(bundle: Bundle) -> str:

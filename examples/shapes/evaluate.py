@@ -33,11 +33,8 @@ CELL, TEXT_LINES, COLUMNS = 144, 4, 8  # pixels a picture, lines of caption unde
 
 def load_pipeline(folder: str | Path) -> StableDiffusion3Pipeline:
     """The checkpoint, computing in float32."""
-    # diffusers wants to hear that there is no T5, although model_index.json says so; and the text encoders stay in
-    # float16, unlike the rest, unless the dtype is given.
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        folder, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
-    )
+    # diffusers wants to hear that there is no T5, although model_index.json says so.
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -101,10 +101,12 @@ def assemble(denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer) -
 
 
 def save_pipeline(denoiser: Denoiser, vae: AutoencoderKL, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the pipeline in float16 to `folder`, replacing what is there only once the new one is whole."""
+    """Write the pipeline, its large parts in float16, replacing what is in `folder` once the new one is whole."""
     building = folder.with_name(folder.name + ".new")
     shutil.rmtree(building, ignore_errors=True)
     pipeline = assemble(copy.deepcopy(denoiser).half(), copy.deepcopy(vae).half(), tokenizer)
+    for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+        encoder.float()  # transformers computes in the type of the file, where diffusers computes in float32
     pipeline.save_pretrained(building)
     for name in ("tokenizer", "tokenizer_2"):
         save_tokenizer(tokenizer, building / name)

@@ -51,7 +51,8 @@ def checkpoint(tmp_path_factory):
     }  # fmt: skip
     vision_config = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
     text_encoder = Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(text_config=text_config, vision_config=vision_config)
+        # The last as published, which transformers 4 has no default for.
+        Qwen2_5_VLConfig(text_config=text_config, vision_config=vision_config, vision_start_token_id=151652)
     )
     vae = AutoencoderKLQwenImage(
         base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 import accelaes_export as ax
@@ -114,3 +115,13 @@ class TestNumbersNoEngineCanHold:
         with pytest.raises(ax.InputError, match=r"numbers up to 7e\+04, which fp16 can't hold .*--dtype bf16 or fp32"):
             ax.build(checkpoint, model="shapes", dtype="fp16", output=tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
+
+
+def test_an_engine_of_half_precision_serves_a_pipeline_that_was_loaded_plainly(tmp_path):
+    folder = shipped_folder("shipped:shapes")
+    bundle = ax.build(model="shapes", dtype="fp16", buckets="0.5", output=tmp_path / "half", verify=False)
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
+    ax.accelerate(pipe, bundle)
+    assert pipe.transformer.dtype == pipe.dtype == torch.float32
+    image = pipe("a glossy blue ring", num_inference_steps=9, output_type="pt").images
+    assert image.dtype == torch.float32 and torch.isfinite(image).all()
