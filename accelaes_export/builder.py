@@ -137,6 +137,11 @@ def build(
         others = ", ".join(name or "the plain one" for name in plan.checkpoint.beside)
         left = f"; {others} beside it isn't read (--variant)" if others else ""
         progress.note(f"The weights are {plan.checkpoint.files[0].name} of {plan.checkpoint.folder}{left}.")
+    if plan.checkpoint is not None and plan.checkpoint.unknown:
+        progress.note(
+            f"{plan.checkpoint.folder / 'config.json'} has {', '.join(plan.checkpoint.unknown)}, which this release of "
+            "diffusers doesn't know and ignores; where that matters, install a newer one."
+        )
     folder = Path(output) if output else default_output(recipe.name, backend, plan.recipe.dtype)
     standing = check_destination(folder, plan.build_key, force=force)
     if standing is not None and standing.manifest.build_key == plan.build_key and not force:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -55,6 +56,113 @@ def test_loading_gives_the_saved_weights_in_the_asked_dtype(checkpoint, dtype):
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == wanted
         assert torch.equal(tensor, expected[name].to(wanted)), name
+
+
+class TestOtherKinds:
+    """What people have that isn't a diffusers folder of plain weights is named, with what to do, before work begins."""
+
+    def refused(self, place, said):
+        with pytest.raises(InputError, match=said):
+            resolve(place, SD3)
+
+    @pytest.mark.parametrize(
+        ("name", "tensors", "said"),
+        [
+            ("sd3.safetensors", ["model.diffusion_model.joint_blocks.0.w"], "Stability AI's layout.*from_single_file"),
+            ("flux.safetensors", ["double_blocks.0.img_attn.w"], "Black Forest Labs' layout.*save_pretrained"),
+            ("comfy.safetensors", ["diffusion_model.x"], "ComfyUI's layout"),
+            ("lora.safetensors", ["transformer.blocks.0.to_q.lora_A.weight"], "LoRA weights that weren't merged"),
+            ("kohya.safetensors", ["lora_unet_blocks_0.lora_down.weight"], "LoRA weights that weren't merged"),
+            ("loha.safetensors", ["blocks_0.hada_w1_a"], "LoRA weights that weren't merged"),
+        ],
+    )
+    def test_single_files(self, tmp_path, name, tensors, said):
+        save_file({tensor: torch.zeros(1) for tensor in tensors}, tmp_path / name)
+        self.refused(tmp_path / name, said)
+        self.refused(tmp_path, said)  # and a folder that has nothing else
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("flux-Q4_K.gguf", "GGUF.*original weights"),
+            ("sd3.ckpt", "pickle.*never opened"),
+            ("model.pth", "pickle.*never opened"),
+            ("notes.txt", "is a file; give a folder"),
+            ("broken.safetensors", "is damaged"),
+        ],
+    )
+    def test_files_that_are_no_safetensors(self, tmp_path, name, said):
+        (tmp_path / name).write_bytes(b"GGUF")
+        self.refused(tmp_path / name, said)
+
+    def test_a_folder_of_a_lora(self, tmp_path):
+        save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lora_weights.safetensors")
+        self.refused(tmp_path, "a LoRA, not a model; fuse it")
+
+    @pytest.mark.parametrize(
+        ("quantisation", "said"),
+        [
+            ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes"),
+            ({"quant_method": "torchao"}, "torchao"),
+            (["odd"], "unknown"),
+        ],
+    )
+    def test_quantised_by_their_config(self, checkpoint, quantisation, said):
+        edit_config(checkpoint, quantization_config=quantisation)
+        self.refused(checkpoint, f"quantised by {said}.*original weights")
+
+    @pytest.mark.parametrize("name", ["weight.absmax", "weight.quant_map", "SCB", "weight_scale", "scale_weight"])
+    def test_quantised_by_their_tensors(self, checkpoint, name):
+        edit_tensors(
+            checkpoint, lambda tensors: tensors.update({f"transformer_blocks.0.attn.to_q.{name}": torch.ones(1)})
+        )
+        self.refused(checkpoint, "has quantised weights .*original weights")
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+    def test_quantised_by_their_types(self, checkpoint, dtype):
+        edit_tensors(
+            checkpoint, lambda tensors: tensors.update({"proj_out.weight": tensors["proj_out.weight"].to(dtype)})
+        )
+        self.refused(checkpoint, "proj_out.weight is .*original weights")
+
+    def test_an_adapter_that_was_not_merged(self, checkpoint):
+        name = "transformer_blocks.0.attn.to_q"
+        changes = {f"{name}.lora_A.default.weight": torch.ones(1), f"{name}.base_layer.weight": torch.ones(1)}
+        edit_tensors(checkpoint, lambda tensors: tensors.update(changes))
+        self.refused(checkpoint, "LoRA weights that weren't merged .*fuse_lora")
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"auto_map": {"AutoModel": "evil.Model"}}, "code of the checkpoint's own"),
+            ({"_class_name": "MaskedSD3Transformer2DModel"}, "describes a MaskedSD3Transformer2DModel"),
+            ({"_class_name": None}, "model without _class_name"),
+            ({"num_layers": 10**9}, "num_layers = 1000000000, which no model has"),
+            ({"num_attention_heads": 10**30}, "which no model has"),
+            ({"dual_attention_layers": [10**9]}, "which no model has"),
+            ({"qk_norm": "rms_norm_of_tomorrow"}, "is no config SD3Transformer2DModel can be made from"),
+            ({"attention_head_dim": "wide"}, "is no config SD3Transformer2DModel can be made from"),
+            ({"patch_size": 0}, "is no config|has in another shape"),
+        ],
+    )
+    def test_configs(self, checkpoint, changes, said):
+        edit_config(checkpoint, **changes)
+        self.refused(checkpoint, said)
+
+    @pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"a": NaN}', "[" * 100_000, '"\\ud800"'])
+    def test_configs_that_are_none(self, checkpoint, text):
+        (checkpoint / "transformer/config.json").write_text(text)
+        self.refused(checkpoint, "config")
+
+    def test_fields_that_diffusers_ignores_are_said(self, checkpoint):
+        edit_config(checkpoint, attention_sinks=4)
+        assert resolve(checkpoint, SD3).unknown == ("attention_sinks",)
+
+    def test_a_pipe_in_place_of_a_file_is_not_waited_for(self, checkpoint):
+        path = checkpoint / "transformer/config.json"
+        path.unlink()
+        os.mkfifo(path)
+        self.refused(checkpoint, "not a regular file")
 
 
 def save_variant(checkpoint, variant, change=lambda tensor: tensor.half()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Backbone
+from accelaes_export.backbones.other_kinds import refuse_config, refuse_file, refuse_folder, refuse_tensors
 from accelaes_export.backbones.weights import hollow_transformer, random_weights
 from accelaes_export.dtypes import dtype_argument, torch_dtype
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
@@ -37,7 +38,8 @@ _SHOWN = 3  # tensor names an error message lists
 class Checkpoint:
     """A transformer on disk: its folder, config, and the safetensors files of one variant.
 
-    `beside` are the other variants in the folder, "" for the plain one; they aren't read.
+    `beside` are the other variants in the folder, "" for the plain one; they aren't read. `unknown` are fields of the
+    written config that the model's class doesn't know, and diffusers ignores.
     """
 
     source: Source
@@ -45,6 +47,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     files: tuple[Path, ...]
     beside: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 def resolve(
@@ -78,8 +81,10 @@ def resolve(
             f"Checkpoint {name!r} was not found; give a folder in diffusers format, a hub id such as "
             "stabilityai/stable-diffusion-3-medium-diffusers, or shipped:shapes."
         )
+    refuse_file(root)
     folder = root / "transformer" if (root / "transformer").is_dir() else root
-    config = _read_config(folder, backbone)
+    refuse_folder(folder)
+    config, unknown = _read_config(folder, backbone)
     taken, files, beside = _weight_files(folder, variant)
     _check_tensors(backbone, config, files, folder)
     source = Source(
@@ -89,7 +94,7 @@ def resolve(
         variant=taken or None,
         weights_sha256=_weights_hash(config, files),
     )
-    return Checkpoint(source, folder, config, files, beside)
+    return Checkpoint(source, folder, config, files, beside, unknown)
 
 
 def load_transformer(checkpoint: Checkpoint, backbone: Backbone, dtype: str) -> torch.nn.Module:
@@ -199,8 +204,11 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
-    """The transformer's config with every default of its class filled in; InputError for another architecture."""
+def _read_config(folder: Path, backbone: Backbone) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The transformer's config with every default of its class filled in, and the fields the class doesn't know.
+
+    InputError for another architecture.
+    """
     path = folder / "config.json"
     try:
         written = parse_json(read_given(path))
@@ -210,7 +218,10 @@ def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
         ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{path} can't be read as JSON: {error}.") from error
-    given = written.get("_class_name") if isinstance(written, dict) else None
+    if not isinstance(written, dict):
+        raise InputError(f"{path} is no config: it holds no fields; download the checkpoint again.")
+    refuse_config(path, written)
+    given = written.get("_class_name")
     if given == "Transformer2DModel":
         given = _SPLIT_BY_NORM.get(str(written.get("norm_type")), given)
     if given != backbone.class_name:
@@ -218,7 +229,10 @@ def _read_config(folder: Path, backbone: Backbone) -> Mapping[str, Any]:
             f"{path} describes a {given or 'model without _class_name'}, and the family {backbone.family} is built "
             f"from {backbone.class_name}; choose the --model of this architecture (accelaes-export models lists them)."
         )
-    return _architecture_config(backbone, written)
+    config = _architecture_config(backbone, written)
+    legacy = written.get("_class_name") != backbone.class_name  # that class had more fields, for more architectures
+    unknown = () if legacy else tuple(name for name in written if name not in config and not name.startswith("_"))
+    return config, unknown
 
 
 def _architecture_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,16 +310,19 @@ def _check_tensors(backbone: Backbone, config: Mapping[str, Any], files: tuple[P
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, list[int]] = {}
+    types: dict[str, str] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
                 names = list(tensors.keys())
                 found |= {name: list(tensors.get_slice(name).get_shape()) for name in names}
+                types |= {name: tensors.get_slice(name).get_dtype() for name in names}
         except SafetensorError as error:
             raise InputError(f"{file} is damaged: {error}; download or copy it again.") from error
+    refuse_tensors(types, folder)
     try:
         wanted = {name: list(t.shape) for name, t in empty_transformer(backbone, config).state_dict().items()}
-    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # whatever a model class makes of values nobody foresaw
         raise InputError(
             f"{folder / 'config.json'} is no config {backbone.class_name} can be made from: {error}"
         ) from error

@@ -75,6 +75,8 @@ def caller_of(transformer: Any) -> Caller | None:
 
 def _has(owner: Any, transformer: Any) -> bool:
     """Whether `owner` is a pipeline with this transformer, which torch.compile may have wrapped."""
+    if isinstance(owner, torch.nn.Module):  # the frames between; asking them for what they don't have takes long
+        return False
     return hasattr(owner, "scheduler") and unwrapped(getattr(owner, "transformer", None)) is transformer
 
 

@@ -18,7 +18,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.manifest import Manifest
 from accelaes_export.policies.lexical import LexicalScorer
 from accelaes_export.policies.words import Scorer, WordScoring, WordWeights, weigh_words
-from accelaes_export.runtime.text import characters_read, content_weights, token_weights
+from accelaes_export.runtime.text import PlacedText
 
 # diffusers numbers its prompts as its tokenizers: `prompt_2` goes to `tokenizer_2`, and is `prompt` if not given.
 PROMPT_OF = {"tokenizer": "prompt", "tokenizer_2": "prompt_2", "tokenizer_3": "prompt_3"}
@@ -120,14 +120,15 @@ class PromptWeights:
         for row in rows:
             key = tuple(row[name] for name in PROMPT_OF)
             if key not in made:
-                read = characters_read(row, tokenizers, segments, text_tokens)
+                placed = PlacedText(row, tokenizers, segments, text_tokens)
+                read = placed.read()
                 words = {
                     name: weigh_words(prompt, scorer, self._manifest.anchors, scoring, read.get(prompt))
                     for name, prompt in row.items()
                 }
-                alpha = token_weights(words, tokenizers, segments, text_tokens)
+                alpha = placed.weights(words)
                 if not alpha.any():
-                    alpha = content_weights(row, tokenizers, segments, text_tokens)
+                    alpha = placed.content()
                 if bool((alpha == alpha[0]).all()):  # the same for every token of the picture
                     return MaskWords(None, problem=f"nothing in the prompt {row['tokenizer'][:40]!r} can weigh more")
                 made[key] = alpha, words["tokenizer"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,10 +27,27 @@ def adds_noise(scheduler: Any, options: Mapping[str, Any] | None = None) -> bool
 
     A scheduler that can't be tried out is taken to add noise: its results would be wrong without a word.
     """
+    try:
+        config = json.dumps(dict(scheduler.config), sort_keys=True)
+    except (AttributeError, TypeError):  # it has none, or one with arrays in it
+        return _tried(scheduler, options or {})
+    return _tried_before(type(scheduler), config, tuple(sorted((options or {}).items())))
+
+
+@lru_cache(maxsize=64)  # takes as long as a step or two of a small model, and every run asks
+def _tried_before(kind: Any, config: str, options: tuple[tuple[str, Any], ...]) -> bool:
+    try:
+        scheduler = kind.from_config(json.loads(config))
+    except Exception:  # as below
+        return True
+    return _tried(scheduler, dict(options))
+
+
+def _tried(scheduler: Any, options: Mapping[str, Any]) -> bool:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for channels in (1, 2):  # some variances are learned, and predicted in channels of their own
             try:
-                first, second = (_carried_on(scheduler, options or {}, channels, seed) for seed in (1, 2))
+                first, second = (_carried_on(scheduler, options, channels, seed) for seed in (1, 2))
             except Exception:  # whatever a foreign scheduler says of these numbers
                 continue
             return not torch.equal(first, second)

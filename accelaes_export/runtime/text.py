@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def token_weights(
-    word_weights: WordWeights | Mapping[str, WordWeights],
-    tokenizers: Mapping[str, Any],
-    segments: Sequence[TextSegment],
-    text_tokens: int | None = None,
-) -> torch.Tensor:
-    """α [M] fp32 of one prompt's text positions, on the CPU.
-
-    A position weighs as much as the heaviest word its token has a character of; begin, end and padding weigh 0. Where
-    the tokenizers of one segment disagree, the larger weight holds.
+class PlacedText:
+    """One image's prompts in the positions of a transformer's text input. They are tokenised once, when it is made.
 
     Args:
-        word_weights: the prompt's weights, or one for each tokenizer where they are given different prompts.
+        prompts: by tokenizer name.
         tokenizers: the pipeline's tokenizers by attribute name; None where it was loaded without, which weighs 0.
         segments: the manifest's text segments, in the order of the positions.
         text_tokens: M of this call, where it isn't the segments' sum; the last segment takes up the difference.
@@ -35,77 +27,87 @@ def token_weights(
         InputError: for a tokenizer a segment names and `tokenizers` doesn't, or an M too short for the segments.
         MissingComponentError: for a tokenizer without character offsets that can't be converted to one that has them.
     """
-    import torch
 
-    def words_of(name: str) -> WordWeights:
-        return word_weights if isinstance(word_weights, WordWeights) else word_weights[name]
+    def __init__(
+        self,
+        prompts: Mapping[str, str],
+        tokenizers: Mapping[str, Any],
+        segments: Sequence[TextSegment],
+        text_tokens: int | None = None,
+    ) -> None:
+        self._prompts = prompts
+        self._length = sum(_lengths(segments, text_tokens))
+        # For every tokenizer there is: its name, its first position, and its positions' characters of the prompt.
+        self._placed: list[tuple[str, int, list[tuple[int, int]]]] = []
+        first = 0
+        for segment, length in zip(segments, _lengths(segments, text_tokens), strict=True):
+            for name in segment.tokenizers:
+                if name not in tokenizers:
+                    raise InputError(
+                        f"The bundle's text comes from {name!r}, but the pipeline has "
+                        f"{', '.join(tokenizers) or 'no tokenizer'}: use a pipeline of the bundle's family, or give "
+                        "None for a tokenizer it was loaded without."
+                    )
+                if tokenizers[name] is not None:
+                    offsets = _offsets(prompts[name], tokenizers[name], name, segment, length)
+                    self._placed.append((name, first, offsets))
+            first += length
 
-    weights = [0.0] * sum(_lengths(segments, text_tokens))
-    for name, first, offsets in _placed(lambda name: words_of(name).prompt, tokenizers, segments, text_tokens):
-        words = words_of(name)
-        of_character = [0.0] * len(words.prompt)
-        for (start, end), weight in zip(words.spans, words.weights, strict=True):
-            of_character[start:end] = [weight] * (end - start)
-        for place, (start, end) in enumerate(offsets, first):
-            weights[place] = max(weights[place], max(of_character[start:end], default=0.0))
-    return torch.tensor(weights, dtype=torch.float32)
+    def weights(self, words: Mapping[str, WordWeights]) -> torch.Tensor:
+        """α [M] fp32 of the text positions, on the CPU, by the words' weights.
+
+        A position weighs as much as the heaviest word its token has a character of; begin, end and padding weigh 0.
+        Where the tokenizers of one segment disagree, the larger weight holds.
+
+        Args:
+            words: by tokenizer.
+        """
+        import torch
+
+        weights = [0.0] * self._length
+        for name, first, offsets in self._placed:
+            own = words[name]
+            of_character = [0.0] * len(own.prompt)
+            for (start, end), weight in zip(own.spans, own.weights, strict=True):
+                of_character[start:end] = [weight] * (end - start)
+            for place, (start, end) in enumerate(offsets, first):
+                weights[place] = max(weights[place], max(of_character[start:end], default=0.0))
+        return torch.tensor(weights, dtype=torch.float32)
+
+    def content(self) -> torch.Tensor:
+        """1 at every text position that a character of its prompt is behind, 0 at begin, end and padding: [M] fp32."""
+        import torch
+
+        weights = [0.0] * self._length
+        for _, first, offsets in self._placed:
+            for place, (start, end) in enumerate(offsets, first):
+                weights[place] = max(weights[place], float(start < end))
+        return torch.tensor(weights, dtype=torch.float32)
+
+    def read(self) -> dict[str, frozenset[int]]:
+        """By prompt, the places of the characters that any encoder reads: those behind a truncation aren't."""
+        read: dict[str, set[int]] = {prompt: set() for prompt in self._prompts.values()}
+        for name, _, offsets in self._placed:
+            for start, end in offsets:
+                read[self._prompts[name]].update(range(start, end))
+        return {prompt: frozenset(places) for prompt, places in read.items()}
 
 
-def content_weights(
-    prompts: Mapping[str, str],
+def token_weights(
+    words: WordWeights | Mapping[str, WordWeights],
     tokenizers: Mapping[str, Any],
     segments: Sequence[TextSegment],
     text_tokens: int | None = None,
 ) -> torch.Tensor:
-    """1 at every text position that a character of its prompt is behind, 0 at begin, end and padding: [M] fp32.
+    """α [M] of one prompt's text positions; see `PlacedText.weights`.
 
-    Args as for `token_weights`, which raises the same; `prompts` by tokenizer.
+    Args:
+        words: the prompt's weights, or one for each tokenizer where they are given different prompts.
+        tokenizers, segments, text_tokens: as for `PlacedText`, which raises the same.
     """
-    import torch
-
-    weights = torch.zeros(sum(_lengths(segments, text_tokens)))
-    for _, first, offsets in _placed(prompts.__getitem__, tokenizers, segments, text_tokens):
-        for place, (start, end) in enumerate(offsets, first):
-            weights[place] = max(weights[place].item(), float(start < end))
-    return weights
-
-
-def characters_read(
-    prompts: Mapping[str, str],
-    tokenizers: Mapping[str, Any],
-    segments: Sequence[TextSegment],
-    text_tokens: int | None = None,
-) -> dict[str, frozenset[int]]:
-    """By prompt, the places of the characters that any encoder reads: those behind a truncation aren't.
-
-    Args as for `token_weights`, which raises the same; `prompts` by tokenizer.
-    """
-    read: dict[str, set[int]] = {prompt: set() for prompt in prompts.values()}
-    for name, _, offsets in _placed(prompts.__getitem__, tokenizers, segments, text_tokens):
-        for start, end in offsets:
-            read[prompts[name]].update(range(start, end))
-    return {prompt: frozenset(places) for prompt, places in read.items()}
-
-
-def _placed(
-    prompt_of: Callable[[str], str],
-    tokenizers: Mapping[str, Any],
-    segments: Sequence[TextSegment],
-    text_tokens: int | None,
-) -> Iterator[tuple[str, int, list[tuple[int, int]]]]:
-    """For every tokenizer there is: its name, its first position, and its positions' characters of the prompt."""
-    first = 0
-    for segment, length in zip(segments, _lengths(segments, text_tokens), strict=True):
-        for name in segment.tokenizers:
-            if name not in tokenizers:
-                raise InputError(
-                    f"The bundle's text comes from {name!r}, but the pipeline has "
-                    f"{', '.join(tokenizers) or 'no tokenizer'}: use a pipeline of the bundle's family, or give None "
-                    "for a tokenizer it was loaded without."
-                )
-            if tokenizers[name] is not None:
-                yield name, first, _offsets(prompt_of(name), tokenizers[name], name, segment, length)
-        first += length
+    of = {name: words if isinstance(words, WordWeights) else words[name] for s in segments for name in s.tokenizers}
+    prompts = {name: own.prompt for name, own in of.items()}
+    return PlacedText(prompts, tokenizers, segments, text_tokens).weights(of)
 
 
 def cut_words(prompt: str, tokenizer: Any, segment: TextSegment) -> str:

@@ -67,10 +67,16 @@ class _Text:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor], halves: Sequence[str]) -> None:
+        self._whole = [(tensor, _version(tensor)) for tensor in tensors]
         self._parts = {
             half: [(part, _version(tensor)) for tensor in tensors for part in [tensor.chunk(len(halves))[k]]]
             for k, half in enumerate(halves)
         }
+
+    def is_of(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the very tensors, not written to since: nearly always, and asked at every step."""
+        before = zip(self._whole, tensors, strict=True)
+        return all(own is now and version == _version(now) for (own, version), now in before)
 
     def same(self, other: _Text) -> bool:
         """Whether the halves both have are unchanged. Waits for the device where they lie elsewhere in memory."""
@@ -105,7 +111,6 @@ class RunTracker:
         self._arguments = Arguments(manifest)
         self._prompts = PromptWeights(manifest)
         self._denoiser = Denoiser(session, manifest.latents, manifest.bucket_fractions, manifest.call.guidance)
-        self._noisy: dict[str, bool] = {}
         self._timesteps: Any = None  # the scheduler's, of the current run
         self._seen: dict[str, int] | None = None  # branch to its last step, while a run is under way
         self._texts: dict[str, _Text] = {}
@@ -180,7 +185,10 @@ class RunTracker:
         order = (UNCONDITIONAL, CONDITIONAL) if self._layout == "uncond_cond" else (CONDITIONAL, UNCONDITIONAL)
         names = (self._contract.text_input, "pooled_projections")
         tensors = [call.conditioning[name] for name in names if name in call.conditioning]
-        now, before = _Text(tensors, order if paired else (branch,)), self._texts.get(branch)
+        before = self._texts.get(branch)
+        if before is not None and before.is_of(tensors):
+            return
+        now = _Text(tensors, order if paired else (branch,))
         if before is not None and not before.same(now):
             if branch == CONDITIONAL:
                 self._begin_again(caller, call, i)
@@ -214,7 +222,8 @@ class RunTracker:
             self._note(f"policy {policy.name} can't plan {steps} steps ({error}) The run is dense")
             policy = Dense()
             plan = policy.plan(steps, *buckets)
-        if relies_on_the_solver(policy, plan) and self._adds_noise(caller):
+        options = {"eta": caller.given.get("eta") or 0.0}
+        if relies_on_the_solver(policy, plan) and adds_noise(caller.pipe.scheduler, options):
             reason = (
                 f"{type(caller.pipe.scheduler).__name__} adds noise between steps as it is set, and policy "
                 f"{policy.name} carries predictions from one step to another, which would end in noise"
@@ -274,13 +283,6 @@ class RunTracker:
                 self._paired = rows
             guided = self._settings.guided and rows == self._paired
         return guided
-
-    def _adds_noise(self, caller: Caller) -> bool:
-        scheduler, options = caller.pipe.scheduler, {"eta": caller.given.get("eta") or 0.0}
-        key = f"{type(scheduler)} {getattr(scheduler, 'config', None)} {options}"
-        if key not in self._noisy:
-            self._noisy[key] = adds_noise(scheduler, options)
-        return self._noisy[key]
 
     def _note(self, note: str) -> None:
         """Say what is otherwise than asked for: in the report, and once in the log."""
