@@ -39,6 +39,10 @@ _ONNX = "focus_step.onnx"
 _ENGINE_RECORD = "engine.json"
 # A CPU verifies about 50 GFLOP/s of focus steps; above this, verification is left to `verify`.
 _VERIFY_FLOPS = 2e12
+_ON_CPU = (
+    "compared on a CPU, which computes inside in float32: where a GPU would overflow can't be seen there; "
+    "run accelaes-export verify on the GPU"
+)
 
 
 def build(
@@ -316,6 +320,9 @@ def _verified(plan: BuildPlan, manifest: Manifest, stages: Sequence[Path], progr
             f"The engine's bucket n = {failed[0].bucket} differs from the {failed[0].reference} by {failed[0].errors} "
             f"in {plan.contract.dtype}; nothing was written."
         )
+    if plan.contract.dtype != "fp32" and "cuda" in plan.targets and all(result.device == "cpu" for result in parity):
+        record = manifest.backend.model_copy(update={"notes": (*manifest.backend.notes, _ON_CPU)})
+        manifest = manifest.model_copy(update={"backend": record})
     return manifest.model_copy(update={"parity": parity, "measured_on": machine()})
 
 

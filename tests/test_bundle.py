@@ -71,6 +71,65 @@ class TestOpening:
         with pytest.raises(BundleError, match="family"):
             open_bundle(bundle.path)
 
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda data: data["text"].clear(), "text entries have 0 positions, and its contract 6"),
+            (lambda data: data["text"].append(data["text"][0]), "text entries have 12 positions"),
+            (lambda data: data["text"][0]["tokenizers"].clear(), "no tokenizer"),
+            (lambda data: data["contract"]["cache"].pop(), "takes cache.1.v_bg, which is not in the cache"),
+            (lambda data: data["contract"]["cache"][0].update(head_dim=5), "cache.0.k isn't as the engine has it"),
+            (lambda data: data["contract"]["cache"][0].update(head_dim=10**30), "head_dim"),
+            (lambda data: data["contract"]["inputs"].pop(2), "no tensor encoder_hidden_states"),
+            (lambda data: data["contract"]["inputs"].append(data["contract"]["inputs"][0]), "is there twice"),
+            (lambda data: data["contract"]["inputs"][0].update(optional=True), "may be left out, and is no mask"),
+            (lambda data: data["latents"].update(channels=5), "its latents are"),
+            (lambda data: data["latents"].update(height=0), "latents.height"),
+            (lambda data: data["bucket_fractions"].__setitem__(0, 0.9), "bucket 0.9 of 16 tokens has 4"),
+            (lambda data: data["bucket_flops"].pop("4"), "FLOPs are counted for"),
+            (lambda data: data.update(affinity_layers=[7]), "of 2"),
+            (lambda data: data["call"]["guidance"].update(layout="none"), "guidance is none"),
+            (lambda data: data["call"].update(signature=["timestep"]), "call begins with timestep"),
+            (lambda data: data["call"].update(pipelines=[]), "serves no pipeline"),
+            (lambda data: data.update(recipe={"text": []}), "text was asked for"),
+            (lambda data: data.update(recipe={"token_scorer": "clip"}), "token_scorer was asked for as clip"),
+            (lambda data: data.update(schema_version=True), "no schema_version"),
+            (lambda data: data["files"]["engine.onnx"].update(sha256="x"), "sha256"),
+            (lambda data: data["defaults"].update(steps=10**6), "defaults.steps"),
+            (lambda data: data.update(model="\ud800"), "is not JSON"),
+        ],
+    )
+    def test_what_a_manifest_says_twice_must_agree(
+        self, bundle: Bundle, change: Callable[[dict[str, Any]], object], said: str
+    ) -> None:
+        edit(bundle, change)
+        with pytest.raises(BundleError, match=said):
+            open_bundle(bundle.path)
+
+    def test_files_of_the_hubs_cache_are_links_to_blobs_and_no_other_links_are_followed(
+        self, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        repository = tmp_path / "models--me--mine"
+        snapshot, blobs = repository / "snapshots/0123/engines", repository / "blobs"
+        blobs.mkdir(parents=True)
+        for path in (path for path in bundle.path.rglob("*") if path.is_file()):
+            link, blob = snapshot / path.relative_to(bundle.path), blobs / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(path.read_bytes())
+            link.symlink_to(os.path.relpath(blob, link.parent))
+        open_bundle(snapshot).check()
+        engine = snapshot / "engine.onnx"
+        engine.unlink()
+        engine.symlink_to(bundle.path / "engine.onnx")
+        with pytest.raises(BundleError, match="symbolic link"):
+            open_bundle(snapshot)
+
+    def test_a_pipe_in_place_of_the_manifest_is_not_waited_for(self, bundle: Bundle) -> None:
+        (bundle.path / "manifest.json").unlink()
+        os.mkfifo(bundle.path / "manifest.json")
+        with pytest.raises(BundleError, match="not a regular file"):
+            open_bundle(bundle.path)
+
     def test_a_missing_file_is_named(self, bundle: Bundle) -> None:
         (bundle.path / "engine.onnx").unlink()
         with pytest.raises(BundleError, match=r"lacks engine\.onnx"):

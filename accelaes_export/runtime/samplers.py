@@ -31,7 +31,8 @@ def adds_noise(scheduler: Any, options: Mapping[str, Any] | None = None) -> bool
         config = json.dumps(dict(scheduler.config), sort_keys=True)
     except (AttributeError, TypeError):  # it has none, or one with arrays in it
         return _tried(scheduler, options or {})
-    return _tried_before(type(scheduler), config, tuple(sorted((options or {}).items())))
+    kind: Any = type(scheduler)
+    return _tried_before(kind, config, tuple(sorted((options or {}).items())))
 
 
 @lru_cache(maxsize=64)  # takes as long as a step or two of a small model, and every run asks

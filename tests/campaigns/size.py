@@ -1,4 +1,4 @@
-"""How long a campaign goes on: a sample of half a minute in every test run, or the whole (make campaigns)."""
+"""How long a campaign goes on: a sample of some seconds in every test run, or the whole (make campaigns)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 WHOLE = os.environ.get("ACCELAES_CAMPAIGN") == "whole"
-SECONDS = 30.0
+SECONDS = 15.0
 
 
 def attempts(count: int) -> Iterator[random.Random]:
