@@ -25,7 +25,7 @@ from accelaes_export.errors import BuildError, BundleError, InputError, OtherDev
 from accelaes_export.fingerprint import FINGERPRINT, fingerprint
 from accelaes_export.manifest import Manifest
 from accelaes_export.memory import drop_weights, release
-from accelaes_export.options import parse_buckets, parse_ranges, parse_targets
+from accelaes_export.options import parse_buckets, parse_ranges, parse_targets, require_seed
 from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.resources import Needs, require
@@ -106,6 +106,7 @@ def build(
         BuildError: a stage failed; finished stages are kept, the output is as it was.
     """
     progress = progress or Silent()
+    require_seed(seed)
     key = None if sign is None else signing_key(sign)
     if random_weights and (checkpoint is not None or variant is not None):
         raise InputError(

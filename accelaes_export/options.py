@@ -12,6 +12,7 @@ from typing import Any
 
 from accelaes_export.errors import InputError
 
+_LARGEST_GUIDANCE = 1e4  # beyond, half precision overflows whatever is guided
 _TARGET_WORDS = ("cpu", "cuda", "native", "x86-64-v3")
 _COMPILING = {
     "autotune": ("autotune", True),
@@ -127,6 +128,18 @@ def parse_counts(option: str, given: str, least: int = 1) -> tuple[int, ...]:
         if not (re.fullmatch("[0-9]{1,9}", item) and int(item) >= least):
             raise InputError(f"{option} has {item!r}; give whole numbers from {least} up, such as 1,2,4.")
     return tuple(map(int, items))
+
+
+def require_seed(seed: object) -> None:
+    """InputError unless `seed` is one that every generator takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InputError("The seed is no whole number from 0 to 2^63 - 1; give one of them.")
+
+
+def require_guidance(scale: object) -> None:
+    """InputError unless `scale` is a number that a prediction can be multiplied with."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < _LARGEST_GUIDANCE:
+        raise InputError(f"The guidance scale is {scale!r}; give a number such as 4.5, below {_LARGEST_GUIDANCE:g}.")
 
 
 def parse_names(option: str, given: str) -> tuple[str, ...]:

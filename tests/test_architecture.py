@@ -39,7 +39,7 @@ ALLOWED = {
     "bundle_writing": {"bundle", "errors", "given_files", "hashing", "manifest"}
     | {"own_bundles", "replacing", "signing", "user_files"},
     "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "fingerprint", "given_files", "manifest"}
-    | {"user_files", "patches", "policies", "recipes", "runtime"},
+    | {"options", "user_files", "patches", "policies", "recipes", "runtime"},
     "example_inputs": {"contract", "dtypes"},
     "profiling": {"backends", "bundle", "contract", "dtypes", "errors", "example_inputs", "manifest"}
     | {"policies", "profiling", "progress", "runtime"}

@@ -24,6 +24,7 @@ from accelaes_export.user_files import NO_SPACE
 
 _COMPUTING = {"build", "verify", "run", "profile", "evaluate"}
 VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "doctor")
+_LONGEST_WORD = 500  # of a message: what somebody gave may be a number of 5,000 digits
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -64,7 +65,8 @@ def _fail(error: BaseException) -> NoReturn:
     message, code = _described(error)
     if os.environ.get("ACCELAES_DEBUG"):
         traceback.print_exc()
-    click.echo(f"{click.style('error:', fg='red')} {' '.join(message.split())}", err=True)
+    words = (word if len(word) <= _LONGEST_WORD else f"{word[:40]}…" for word in message.split())
+    click.echo(f"{click.style('error:', fg='red')} {' '.join(words)}", err=True)
     sys.exit(code)
 
 

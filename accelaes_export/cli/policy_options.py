@@ -55,7 +55,7 @@ def parsed_options(given: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"Policy option {name} is given twice; give it once.")
         try:
             options[name] = None if value.strip().lower() == "none" else yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date or number that can't be one
             raise InputError(f"Policy option {name} is {value!r}, which can't be read; write it as in YAML.") from None
     return options
 

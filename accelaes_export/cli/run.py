@@ -114,6 +114,7 @@ def command(
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
+    from accelaes_export.options import require_guidance, require_seed
     from accelaes_export.user_files import check_writable
 
     # Everything that can be wrong with the request is found before the models are loaded.
@@ -122,6 +123,9 @@ def command(
     for path in (output, mask_out):
         run_report.require_picture_path(path, video=manifest.latents.moves)
     check_writable(output, mask_out, trace)
+    guidance = manifest.defaults.guidance if guidance is None else guidance
+    require_guidance(guidance)
+    require_seed(seed)
     chosen = chosen_policy(
         manifest,
         policy,
@@ -155,7 +159,7 @@ def command(
             prompt,
             policy=chosen,
             steps=T,
-            guidance=manifest.defaults.guidance if guidance is None else guidance,
+            guidance=guidance,
             seed=seed,
             negative_prompt=negative_prompt,
             pipe=pipe,

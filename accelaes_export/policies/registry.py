@@ -73,6 +73,11 @@ def _check_options(what: str, kind: type[Any], options: Mapping[str, Any]) -> No
         if option not in allowed:
             listed = f"allowed are {', '.join(allowed)}" if allowed else "it takes none"
             raise InputError(f"{what} has no option {option!r}; {listed}: leave it out or correct its name.")
+        value = options[option]
+        if any(
+            isinstance(one, int) and one.bit_length() > 63 for one in (value if isinstance(value, list) else [value])
+        ):
+            raise InputError(f"{what} was given a number for {option} that is beyond all bounds; give a smaller one.")
     for option, field in allowed.items():
         if field.default is MISSING and option not in options:
             raise InputError(f"{what} lacks {option!r}; it needs a value: add it.")

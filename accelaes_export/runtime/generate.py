@@ -12,6 +12,7 @@ from accelaes_export.bundle import Bundle
 from accelaes_export.dtypes import dtype_argument
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.given_files import require_plain_files
+from accelaes_export.options import require_guidance, require_seed
 from accelaes_export.policies.base import Policy
 from accelaes_export.recipes import SHIPPED, shipped_folder
 from accelaes_export.runtime.pipeline import accelerate
@@ -133,6 +134,8 @@ def generate(
     if not prompt.strip():
         raise InputError("The prompt is empty; say what the picture shows.")
     guidance = manifest.defaults.guidance if guidance is None else guidance
+    require_guidance(guidance)
+    require_seed(seed)
     pipe = load_pipeline(bundle, checkpoint) if pipe is None else pipe
     pipe.set_progress_bar_config(disable=True)
     accelerate(pipe, bundle, policy)

@@ -77,7 +77,16 @@ LIKELY = {
     "compiling": ("autotune", "per-bucket", "freezing,no-freezing"),
     "policy": ("dense", "stepcache", "accelaes", "drift", "ras", "fora", "taylorseer", "teacache", "delta-dit"),
     "policies": ("dense,drift", "drift:budget=12", "ras:resets=[0.4,0.7]", "drift:budget=12:", "a:b=c"),
-    "policy_options": ("theta=0.3", "threshold=psnr", "resets=[1,2", "order=2", "ramp=maybe", "spatial_cfg={focus: 2}"),
+    "policy_options": (
+        *("theta=0.3", "threshold=psnr", "resets=[1,2", "order=2", "ramp=maybe", "spatial_cfg={focus: 2}"),
+        *(
+            "theta=2001-13-45",
+            f"theta={'9' * 5000}",
+            f"threshold=0x{'f' * 5000}",
+            "theta=[" + "[" * 2000,
+            "theta=!!set {a}",
+        ),
+    ),
     "plan": ("D" * 28, "DDDD.b.D.b", "D" * 3000, ".b", "D0"),
     "metrics": ("psnr,ssim", "os:system", "a.b.c:d", "psnr,psnr"),
     "against": ("eager", "compile,eager", "cache-dit"),
