@@ -30,6 +30,7 @@ def contradiction(manifest: Manifest) -> str | None:
         _tensors,
         _ranges,
         _text,
+        _source,
         _call,
         _recipe,
     )
@@ -135,6 +136,12 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
                 yield f"{spec.name} is {spec.dtype} in an engine of {contract.dtype}"
     if (AFFINITY in manifest.contract.has) != bool(manifest.affinity_layers):
         yield f"affinity comes from the blocks {manifest.affinity_layers}, and the engine has it or not"
+
+
+def _source(manifest: Manifest) -> Iterator[str]:
+    source = manifest.source
+    if (source.kind == "random") != (source.seed is not None):
+        yield f"its weights are of the kind {source.kind}, and their seed is {source.seed}"
 
 
 def _call(manifest: Manifest) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones import Backbone, backbone
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
+from accelaes_export.backbones.other_kinds import refuse_config
 from accelaes_export.backends import backend
 from accelaes_export.bundle import Bundle
 from accelaes_export.contract import AFFINITY, OBSERVED_INDEX, GraphContract
@@ -73,6 +74,7 @@ def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: Build
 def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:
     """The diffusers transformer a bundle was built from, in the bundle's dtype; InputError if its weights differ."""
     adapter, dtype = backbone(manifest.family), manifest.contract.dtype
+    refuse_config(Path("The bundle's manifest"), manifest.transformer_config)
     if manifest.source.kind == "random":
         assert manifest.source.seed is not None
         return random_transformer(adapter, manifest.transformer_config, dtype, manifest.source.seed)

@@ -57,6 +57,13 @@ def test_what_an_interrupted_removal_left_is_neither_whole_nor_in_the_way(store,
     assert store.make("onnx", "k", write("new")) == store.find("onnx", "k")
 
 
+def test_a_pipe_in_a_stage_is_not_waited_for(store):
+    made = store.make("onnx", "k", write("one"))
+    (made / "file").unlink()
+    os.mkfifo(made / "file")
+    assert store.find("onnx", "k") is None and not made.exists()
+
+
 def test_a_spoilt_stage_is_gone_at_once_though_its_removal_takes_long(store, monkeypatch):
     made = store.make("onnx", "k", write("one"))
     (made / "file").write_text("two")

@@ -93,6 +93,10 @@ def command(
     quiet_libraries()
     measured = profile(opened, request, TerminalProgress(progress_lines()))
     report, written = measured.report, []
+    # Shown first: should a file fail after all, the figures aren't lost.
+    console = results()
+    for part in profile_tables.everything(report, manifest, kernels=kernels):
+        console.print(part, soft_wrap=isinstance(part, str))
     if as_json is not None:
         write_whole(as_json, report.model_dump_json(indent=1) + "\n")
         written.append(as_json)
@@ -107,8 +111,5 @@ def command(
         about = {"bundle": str(bundle), "created": report.created, "created_by": report.created_by}
         write_whole(trace, chrome_trace(measured.spans, about))
         written.append(trace)
-    console = results()
-    for part in profile_tables.everything(report, manifest, kernels=kernels):
-        console.print(part, soft_wrap=isinstance(part, str))
     if written:
         console.print(f"Wrote {', '.join(map(str, written))}", soft_wrap=True)

@@ -141,7 +141,8 @@ class Denoiser:
 
     def _count_nonfinite(self, i: int, result: torch.Tensor) -> None:
         """Count the numbers that are none, on the device; a GPU is asked for them with the report."""
-        if result.device.type == "cpu" and math.isfinite(result.sum()):  # in one pass, as nothing has to be waited for
+        # In one pass on the host, whose numbers aren't waited for (numpy, as torch's own way counts as waiting).
+        if result.device.type == "cpu" and math.isfinite(result.sum(dtype=torch.float32).numpy()):
             return
         count = torch.isfinite(result).logical_not_().sum()
         self._nonfinite.append((i, count))
