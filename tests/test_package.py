@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -111,3 +112,18 @@ def test_cli_py_is_the_same_command() -> None:
         [sys.executable, "cli.py", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert finished.stdout.strip() == f"accelaes-export {accelaes_export.__version__}"
+
+
+def test_the_oldest_versions_that_are_declared_are_those_that_are_tried() -> None:
+    """`make test-minimum` installs constraints-minimum.txt; torch's oldest is tried by hand."""
+
+    def versions(text: str, pattern: str) -> dict[str, list[int]]:
+        found = {name: [int(part) for part in number.split(".")] for name, number in re.findall(pattern, text, re.M)}
+        return {name: [*parts, 0, 0][:3] for name, parts in found.items()}
+
+    declared = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2]
+    own, _, extras = declared.partition("]\n")
+    bounds = versions(own, r'"([\w-]+)>=([\d.]+)"')
+    bounds |= {"onnxruntime": versions(extras, r'"(onnxruntime)>=([\d.]+)"')["onnxruntime"]}
+    del bounds["torch"]
+    assert versions((ROOT / "constraints-minimum.txt").read_text(), r"^([\w-]+)==([\d.]+)$") == bounds

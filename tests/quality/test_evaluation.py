@@ -236,7 +236,8 @@ def test_what_can_not_be_asked_for_is_one_sentence(changes: dict[str, Any], said
 
 
 def test_a_bundle_of_random_weights_has_no_pictures_to_compare(tmp_path: Path) -> None:
-    bundle = write_fake_bundle(tmp_path / "random", source=Source(kind="random", location="random", weights_sha256="0", seed=0))
+    source = Source(kind="random", location="random", weights_sha256="0", seed=0)
+    bundle = write_fake_bundle(tmp_path / "random", source=source)
     with pytest.raises(InputError, match="random weights"):
         evaluate(bundle, REQUEST, tmp_path / "ev")
     assert not (tmp_path / "ev").exists()
