@@ -321,7 +321,8 @@ def _verified(plan: BuildPlan, manifest: Manifest, stages: Sequence[Path], progr
             f"The engine's bucket n = {failed[0].bucket} differs from the {failed[0].reference} by {failed[0].errors} "
             f"in {plan.contract.dtype}; nothing was written."
         )
-    if plan.contract.dtype != "fp32" and "cuda" in plan.targets and all(result.device == "cpu" for result in parity):
+    anywhere = plan.engine.reads == "onnx"  # a graph that isn't compiled for one kind of device
+    if plan.contract.dtype != "fp32" and anywhere and all(result.device == "cpu" for result in parity):
         record = manifest.backend.model_copy(update={"notes": (*manifest.backend.notes, _ON_CPU)})
         manifest = manifest.model_copy(update={"backend": record})
     return manifest.model_copy(update={"parity": parity, "measured_on": machine()})
