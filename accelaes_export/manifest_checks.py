@@ -110,7 +110,8 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (contract.inputs, contract.outputs))
         if len(inputs) != len(contract.inputs) or len(outputs) != len(contract.outputs):
             yield "a tensor is there twice"
-        required = (HIDDEN_STATES, TIMESTEP, FOCUS_INDEX, *contract.conditioning)
+        focus = (FOCUS_INDEX,) if contract.without is None else ()  # without some blocks all tokens are computed
+        required = (HIDDEN_STATES, TIMESTEP, *focus, *contract.conditioning)
         missing = [name for name in required if name not in inputs]
         missing += [name for name in (FOCUS_PREDICTION,) if name not in outputs]
         if missing:
@@ -118,7 +119,8 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
             return
         if inputs[HIDDEN_STATES].shape != ("B", *manifest.latents.shape):
             yield f"its latents are {manifest.latents.shape}, and the engine takes {inputs[HIDDEN_STATES].shape[1:]}"
-        if outputs[FOCUS_PREDICTION].shape != ("B", "n", manifest.latents.token_width):
+        computed = "n" if contract.without is None else contract.tokens
+        if outputs[FOCUS_PREDICTION].shape != ("B", computed, manifest.latents.token_width):
             yield f"a token has {manifest.latents.token_width} numbers, and the engine gives others"
         for entry in contract.cache:
             given, fresh = inputs.get(f"{entry.name}_bg"), outputs.get(entry.name)

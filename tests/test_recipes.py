@@ -63,7 +63,10 @@ class TestValidation:
             ({"resolution": 1024}, "two whole numbers"),
             ({"form": "tokens"}, "form"),
             ({"frames": 0}, "frames"),
-            ({"text": [{"tokenizers": ["tokenizer"], "length": 0}]}, "length above 0"),
+            (
+                {"text": [{"tokenizers": ["tokenizer"], "length": 0}]},
+                "length: input should be greater than or equal to 1",
+            ),
             ({"policy": {"name": "accelaes", "ratio": 1}}, "policy.ratio"),
         ],
     )

@@ -62,17 +62,20 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint):
+def built(checkpoint, name, **options):
     recipe = recipes.load("flux-dev").override(
         vae_scale=2, text=[{"tokenizers": ["tokenizer_2"], "length": 24}], steps=8, policy={"name": "stepcache"}
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "load", lambda _: recipe)
         return ax.build(
-            checkpoint, model="flux-dev", output=checkpoint.parent / "bundle", dtype="fp32", resolution=(HEIGHT, WIDTH),
-            affinity_layers=1,
-        )  # fmt: skip
+            checkpoint, model="flux-dev", output=checkpoint.parent / name, dtype="fp32", affinity_layers=1, **options
+        )
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint):
+    return built(checkpoint, "bundle", resolution=(HEIGHT, WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,18 @@ def test_stepcache_and_accelaes_run_their_plans(pipe, bundle):
         assert [record.kind for record in report.steps] == [step.kind for step in report.plan]
         assert str(report.plan) == plan
     assert report.focus_index.shape == (1, 24)
+
+
+def test_packed_pictures_on_their_side_run_on_the_bundle_of_their_side(pipe, bundle, checkpoint):
+    lying = built(checkpoint, "lying", resolution=(WIDTH, HEIGHT), buckets="0.5", verify=False)
+    made = {}
+    for one, size in ((bundle, SIZE), (lying, {"height": WIDTH, "width": HEIGHT})):
+        ax.accelerate(pipe, one, Dense())
+        made[one.path] = sample(pipe, **size)
+    ax.accelerate(pipe, [bundle, lying], Dense())  # as many tokens: the position ids tell them apart
+    for one, size in ((lying, {"height": WIDTH, "width": HEIGHT}), (bundle, SIZE)):
+        again = sample(pipe, **size)
+        assert max((a - b).abs().max().item() for a, b in zip(again, made[one.path], strict=True)) == 0
 
 
 def test_words_weigh_at_the_positions_t5_gives_them(pipe, bundle, monkeypatch):
