@@ -36,6 +36,7 @@ def checkout(shapes_bundle, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "engines/built").mkdir()
     (tmp_path / "engines/built/shapes").symlink_to(shapes_bundle.path)
+    (tmp_path / "engines/built/.stages").symlink_to(shapes_bundle.path.parent / ".stages")  # what was traced already
     shutil.copy(ROOT / "benchmarks/results/profile-shapes.json", tmp_path / "shapes.json")
     monkeypatch.chdir(tmp_path)
 
