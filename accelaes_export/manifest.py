@@ -84,6 +84,11 @@ class Latents(_Record):
         pixels = {"height": self.height * self.vae_scale, "width": self.width * self.vae_scale}
         return pixels if self.frames is None else {**pixels, "num_frames": (self.frames - 1) * self.frame_scale + 1}
 
+    @property
+    def asked_for(self) -> str:
+        """`size` as it is written in a call: "height=48, width=48"."""
+        return ", ".join(f"{name}={value}" for name, value in self.size.items())
+
 
 class Guidance(_Record):
     """How the family's pipelines apply classifier-free guidance.

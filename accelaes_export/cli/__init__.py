@@ -54,9 +54,7 @@ class VerbGroup(click.Group):
             except click.exceptions.NoArgsIsHelpError as error:
                 click.echo(error.format_message(), err=True)
                 sys.exit(error.exit_code)
-            except Exception as error:
-                _fail(error)
-            except KeyboardInterrupt as error:
+            except (Exception, KeyboardInterrupt) as error:
                 _fail(error)
 
 

@@ -71,7 +71,7 @@ class Arguments:
         self._text = manifest.contract.text_input
         self._optional = tuple(spec.name for spec in manifest.contract.inputs if spec.optional)
         self._grid = manifest.latents.grid
-        self._size = ", ".join(f"{name}={value}" for name, value in manifest.latents.size.items())
+        self._size = manifest.latents.asked_for
         self._rotations: torch.Tensor | None = None
         self._ids: torch.Tensor | None = None
 

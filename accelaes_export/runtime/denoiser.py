@@ -207,11 +207,10 @@ class Denoiser:
     def _check(self, now: Conditions) -> None:
         given = tuple(now.hidden_states.shape[1:])
         if given != self.latents.shape:
-            size = ", ".join(f"{name}={value}" for name, value in self.latents.size.items())
             raise InputError(
                 f"Latents of shape {given} were given, but this bundle was built for {self.latents.shape}; "
-                f"call the pipeline with {size} (and use_resolution_binning=False where it bins sizes), or build a "
-                "bundle for that size."
+                f"call the pipeline with {self.latents.asked_for} (and use_resolution_binning=False where it bins "
+                "sizes), or build a bundle for that size."
             )
         if now.paired and now.hidden_states.shape[0] % 2:
             raise InputError(f"Guidance needs pairs of rows, but {now.hidden_states.shape[0]} rows were given.")

@@ -161,7 +161,7 @@ class AcceleratedTransformer(torch.nn.Module):
             if is_of_size(one.bundle.manifest, hidden_states, kwargs):
                 self._ids = ids, k
                 return k
-        sizes = "; ".join(_size_of(one.bundle) for one in self.served)
+        sizes = "; ".join(one.bundle.manifest.latents.asked_for for one in self.served)
         raise InputError(
             f"Latents of shape {tuple(hidden_states.shape[1:])} were given, and there are bundles for {sizes}: call "
             "the pipeline with one of these sizes, or build a bundle for this one."
@@ -178,10 +178,6 @@ def _dtype(pipe: Any, original: Any, bundle: Bundle) -> torch.dtype:
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
             return dtype
     return torch_dtype(bundle.manifest.contract.dtype)
-
-
-def _size_of(bundle: Bundle) -> str:
-    return ", ".join(f"{name}={value}" for name, value in bundle.manifest.latents.size.items())
 
 
 def _config(bundle: Bundle) -> Any:
