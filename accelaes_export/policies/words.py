@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
@@ -12,6 +11,7 @@ from typing import Literal, Protocol, get_args
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.anchors import ANCHORS
+from accelaes_export.policies.notation import without_notation
 from accelaes_export.policies.schedule import is_number
 from accelaes_export.policies.stop_words import is_stop_word
 
@@ -46,17 +46,6 @@ class WordScoring:
         if not (is_number(self.threshold) and 0 < self.threshold <= 1):
             raise InputError(f"threshold is {self.threshold!r}; allowed are numbers above 0 and up to 1.")
 
-
-# What people paste around words for other programs: (words:1.3), ((words)), (words)1.3, (words)++, word++, <lora:a:1>.
-# Each is blanked where the pattern's groups are; the innermost first, so that they may be nested.
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
-_NOTATION = (
-    re.compile(r"(<(?:lora|lyco|hypernet|embedding):[^<>]*>)", re.IGNORECASE),
-    re.compile(rf"(\()[^()]*?(:\s*{_NUMBER}\s*\))"),
-    re.compile(rf"(\()[^()]*?(\)(?:{_NUMBER}|\++|-+))"),
-    re.compile(r"(\(\()[^()]*?(\)\))"),
-    re.compile(r"(?<=\w)(\++|--+)(?=[\s,.;)]|$)"),
-)
 
 # Inside a word, between two of its letters: hyphens, apostrophes, underscore, soft hyphen, the zero-width joiners.
 _JOINERS = frozenset("-\u2010\u2011'\u2019_\u00ad\u200c\u200d")
@@ -103,26 +92,6 @@ def split_words(prompt: str) -> tuple[Word, ...]:
         words.append(Word(text, start, end, stop, clause, -1 if stop else phrase))
         after_stop = stop
     return tuple(words)
-
-
-def without_notation(prompt: str) -> str:
-    """`prompt` with blanks in place of the notation of prompt weights, so that every word stays at its place."""
-    while True:
-        plain = prompt
-        for pattern in _NOTATION:
-            plain = pattern.sub(_blanked, plain)
-        if plain == prompt:
-            return plain
-        prompt = plain
-
-
-def _blanked(match: re.Match[str]) -> str:
-    """The match with blanks in place of its groups."""
-    text = match.group()
-    for k in range(1, len(match.groups()) + 1):
-        start, end = (place - match.start() for place in match.span(k))
-        text = text[:start] + " " * (end - start) + text[end:]
-    return text
 
 
 def _spans(prompt: str) -> Iterator[tuple[int, int]]:
