@@ -53,7 +53,7 @@ def accelerate(
             a policy's name or an option that doesn't exist.
         BundleError, MissingComponentError: the bundle's engine can't run on this machine.
     """
-    bundles = (bundle,) if isinstance(bundle, Bundle) else tuple(bundle)
+    bundles = tuple(bundle) if isinstance(bundle, list | tuple) else (bundle,)
     _check_together(bundles)
     manifest = bundles[0].manifest
     if not any(kind.__name__ in manifest.call.pipelines for kind in type(pipe).__mro__):
@@ -143,7 +143,8 @@ def words(pipe: Any, prompts: str | Sequence[str] | None) -> None:
 def _check_together(bundles: Sequence[Bundle]) -> None:
     """InputError unless bundles are of the same weights and sort, and each of another size."""
     if not bundles or not all(isinstance(bundle, Bundle) for bundle in bundles):
-        raise InputError(f"{list(bundles)!r} were given; give a bundle as ax.open returns it, or several.")
+        given = ", ".join(map(repr, bundles)) or "no bundle"
+        raise InputError(f"{given} was given; give a bundle as ax.open(folder) returns it, or a list of them.")
     first, *others = bundles
     for bundle in others:
         for name, own, its in (

@@ -117,6 +117,7 @@ class RunTracker:
         self._thread = 0
         self._paired: int | None = None
         self._notes: tuple[str, ...] = ()
+        self._changed: tuple[int, ...] = ()  # steps that began with another prompt than the one before
         self._mask = MaskWords(None)
 
     def report(self) -> RunReport:
@@ -125,7 +126,7 @@ class RunTracker:
         report.words = self._mask.words
         report.policy = self._run.policy.name
         report.weights = self._weights
-        report.notes = self._notes
+        report.notes = (*self._notes, _changed(self._changed)) if self._changed else self._notes
         return report
 
     def step(self, caller: Caller, branch: str, hidden_states: torch.Tensor, args: Any, kwargs: Any) -> torch.Tensor:
@@ -165,7 +166,7 @@ class RunTracker:
             )
         first = getattr(scheduler, "begin_index", None) or 0
         steps = len(scheduler.timesteps) - first
-        self._texts, self._seen, self._notes = {}, {}, ()
+        self._texts, self._seen, self._notes, self._changed = {}, {}, (), ()
         self._paired = None
         policy, plan = self._runnable(caller, steps)
         policy, plan, self._mask = self._masked(caller, call, policy, plan)
@@ -198,7 +199,9 @@ class RunTracker:
 
     def _begin_again(self, caller: Caller, call: Call, i: int) -> None:
         """Go on with another prompt from step i, densely at first, as the run began: nothing old is kept."""
-        self._note(f"the prompt was changed before step {i}; from there on history, mask and dense beginning are new")
+        if not self._changed:  # in the log once, though it may be at every step
+            _say(_changed((i,)))
+        self._changed = (*self._changed, i)
         run = self._run
         if run.policy.affinity_steps(run.plan):
             policy, plan, self._mask = self._masked(caller, call, run.policy, run.plan, changed=True)
@@ -288,7 +291,7 @@ class RunTracker:
         """Say what is otherwise than asked for: in the report, and once in the log."""
         if note not in self._notes:
             self._notes = (*self._notes, note)
-            logger.warning("%s.", note[0].upper() + note[1:])
+            _say(note)
 
     def _step_index(self, scheduler: Any, branch: str) -> int:
         """Which step this is: the scheduler's own count, or this branch's calls where it keeps none (DDIM)."""
@@ -307,6 +310,16 @@ class RunTracker:
                 "The transformer is called with tensors that require gradients, and an engine has none; call it under "
                 "torch.no_grad(), or ax.restore(pipe) for gradients through the model."
             )
+
+
+def _say(note: str) -> None:
+    logger.warning("%s.", note[0].upper() + note[1:])
+
+
+def _changed(steps: Sequence[int]) -> str:
+    """What a report says of a prompt that was changed before these steps."""
+    listed = ", ".join(map(str, steps))
+    return f"the prompt was changed before step {listed}; from there on history, mask and dense beginning are new"
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -14,7 +14,6 @@ from accelaes_export.policies.words import split_words
 from accelaes_export.runtime.samplers import adds_noise
 from tests.shapes_pipeline import load_shapes
 from tests.shapes_runs import (
-    OPTIONS,
     OTHER,
     PROMPT,
     difference,
@@ -182,69 +181,6 @@ class TestEmbeddings:
         expected = from_embeddings(pipe, given)
         ax.accelerate(pipe, shapes_bundle, Dense())
         assert difference(from_embeddings(pipe, given), expected) < 1e-4
-
-
-class TestAPromptChangedInMidRun:
-    def swap(self, at, given, negative=False):
-        def callback(pipe, i, t, kwargs):
-            if i == at:
-                for name in ("prompt_embeds", "pooled_prompt_embeds"):
-                    kwargs[name] = torch.cat([given[f"negative_{name}"], given[name]])
-            return kwargs
-
-        return callback
-
-    @pytest.mark.parametrize("at", [1, 6])
-    def test_is_followed_from_a_dense_step_on(self, pipe, shapes_bundle, at):
-        first, second = encoded(pipe, PROMPT), encoded(pipe, OTHER)
-        expected = from_embeddings(pipe, first, callback=self.swap(at, second), steps=14)
-        ax.accelerate(pipe, shapes_bundle, AccelAes())
-        first, second = encoded(pipe, PROMPT), encoded(pipe, OTHER)
-        found = from_embeddings(pipe, first, callback=self.swap(at, second), steps=14)
-        report = report_of(pipe)
-        assert [step.kind.name for step in report.steps[at + 1 : at + 7]] == 6 * ["DENSE"], "as at the beginning"
-        assert f"the prompt was changed before step {at + 1}" in report.notes[0]
-        assert report.words[0].prompt == OTHER
-        rms = (found[-1] - expected[-1]).pow(2).mean().sqrt().item()
-        plain = from_embeddings(pipe, second, steps=14)[-1]
-        assert rms < 0.1 * plain.pow(2).mean().sqrt().item()
-
-    def test_dense_follows_it_exactly(self, pipe, shapes_bundle):
-        first, second = encoded(pipe, PROMPT), encoded(pipe, OTHER)
-        expected = from_embeddings(pipe, first, callback=self.swap(3, second))
-        ax.accelerate(pipe, shapes_bundle, Dense())
-        assert difference(from_embeddings(pipe, first, callback=self.swap(3, second)), expected) < 1e-4
-
-    def test_written_over_in_place_is_noticed_too(self, pipe, shapes_bundle):
-        ax.accelerate(pipe, shapes_bundle, StepCache())
-
-        def fade(own, i, t, kwargs):
-            if i == 6:
-                kwargs["prompt_embeds"].mul_(0.5)
-            return kwargs
-
-        from_embeddings(pipe, encoded(pipe, PROMPT), callback=fade)
-        assert "changed before step 7" in report_of(pipe).notes[0]
-
-    def test_encoding_the_next_prompt_meanwhile_disturbs_nothing(self, pipe, shapes_bundle):
-        ax.accelerate(pipe, shapes_bundle, AccelAes())
-        expected = sample(pipe, steps=14)
-
-        def ahead(own, i, t, kwargs):
-            own.encode_prompt(OTHER, None, None, max_sequence_length=8)
-            return kwargs
-
-        found = []
-        pipe(
-            PROMPT,
-            num_inference_steps=14,
-            generator=[torch.Generator().manual_seed(0)],
-            output_type="latent",
-            callback_on_step_end=lambda *given: found.append(given[3]["latents"].clone()) or ahead(*given),
-            **OPTIONS,
-        )
-        assert difference(found, expected) < 1e-5
-        assert report_of(pipe).notes == () and len(report_of(pipe).steps) == 14
 
 
 def test_gradients_are_refused(pipe, shapes_bundle):
