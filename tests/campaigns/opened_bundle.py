@@ -1,0 +1,66 @@
+"""A bundle that is opened and run for one step in a process of its own: what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def open_and_run(folder: Path, verdict: Path) -> None:
+    """Write to `verdict` how opening and one dense step ended: "ran", "refused: ..." or a traceback."""
+    import torch
+
+    from accelaes_export.bundle import open_bundle
+    from accelaes_export.dtypes import torch_dtype
+    from accelaes_export.errors import AccelAesError
+    from accelaes_export.example_inputs import example_inputs
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the readers' own words
+    torch.set_num_threads(1)
+    try:
+        bundle = open_bundle(folder)
+        session = bundle.session()
+        n = session.contract.tokens
+        inputs, sizes = example_inputs(session.contract, n), session.contract.sizes(n)
+        outputs = {
+            spec.name: torch.empty(spec.sized(sizes), dtype=torch_dtype(spec.dtype))
+            for spec in session.contract.outputs
+        }
+        session.run(inputs, outputs)
+    except AccelAesError as error:
+        verdict.write_text(f"refused: {error}")
+    except BaseException:
+        verdict.write_text(traceback.format_exc())
+    else:
+        verdict.write_text("ran")
+
+
+def rehash(folder: Path) -> None:
+    """Give the manifest the hashes and sizes that the files have now, as somebody with bad intent would."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, listed in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        listed |= {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def tiny(folder: Path) -> None:
+    """Build the smallest bundle there is, without a comparison."""
+    from accelaes_export.builder import build
+    from accelaes_export.recipes import load
+    from tests.campaigns.killed_build import TINY
+
+    recipe = load("shapes").model_copy(
+        update={"transformer_config": TINY, "resolution": (16, 16), "buckets": (0.5,), "affinity_blocks": None}
+    )
+    build(model=recipe, random_weights=True, output=folder, verify=False)
+
+
+Damage = Callable[[Path], None]
