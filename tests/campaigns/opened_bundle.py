@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -61,6 +60,3 @@ def tiny(folder: Path) -> None:
         update={"transformer_config": TINY, "resolution": (16, 16), "buckets": (0.5,), "affinity_blocks": None}
     )
     build(model=recipe, random_weights=True, output=folder, verify=False)
-
-
-Damage = Callable[[Path], None]
