@@ -45,7 +45,7 @@ test-thorough: venv
 # The families whose code depends most on other packages' versions, and every verb. Of Qwen-Image the engine against the
 # model: the tests' small text encoder is configured as transformers 5 has it.
 test-minimum: .venv-minimum/.ready
-	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) --dist loadgroup tests/cli tests/test_bundle.py \
+	OMP_NUM_THREADS=1 .venv-minimum/bin/pytest -q -n $(WORKERS) --dist loadgroup tests/cli tests/bundle/test_bundle.py \
 	    tests/runtime/test_flux_pipeline.py \
 	    tests/runtime/test_qwen_image_pipeline.py::test_the_bundle_was_verified_and_its_graph_has_no_complex_numbers_no_float64_and_no_boolean_masks
 

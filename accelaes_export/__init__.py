@@ -36,9 +36,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from accelaes_export import errors, policies
-    from accelaes_export.builder import build
-    from accelaes_export.bundle import Bundle
-    from accelaes_export.bundle import open_bundle as open
+    from accelaes_export.building.builder import build
+    from accelaes_export.bundle.reading import Bundle
+    from accelaes_export.bundle.reading import open_bundle as open
     from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
     from accelaes_export.runtime.pipeline import accelerate, restore, words
 
@@ -51,13 +51,13 @@ _MODULES = frozenset({"errors", "policies"})
 _HOMES = {
     "AccelAesError": ("errors", "AccelAesError"),
     "BuildError": ("errors", "BuildError"),
-    "Bundle": ("bundle", "Bundle"),
+    "Bundle": ("bundle.reading", "Bundle"),
     "BundleError": ("errors", "BundleError"),
     "InputError": ("errors", "InputError"),
     "MissingComponentError": ("errors", "MissingComponentError"),
     "accelerate": ("runtime.pipeline", "accelerate"),
-    "build": ("builder", "build"),
-    "open": ("bundle", "open_bundle"),
+    "build": ("building.builder", "build"),
+    "open": ("bundle.reading", "open_bundle"),
     "restore": ("runtime.pipeline", "restore"),
     "words": ("runtime.pipeline", "words"),
 }

@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from accelaes_export.contract.manifest import BudgetPlan, TextSegment
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import BudgetPlan, TextSegment
 from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges, parse_resolution
 from accelaes_export.policies import Plan
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from accelaes_export import recipes
 from accelaes_export.backbones import backbone
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer
-from accelaes_export.dtypes import torch_dtype
+from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.graph.focus_step import FocusStep, count_flops
 from accelaes_export.graph.tensors import affinity_layers, graph_contract
 from accelaes_export.recipes import BuildRecipe

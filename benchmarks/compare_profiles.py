@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from accelaes_export.profiling.report import ProfileReport, Spread
+from accelaes_export.measure.profiling.report import ProfileReport, Spread
 
 
 def figures(report: ProfileReport) -> Iterator[tuple[str, Spread]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import accelaes_export as ax
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.policies.base import Policy
 from benchmarks.shapes_quality import RandomFocus

@@ -21,17 +21,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from accelaes_export import builder, recipes
+from accelaes_export import recipes
 from accelaes_export.backends import Session
-from accelaes_export.bundle import Bundle
+from accelaes_export.building import builder
+from accelaes_export.building.verification import source_model
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.cli.progress import TerminalProgress
 from accelaes_export.cli.terminal import progress_lines
-from accelaes_export.contract import FOCUS_PREDICTION
-from accelaes_export.example_inputs import example_inputs
-from accelaes_export.profiling import machine
-from accelaes_export.profiling.timing import HostStopwatch, interleaved, ratios, spread
+from accelaes_export.contract.example_inputs import example_inputs
+from accelaes_export.contract.tensors import FOCUS_PREDICTION
+from accelaes_export.measure.profiling import machine
+from accelaes_export.measure.profiling.timing import HostStopwatch, interleaved, ratios, spread
 from accelaes_export.recipes import BuildRecipe
-from accelaes_export.verification import source_model
 
 COMPILED = "torch.compile"
 ENGINES = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
-from accelaes_export.report.chart import Axis, axis
+from accelaes_export.measure.report.chart import Axis, axis
 
 WIDTH, HEIGHT = 900, 560
 LEFT, RIGHT, TOP, BOTTOM = 70, 730, 64, 490  # of the plot

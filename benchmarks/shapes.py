@@ -25,11 +25,11 @@ from rich.progress import track
 
 import accelaes_export as ax
 from accelaes_export.backends.base import Session
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.graph.focus_step import example_inputs
+from accelaes_export.measure.profiling.buckets import step_tensors
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.policies.words import Scope
-from accelaes_export.profiling.buckets import step_tensors
 from accelaes_export.runtime.generate import load_pipeline
 from benchmarks.shapes_quality import RandomFocus, heldout, mask_figures
 from benchmarks.shapes_runs import (
@@ -101,7 +101,7 @@ def engine_step(session: Session, n: int) -> Callable[[], None]:
 
 def eager_model(bundle: Bundle) -> tuple[Any, Any]:
     """The checkpoint's transformer, as it is and compiled."""
-    from accelaes_export.verification import source_model
+    from accelaes_export.building.verification import source_model
 
     model = source_model(bundle.manifest)
     return model, torch.compile(model)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from accelaes_export.manifest import Manifest
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.policies import AccelAes
 from accelaes_export.policies.selection import OneShotMask, top_tokens
 from examples.shapes import judge

@@ -19,9 +19,9 @@ from rich.progress import track
 from rich.table import Table
 
 import accelaes_export as ax
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.measure.profiling import policies
 from accelaes_export.policies.base import Policy
-from accelaes_export.profiling import policies
 from accelaes_export.runtime.generate import load_pipeline
 from benchmarks.shapes_quality import attribute_accuracy, heldout, psnr
 

@@ -4,6 +4,6 @@
     published/PAPER.yaml    what a paper's tables print, to be shown apart from measured figures
     checkpoints/NAME/       a checkpoint that ships with the package, in diffusers format
 
-Code reads them through `accelaes_export.recipes` and `accelaes_export.quality.published`, which find them with
+Code reads them through `accelaes_export.recipes` and `accelaes_export.measure.quality.published`, which find them with
 importlib.resources.
 """

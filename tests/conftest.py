@@ -42,6 +42,6 @@ settings.load_profile("accelaes")
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory):
     """The shipped checkpoint built for ONNX Runtime, once a session."""
-    from accelaes_export.builder import build
+    from accelaes_export.building.builder import build
 
     return build(model="shapes", output=tmp_path_factory.mktemp("bundles") / "shapes")

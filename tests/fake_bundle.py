@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accelaes_export.bundle import Bundle
-from accelaes_export.bundle_writing import write_bundle
-from accelaes_export.contract import CacheEntry, GraphContract, TensorSpec
-from accelaes_export.manifest import (
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.bundle.writing import write_bundle
+from accelaes_export.contract.manifest import (
     BackendRecord,
     Defaults,
     Guidance,
@@ -18,6 +17,7 @@ from accelaes_export.manifest import (
     TextSegment,
     TransformerCall,
 )
+from accelaes_export.contract.tensors import CacheEntry, GraphContract, TensorSpec
 
 ENGINE = bytes(range(256)) * 3
 

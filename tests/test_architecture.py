@@ -1,114 +1,129 @@
-"""Arrows point downwards: who may import whom, read from the source."""
+"""Arrows point downwards: who may import whom, read from the source. docs/architecture.md draws it."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "accelaes_export"
-BUILD_WING = {"build_manifest", "build_plan", "builder", "graph", "backbones", "verification", "stages", "resources"}
 
-# Part of the package: the parts it may import from this package.
-ALLOWED = {
+BELOW_ALL = {"errors"}
+BRIDGE = BELOW_ALL | {"contract", "backends", "bundle"}
+RUN = BRIDGE | {"files", "options", "policies", "recipes"}
+
+# A room of the package: the other rooms it may import. Lower ones first.
+ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "contract": set(),
-    "hashing": set(),
-    "given_files": {"errors"},
-    "user_files": {"errors"},
-    "replacing": set(),
-    "signing": {"errors", "given_files"},
-    "own_bundles": set(),
-    "dtypes": set(),
-    "fingerprint": {"dtypes", "errors", "given_files"},
-    "memory": {"errors"},
-    "stages": {"errors", "given_files", "hashing"},
-    "resources": {"errors", "progress"},
     "progress": set(),
-    "options": {"errors"},
-    "manifest": {"contract"},
-    "manifest_checks": {"contract", "manifest"},
-    "patches": {"manifest"},
-    "policies": {"errors", "policies"},
-    "recipes": {"errors", "manifest", "options", "policies"},
-    "attention_choice": {"backends", "contract", "errors", "plugins"},
-    "backends": {"backends", "contract", "dtypes", "errors", "memory", "plugins"},
-    "bundle": {"backends", "contract", "errors", "given_files", "hashing", "manifest"}
-    | {"manifest_checks", "memory", "own_bundles", "replacing", "signing"},
-    "bundle_writing": {"bundle", "errors", "given_files", "hashing", "manifest"}
-    | {"own_bundles", "replacing", "signing", "user_files"},
-    "runtime": {"backends", "bundle", "contract", "dtypes", "errors", "fingerprint", "given_files", "manifest"}
-    | {"options", "user_files", "patches", "policies", "recipes", "runtime"},
-    "example_inputs": {"contract", "dtypes"},
-    "profiling": {"backends", "bundle", "contract", "dtypes", "errors", "example_inputs", "manifest"}
-    | {"policies", "profiling", "progress", "runtime"}
-    # Peers are the diffusers model itself, which the build wing makes; nothing else of it is touched.
-    | {"verification"},
-    "quality": {"bundle", "errors", "given_files", "manifest", "policies", "profiling", "progress", "quality"}
-    | {"runtime", "user_files"},
-    "report": {"errors", "manifest", "policies", "profiling", "quality", "report", "runtime"},
-    "backbones": {
-        "backbones",
-        "contract",
-        "dtypes",
-        "errors",
-        "given_files",
-        "hashing",
-        "manifest",
-        "plugins",
-        "recipes",
-    },
-    "graph": {"backbones", "contract", "dtypes", "errors", "example_inputs", "graph", "manifest", "plugins"},
-}
+    "options": BELOW_ALL,
+    "memory": BELOW_ALL,
+    "files": BELOW_ALL,
+    "contract": BELOW_ALL | {"files"},
+    "policies": BELOW_ALL,
+    "recipes": BELOW_ALL | {"contract", "options", "policies"},
+    "backends": BELOW_ALL | {"contract", "memory", "plugins"},
+    "bundle": BELOW_ALL | {"files", "contract", "memory", "backends"},
+    "runtime": RUN,
+    "backbones": BELOW_ALL | {"files", "contract", "plugins", "recipes"},
+    "graph": BELOW_ALL | {"contract", "backbones", "plugins"},
+    "building": RUN | {"memory", "progress", "backbones", "graph", "plugins"},
+    "measure/profiling": BRIDGE | {"policies", "progress", "runtime", "building"},
+    "measure/quality": BELOW_ALL | {"files", "contract", "bundle"} | {"policies", "progress", "runtime"}
+    | {"measure/profiling"},
+    "measure/report": BELOW_ALL | {"contract", "policies", "runtime", "measure/profiling", "measure/quality"},
+    "cli": RUN | {"memory", "progress", "runtime", "backbones", "building", "plugins"}
+    | {"measure/profiling", "measure/quality", "measure/report"},
+}  # fmt: skip
+
+# One file of a room that may do what the others may not.
+BUILDS = {"profile.py"}  # of measure/profiling: peers are the diffusers model itself, which verification makes
 
 
-def imported(path: Path) -> set[str]:
-    """Parts of this package that a file imports, at its top or inside functions."""
-    parts = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name, without the package's own."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found.pop("")
+    return found
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str:
+    first, *rest = module.split(".")
+    return f"{first}/{rest[0]}" if first == "measure" and rest else first
+
+
+def imports(path: Path, *, at_the_top: bool = False) -> Iterator[str]:
+    """Modules of this package that a file imports, at its top or inside functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_the_top else ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively; spell the package out"
-            names = [node.module or ""]
-            if node.module == "accelaes_export":
-                names = [f"accelaes_export.{alias.name}" for alias in node.names]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
         for name in names:
             top, _, rest = name.partition(".")
-            if top == "accelaes_export" and rest:
-                parts.add(rest.split(".")[0])
-    return parts - {"__version__"}
+            if top != "accelaes_export" or rest in ("", "__version__"):
+                continue
+            while rest not in MODULES and "." in rest:
+                rest = rest.rpartition(".")[0]
+            yield rest
 
 
-def files_of(part: str) -> list[Path]:
-    folder = PACKAGE / part
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{part}.py"]
+def test_every_room_is_guarded():
+    rooms = {room_of(module) for module in MODULES} - {"measure"}
+    assert rooms == set(ALLOWED)
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_a_part_imports_only_what_lies_below_it(part):
-    files = files_of(part)
-    assert files
-    for path in files:
-        assert imported(path) <= ALLOWED[part], f"{path.name} reaches up"
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_lies_below_it(room):
+    for module, path in MODULES.items():
+        if room_of(module) == room:
+            reached = {room_of(name) for name in imports(path)} - {room}
+            assert reached <= ALLOWED[room], f"{module} reaches up to {sorted(reached - ALLOWED[room])}"
+
+
+def test_rooms_stand_upon_each_other_without_a_circle():
+    order = list(TopologicalSorter(ALLOWED).static_order())
+    assert order.index("errors") < order.index("runtime") < order.index("cli")
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        module: {name for name in imports(path, at_the_top=True) if name in MODULES and name != module}
+        for module, path in MODULES.items()
+    }
+    assert list(TopologicalSorter(graph).static_order())
 
 
 def test_the_run_wing_never_touches_the_build_wing():
-    for part in ("runtime", "policies", "backends", "bundle"):
-        for path in files_of(part):
-            assert not imported(path) & BUILD_WING, path
+    for room in ("runtime", "policies", "backends", "bundle", "contract"):
+        assert not ALLOWED[room] & {"building", "graph", "backbones"}
 
 
 def test_measuring_touches_the_build_wing_in_one_place():
-    touching = {path.name for path in files_of("profiling") if imported(path) & BUILD_WING}
-    assert touching == {"profile.py"}
+    touching = {
+        path.name
+        for module, path in MODULES.items()
+        if room_of(module).startswith("measure") and "building" in {room_of(name) for name in imports(path)}
+    }
+    assert touching == BUILDS
 
 
 def test_plugins_import_nothing_of_the_rest():
     for path in (PACKAGE.parent / "plugins").rglob("*.py"):
-        assert imported(path) <= {"plugins"}, path
+        assert {name.split(".")[0] for name in imports(path)} <= {"plugins"}, path
 
 
 def test_nothing_is_unpickled_anywhere():

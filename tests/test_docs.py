@@ -11,7 +11,7 @@ import pytest
 
 import accelaes_export as ax
 from accelaes_export import policies
-from accelaes_export.quality import published
+from accelaes_export.measure.quality import published
 from benchmarks.policy_tables import tables
 
 ROOT = Path(__file__).parents[1]

@@ -88,8 +88,8 @@ def test_the_wheel_carries_the_published_figures(wheel: zipfile.ZipFile) -> None
 
 
 def test_the_wheel_carries_the_reports_templates(wheel: zipfile.ZipFile) -> None:
-    folder = ROOT / "accelaes_export" / "report" / "templates"
-    files = {f"accelaes_export/report/templates/{path.name}" for path in folder.iterdir()}
+    folder = ROOT / "accelaes_export" / "measure" / "report" / "templates"
+    files = {f"accelaes_export/measure/report/templates/{path.name}" for path in folder.iterdir()}
     assert len(files) == 6 and files <= set(wheel.namelist())
 
 

@@ -9,8 +9,8 @@ import time
 import pytest
 from rich.console import Console
 
+from accelaes_export.cli.peak_memory import PeakMemory
 from accelaes_export.cli.progress import TerminalProgress, readable_size
-from accelaes_export.peak_memory import PeakMemory
 from accelaes_export.progress import Silent
 
 MB = 1_000_000

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 import accelaes_export as ax
 from accelaes_export import recipes
 from accelaes_export.cli.policy_options import labelled_policies
+from accelaes_export.contract.manifest import SCHEMA_VERSION, BudgetPlan
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import SCHEMA_VERSION, BudgetPlan
+from accelaes_export.measure.quality.request import possible_policies
 from accelaes_export.policies import Drift, Policy, for_model
-from accelaes_export.quality.request import possible_policies
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.runtime.policy_choice import policy_for
 from tests.fake_bundle import fake_manifest, write_fake_bundle

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from accelaes_export.example_inputs import example_inputs
+from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.engine_calls import Conditions
 from tests.eager_session import EagerSession

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.base import Backbone
 from accelaes_export.backbones.other_kinds import refuse_config, refuse_file, refuse_folder, refuse_tensors
 from accelaes_export.backbones.weights import hollow_transformer, random_weights
-from accelaes_export.dtypes import dtype_argument, torch_dtype
+from accelaes_export.contract.dtypes import dtype_argument, torch_dtype
+from accelaes_export.contract.manifest import Source
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
-from accelaes_export.given_files import parse_json, read_given
-from accelaes_export.hashing import sha256_of
-from accelaes_export.manifest import Source
+from accelaes_export.files.hashing import sha256_of
+from accelaes_export.files.reading import parse_json, read_given
 from accelaes_export.recipes import SHIPPED, shipped_folder
 
 if TYPE_CHECKING:

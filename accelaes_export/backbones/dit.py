@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Focus
 from accelaes_export.backbones.basic_blocks import BasicBlocksBackbone
-from accelaes_export.contract import TensorSpec
+from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Guidance, Latents
 
 if TYPE_CHECKING:
     import torch

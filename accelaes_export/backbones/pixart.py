@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import text_bias
 from accelaes_export.backbones.base import Focus
 from accelaes_export.backbones.basic_blocks import BasicBlocksBackbone
-from accelaes_export.contract import TensorSpec
+from accelaes_export.contract.manifest import Guidance
+from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Guidance
 
 if TYPE_CHECKING:
     import torch

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import rotated_pairs, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
-from accelaes_export.contract import TensorSpec
+from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Guidance, Latents
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Backbone
-from accelaes_export.dtypes import torch_dtype
+from accelaes_export.contract.dtypes import torch_dtype
 
 if TYPE_CHECKING:
     import torch

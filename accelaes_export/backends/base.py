@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 
 if TYPE_CHECKING:
     import torch

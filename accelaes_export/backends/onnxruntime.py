@@ -20,7 +20,7 @@ from accelaes_export.backends.base import (
 )
 from accelaes_export.backends.onnx_files import copy_model
 from accelaes_export.backends.tensor_table import TensorTable
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import AccelAesError, BundleError, InputError, MissingComponentError
 from accelaes_export.memory import lacks_memory
 

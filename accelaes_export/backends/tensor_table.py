@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from accelaes_export.contract import OBSERVED_INDEX, GraphContract, TensorSpec
-from accelaes_export.dtypes import torch_dtype
+from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.tensors import OBSERVED_INDEX, GraphContract, TensorSpec
 from accelaes_export.errors import InputError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import click
 from accelaes_export import __version__
 from accelaes_export.cli.process import Streams, require_process
 from accelaes_export.errors import AccelAesError, BuildError, InputError, WriteError
+from accelaes_export.files.writing import NO_SPACE
 from accelaes_export.memory import lacks_memory, require_address_space
-from accelaes_export.user_files import NO_SPACE
 
 _COMPUTING = {"build", "verify", "run", "profile", "evaluate"}
 VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "doctor")

@@ -139,7 +139,7 @@ def command(
         accelaes-export build --model sd3 --checkpoint ./my-sd3 --backend tensorrt-rtx --target sm86,sm120
         accelaes-export build --model sd3 --random-weights --resolution 512x512 --buckets 0.5
     """
-    from accelaes_export import builder
+    from accelaes_export.building import builder
     from accelaes_export.cli.progress import TerminalProgress, readable_size
     from accelaes_export.cli.terminal import progress_lines, results
 

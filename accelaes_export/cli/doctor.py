@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from accelaes_export.diagnosis import Diagnosis
+    from accelaes_export.cli.diagnosis import Diagnosis
 
 
 @click.command("doctor")
@@ -22,7 +22,7 @@ def command(as_json: bool) -> None:
     Example:
         accelaes-export doctor
     """
-    from accelaes_export.diagnosis import diagnose
+    from accelaes_export.cli.diagnosis import diagnose
     from accelaes_export.errors import MissingComponentError
 
     diagnosis = diagnose()

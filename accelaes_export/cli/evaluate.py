@@ -74,16 +74,16 @@ def command(
         accelaes-export evaluate engines/built/shapes --prompts prompts.txt --policies ras,drift:budget=12 --seeds 1
         accelaes-export evaluate engines/built/shapes --prompts prompts.txt --metrics psnr,examples.shapes.metrics:ALL
     """
-    from accelaes_export.bundle import open_bundle
+    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import evaluate_tables
     from accelaes_export.cli.policy_options import labelled_policies
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
+    from accelaes_export.files.writing import check_writable, write_whole
+    from accelaes_export.measure.quality.evaluation import evaluate
+    from accelaes_export.measure.quality.prompts import read_prompts
+    from accelaes_export.measure.quality.request import EvaluationRequest, possible_policies
     from accelaes_export.options import parse_counts, parse_names
-    from accelaes_export.quality.evaluation import evaluate
-    from accelaes_export.quality.prompts import read_prompts
-    from accelaes_export.quality.request import EvaluationRequest, possible_policies
-    from accelaes_export.user_files import check_writable, write_whole
 
     # Everything that can be wrong with the request is found before anything is loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
@@ -113,8 +113,8 @@ def command(
     if as_json is not None:
         write_whole(as_json, report.model_dump_json(indent=1) + "\n")
     if page is not None:
-        from accelaes_export.quality.folder import read_rows
-        from accelaes_export.report.evaluation_page import evaluation_page
+        from accelaes_export.measure.quality.folder import read_rows
+        from accelaes_export.measure.report.evaluation_page import evaluation_page
 
         write_whole(page, evaluation_page(report, tuple(read_rows(output)), output, manifest))
     console = results()

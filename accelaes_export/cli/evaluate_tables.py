@@ -9,10 +9,10 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from accelaes_export.cli.timeline import timeline
-from accelaes_export.manifest import Manifest
+from accelaes_export.contract.manifest import Manifest
+from accelaes_export.measure.quality.published import LABEL, Column, papers_about
+from accelaes_export.measure.quality.report import Interval, MetricAbout, PolicyQuality, QualityReport
 from accelaes_export.policies.plan import Plan
-from accelaes_export.quality.published import LABEL, Column, papers_about
-from accelaes_export.quality.report import Interval, MetricAbout, PolicyQuality, QualityReport
 
 _WIDEST_LABEL = 24
 _BESIDE_COSTS, _BY_THEMSELVES = 4, 7  # metrics a terminal of 120 columns has room for

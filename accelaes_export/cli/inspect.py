@@ -27,7 +27,7 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
         accelaes-export inspect engines/built/shapes --plan 28 --policy accelaes
         accelaes-export inspect engines/built/shapes --json
     """
-    from accelaes_export.bundle import open_bundle
+    from accelaes_export.bundle.reading import open_bundle
 
     opened = open_bundle(bundle, check_hashes=False)
     manifest = opened.manifest

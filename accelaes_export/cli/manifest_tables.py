@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator
 from rich.table import Table
 from rich.text import Text
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.bundle.signing import signer
 from accelaes_export.cli.policy_options import run_steps
 from accelaes_export.cli.progress import readable_size
-from accelaes_export.contract import GraphContract, TensorSpec
+from accelaes_export.contract.manifest import Latents, Manifest, Parity
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Latents, Manifest, Parity
 from accelaes_export.policies import Drift, listed_budgets
 from accelaes_export.runtime.policy_choice import policy_for
-from accelaes_export.signing import signer
 
 
 def overview(bundle: Bundle) -> Table:

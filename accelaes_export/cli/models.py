@@ -19,7 +19,7 @@ def command(as_json: bool) -> None:
     Example:
         accelaes-export models
     """
-    from accelaes_export.catalogue import models
+    from accelaes_export.cli.catalogue import models
 
     entries = models()
     if as_json:

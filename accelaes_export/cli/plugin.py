@@ -37,12 +37,12 @@ def build(arch: str | None, dtype: str | None, head_dim: str | None, jobs: int |
         accelaes-export plugin build --arch sm86,sm120 --head-dim 64
         accelaes-export plugin build -o kernels.cubins
     """
-    from accelaes_export import attention_kernels
+    from accelaes_export.cli import plugin_build
     from accelaes_export.cli.progress import readable_size
     from accelaes_export.cli.terminal import progress_lines, results
 
     lines = progress_lines()
-    pack = attention_kernels.build(
+    pack = plugin_build.build(
         architectures=arch,
         dtypes=dtype,
         head_dims=head_dim,

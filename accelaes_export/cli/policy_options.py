@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Manifest
 from accelaes_export.policies import Plan, Policy, named
 from accelaes_export.policies.schedule import MOST_STEPS
 from accelaes_export.runtime.policy_choice import policy_for

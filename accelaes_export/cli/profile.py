@@ -59,15 +59,15 @@ def command(
         accelaes-export profile engines/built/shapes --batches 1,4 --json shapes.json --trace shapes-trace.json
         accelaes-export profile engines/built/shapes --against eager,compile,diffusers-caches --report page.html
     """
-    from accelaes_export.bundle import open_bundle
+    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import profile_tables
     from accelaes_export.cli.policy_options import chosen_policy
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
+    from accelaes_export.files.writing import check_writable, write_whole
+    from accelaes_export.measure.profiling.profile import profile
+    from accelaes_export.measure.profiling.request import ProfileRequest
     from accelaes_export.options import parse_counts, parse_names
-    from accelaes_export.profiling.profile import profile
-    from accelaes_export.profiling.request import ProfileRequest
-    from accelaes_export.user_files import check_writable, write_whole
 
     # Everything that can be wrong with the request is found before anything is loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
@@ -101,12 +101,12 @@ def command(
         write_whole(as_json, report.model_dump_json(indent=1) + "\n")
         written.append(as_json)
     if page is not None:
-        from accelaes_export.report.profile_page import profile_page
+        from accelaes_export.measure.report.profile_page import profile_page
 
         write_whole(page, profile_page(report, manifest))
         written.append(page)
     if trace is not None:
-        from accelaes_export.profiling.trace import chrome_trace
+        from accelaes_export.measure.profiling.trace import chrome_trace
 
         about = {"bundle": str(bundle), "created": report.created, "created_by": report.created_by}
         write_whole(trace, chrome_trace(measured.spans, about))

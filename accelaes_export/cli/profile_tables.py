@@ -9,15 +9,15 @@ from rich.table import Table
 
 from accelaes_export.cli.progress import readable_size
 from accelaes_export.cli.timeline import timeline
-from accelaes_export.manifest import Manifest
-from accelaes_export.policies.plan import Plan
-from accelaes_export.profiling.report import (
+from accelaes_export.contract.manifest import Manifest
+from accelaes_export.measure.profiling.report import (
     BucketProfile,
     DenoiseProfile,
     Part,
     ProfileReport,
     Spread,
 )
+from accelaes_export.policies.plan import Plan
 
 
 def everything(report: ProfileReport, manifest: Manifest, *, kernels: bool) -> Iterator[RenderableType]:

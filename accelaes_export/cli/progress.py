@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from accelaes_export.peak_memory import PeakMemory
+from accelaes_export.cli.peak_memory import PeakMemory
 from accelaes_export.progress import Stage
 
 _NAME_WIDTH = 20  # "load, trace, export", when an earlier build left all three

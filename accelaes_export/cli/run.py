@@ -108,14 +108,14 @@ def command(
         accelaes-export run engines/built/shapes --prompt "a red star" --policy drift --plan DDDD.b.D.b..D.b
         accelaes-export run engines/built/shapes --prompt "a red star" --policy ras --policy-option metric=norm
     """
-    from accelaes_export.bundle import open_bundle
+    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import run_report
     from accelaes_export.cli.policy_options import chosen_policy, parsed_options, run_steps
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
+    from accelaes_export.files.writing import check_writable
     from accelaes_export.options import require_guidance, require_seed
-    from accelaes_export.user_files import check_writable
 
     # Everything that can be wrong with the request is found before the models are loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Manifest
+from accelaes_export.files.writing import write_whole
 from accelaes_export.policies import Plan, Policy, StepKind
-from accelaes_export.user_files import write_whole
 
 if TYPE_CHECKING:
     from accelaes_export.runtime.generate import GenerationResult

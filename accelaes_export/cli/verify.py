@@ -27,12 +27,12 @@ def command(bundle: Path, checkpoint: str | None, trust: tuple[str, ...], allow_
     Example:
         accelaes-export verify engines/built/shapes
     """
-    from accelaes_export.bundle import open_bundle
+    from accelaes_export.building.verification import verify
+    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import manifest_tables
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, results
     from accelaes_export.errors import AccelAesError
-    from accelaes_export.verification import verify
 
     # Every file is hashed by `verify` itself.
     opened = open_bundle(bundle, check_hashes=False, trust=trust, allow_code=allow_code)

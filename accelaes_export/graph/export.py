@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import BuildError
 from accelaes_export.graph import streaming
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_inputs

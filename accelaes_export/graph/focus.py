@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from accelaes_export.contract import BACKGROUND_INDEX, FOCUS_INDEX, HIDDEN_STATES, OBSERVED_INDEX, TOKEN_WEIGHTS
+from accelaes_export.contract.tensors import BACKGROUND_INDEX, FOCUS_INDEX, HIDDEN_STATES, OBSERVED_INDEX, TOKEN_WEIGHTS
 from accelaes_export.plugins.sparse_query_attention.torch_operator import sparse_query_attention
 
 

@@ -15,17 +15,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
-from accelaes_export.contract import (
+from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.example_inputs import example_inputs as example_inputs
+from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.tensors import (
     AFFINITY,
     BACKGROUND_INDEX,
     FOCUS_INDEX,
     GraphContract,
 )
-from accelaes_export.dtypes import torch_dtype
-from accelaes_export.example_inputs import example_inputs as example_inputs
 from accelaes_export.graph.focus import ComponentFocus, TokenFocus, WholeFocus
 from accelaes_export.graph.ranges import LeftOutRange, RangeChange
-from accelaes_export.manifest import Latents
 
 
 class FocusStep(torch.nn.Module):

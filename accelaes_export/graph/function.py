@@ -14,7 +14,7 @@ import onnx
 import onnxscript
 from onnx import helper
 
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 
 DOMAIN = "accelaes"
 NAME = "SparseQueryAttention"

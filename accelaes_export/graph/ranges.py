@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from accelaes_export.backbones.base import Backbone, PartSite
-from accelaes_export.contract import (
+from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.tensors import (
     FOCUS_PREDICTION,
     HIDDEN_STATES,
     TIMESTEP,
@@ -23,7 +24,6 @@ from accelaes_export.contract import (
     TensorSpec,
 )
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Latents
 
 _IMAGE, _TEXT = "hidden_states", "encoder_hidden_states"  # diffusers' names for what blocks take
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
-from accelaes_export.contract import (
+from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.tensors import (
     AFFINITY,
     BACKGROUND_INDEX,
     BACKGROUND_PREDICTION,
@@ -22,7 +23,6 @@ from accelaes_export.contract import (
 )
 from accelaes_export.errors import InputError
 from accelaes_export.graph.ranges import block_ranges
-from accelaes_export.manifest import Latents
 
 # cuBLAS and the attention kernels work in tiles; a focus count that is a multiple of 8 keeps them full in fp16.
 _FOCUS_MULTIPLE = 8

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from accelaes_export.contract import TIMESTEP
+from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.tensors import TIMESTEP
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Manifest
 
 ROPE = "image_rotary_emb"
 """An argument some pipelines make at every step: complex rotations [rows, columns, hd/2] of a grid at least the

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from accelaes_export.backends.workspace import Workspace
-from accelaes_export.contract import GraphContract
-from accelaes_export.dtypes import torch_dtype
+from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.tensors import GraphContract
 
 
 @dataclass

@@ -17,8 +17,8 @@ import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Desk
+from accelaes_export.contract.manifest import Guidance, Latents
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Guidance, Latents
 from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.given import require_runnable
 from accelaes_export.policies.plan import StepKind

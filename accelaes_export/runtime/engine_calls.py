@@ -9,7 +9,8 @@ import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Workspace
-from accelaes_export.contract import (
+from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.tensors import (
     AFFINITY,
     BACKGROUND_INDEX,
     BACKGROUND_PREDICTION,
@@ -22,7 +23,6 @@ from accelaes_export.contract import (
     BlockRange,
     TensorSpec,
 )
-from accelaes_export.dtypes import torch_dtype
 
 
 @dataclass(frozen=True)

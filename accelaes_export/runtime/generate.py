@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.bundle import Bundle
-from accelaes_export.dtypes import dtype_argument
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.dtypes import dtype_argument
 from accelaes_export.errors import InputError, MissingComponentError
-from accelaes_export.given_files import require_plain_files
+from accelaes_export.files.reading import require_plain_files
 from accelaes_export.options import require_guidance, require_seed
 from accelaes_export.policies.base import Policy
 from accelaes_export.recipes import SHIPPED, shipped_folder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.user_files import whole_file
+from accelaes_export.files.writing import whole_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from accelaes_export.manifest import Latents
+    from accelaes_export.contract.manifest import Latents
 
 _TINT = (255, 72, 0)  # told apart from most pictures; focus keeps its colours, the background is dimmed
 _FRAMES_PER_SECOND = 16  # of the video models supported

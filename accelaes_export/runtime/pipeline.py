@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.policy_choice import policy_for

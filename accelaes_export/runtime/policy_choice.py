@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Manifest
 from accelaes_export.policies import Plan, Policy, for_model
 
 

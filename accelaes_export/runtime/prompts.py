@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Manifest
 from accelaes_export.policies.lexical import LexicalScorer
 from accelaes_export.policies.words import Scorer, WordScoring, WordWeights, weigh_words
 from accelaes_export.runtime.text import PlacedText

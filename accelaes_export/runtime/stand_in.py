@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import torch
 
 from accelaes_export.backends.base import Session
-from accelaes_export.bundle import Bundle
-from accelaes_export.dtypes import torch_dtype
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.errors import InputError, MissingConfigError
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.arguments import IDS, is_of_size

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError, MissingComponentError
-from accelaes_export.manifest import TextSegment
 from accelaes_export.policies.words import WordWeights
 
 if TYPE_CHECKING:

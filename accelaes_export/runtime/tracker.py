@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from accelaes_export.contract import TensorSpec
+from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError, TooFewStepsError
-from accelaes_export.manifest import Manifest
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
 from accelaes_export.policies.given import relies_on_the_solver

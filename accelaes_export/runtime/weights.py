@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.fingerprint import differing, read_fingerprint
+from accelaes_export.contract.manifest import Source
 from accelaes_export.errors import InputError
-from accelaes_export.fingerprint import differing, read_fingerprint
-from accelaes_export.manifest import Source
 from accelaes_export.recipes import SHIPPED, shipped_folder
 from accelaes_export.runtime.callers import unwrapped
 

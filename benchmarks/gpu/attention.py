@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 import accelaes_export.plugins.sparse_query_attention as plugin
+from accelaes_export.files.writing import write_whole
 from accelaes_export.plugins import leash
 from accelaes_export.plugins.sparse_query_attention.compiling import compile_kernels
 from accelaes_export.plugins.sparse_query_attention.cubins import Kernel, write_pack
 from accelaes_export.plugins.sparse_query_attention.driver import Driver
 from accelaes_export.plugins.sparse_query_attention.launching import Sizes, scratch_bytes
 from accelaes_export.plugins.sparse_query_attention.tiles import Tile, choice, nearest_architecture, table
-from accelaes_export.user_files import write_whole
 from benchmarks.gpu.attention_cases import (
     MODELS,
     TINY,

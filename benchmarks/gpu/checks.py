@@ -15,9 +15,9 @@ import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Workspace
-from accelaes_export.bundle import Bundle, open_bundle
-from accelaes_export.profiling.buckets import StepTensors, step_tensors
-from accelaes_export.verification import compare, source_model
+from accelaes_export.building.verification import compare, source_model
+from accelaes_export.bundle.reading import Bundle, open_bundle
+from accelaes_export.measure.profiling.buckets import StepTensors, step_tensors
 
 _TURNS = 5
 """Replays of every bucket, each with other numbers."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from accelaes_export import builder
-from accelaes_export.bundle import open_bundle
+from accelaes_export.building import builder
+from accelaes_export.bundle.reading import open_bundle
 from accelaes_export.cli.progress import TerminalProgress
 from accelaes_export.cli.terminal import progress_lines, quiet_libraries
+from accelaes_export.files.writing import write_whole
+from accelaes_export.measure.profiling.profile import ProfileRequest, profile
+from accelaes_export.measure.profiling.report import ProfileReport
 from accelaes_export.policies import AccelAes, Dense, Drift, StepCache
 from accelaes_export.policies.base import Policy
-from accelaes_export.profiling.profile import ProfileRequest, profile
-from accelaes_export.profiling.report import ProfileReport
-from accelaes_export.user_files import write_whole
 from benchmarks.gpu.checks import Checks
 from benchmarks.gpu.models import recipe, split
 

@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 import torch
 
+from accelaes_export.measure.quality.metrics import Metric, Sample
 from accelaes_export.policies.selection import top_tokens
-from accelaes_export.quality.metrics import Metric, Sample
 from examples.shapes import judge
 from examples.shapes.captions import parse
 from examples.shapes.drawing import aesthetic_mask, token_mask

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from accelaes_export.backends import cuda as real
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from tests.backends import tiny_focus_step as tiny
 
 

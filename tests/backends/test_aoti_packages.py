@@ -18,8 +18,8 @@ from accelaes_export.backends import CompileOptions, CompileRequest, Session, ba
 from accelaes_export.backends.aoti import AotiBackend, session, targets
 from accelaes_export.backends.base import Attention
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
+from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.errors import BuildError, BundleError, InputError
-from accelaes_export.example_inputs import example_inputs
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.program import TracedFocusStep
 from tests.families import FAMILIES
@@ -134,7 +134,7 @@ def test_attention_can_stay_the_plugins_operator(tmp_path: Path) -> None:
     # Whoever opens it needs nothing of the build wing: the operator comes with the session.
     code = (
         "import sys, torch; from accelaes_export.backends.aoti import AotiBackend; "
-        "from accelaes_export.contract import GraphContract; "
+        "from accelaes_export.contract.tensors import GraphContract; "
         "contract = GraphContract.model_validate_json(sys.stdin.read()); "
         f"AotiBackend().open(__import__('pathlib').Path({str(tmp_path)!r}), contract, {engine.files!r}, "
         f"versions={dict(engine.versions)!r}, targets=('cpu',)); "

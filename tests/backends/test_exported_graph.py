@@ -11,7 +11,7 @@ from accelaes_export.backends import CompileRequest
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep, example_inputs
 from tests.tiny_sd3 import tiny_config, tiny_step

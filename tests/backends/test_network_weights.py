@@ -18,7 +18,7 @@ from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.tensorrt.network_weights import write_weights
 from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
-from accelaes_export.contract import DTypeName
+from accelaes_export.contract.tensors import DTypeName
 from accelaes_export.errors import BundleError
 from tests.backends import stand_in_tensorrt as stand_in
 from tests.backends import tiny_focus_step as tiny
@@ -40,7 +40,7 @@ def test_the_file_holds_the_models_weights_bit_for_bit(tmp_path: Path, dtype: DT
 
 
 def test_a_build_leaves_the_weights_beside_the_engine(tmp_path: Path) -> None:
-    """How much smaller the engine is shows at full width only: tests/test_full_width.py."""
+    """How much smaller the engine is shows at full width only: tests/building/test_full_width.py."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx isn't installed")
     (tmp_path / "bundle").mkdir()
     path = tiny.save(tmp_path, TABLE, external=True)

@@ -9,7 +9,7 @@ import torch
 
 from accelaes_export.backends import CompileRequest
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
-from accelaes_export.example_inputs import example_inputs
+from accelaes_export.contract.example_inputs import example_inputs
 from tests.backends import tiny_focus_step as tiny
 
 pytest.importorskip("onnxruntime", reason="onnxruntime isn't installed")

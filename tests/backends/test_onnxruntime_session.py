@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from accelaes_export.backends import CompileRequest, Session, backend, names
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
-from accelaes_export.contract import DTypeName, GraphContract
+from accelaes_export.contract.tensors import DTypeName, GraphContract
 from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
 from tests.backends import tiny_focus_step as tiny
 

@@ -7,8 +7,8 @@ import torch
 
 from accelaes_export.backends.tensor_table import TensorTable
 from accelaes_export.backends.tensorrt.profiles import profiles
+from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.errors import InputError
-from accelaes_export.example_inputs import example_inputs
 from tests.tiny_sd3 import tiny_config, tiny_contract
 
 CONTRACT, _ = tiny_contract(tiny_config(num_layers=1))

@@ -21,7 +21,7 @@ from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD
 from accelaes_export.backends.tensorrt.preparation import prepare, refuse_shared_keys
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import BuildProgress
-from accelaes_export.contract import DTypeName, GraphContract
+from accelaes_export.contract.tensors import DTypeName, GraphContract
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
 from tests.backends import tiny_focus_step as tiny
 

@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from accelaes_export.contract import CacheEntry, DTypeName, GraphContract, TensorSpec
+from accelaes_export.contract.tensors import CacheEntry, DTypeName, GraphContract, TensorSpec
 
 CHANNELS, SIDE, PATCH = 4, 8, 2
 TOKENS = (SIDE // PATCH) ** 2  # N = 16

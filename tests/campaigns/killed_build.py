@@ -31,7 +31,7 @@ def build(folder: Path, seed: int, *, force: bool = True, kill_before: int | Non
         seed: of its random weights: another build.
         kill_before: the file operation before which this process sends itself `signal`.
     """
-    from accelaes_export.builder import build as really_build
+    from accelaes_export.building.builder import build as really_build
     from accelaes_export.recipes import load
 
     recipe = load("shapes").model_copy(

@@ -16,10 +16,10 @@ def open_and_run(folder: Path, verdict: Path) -> None:
     """Write to `verdict` how opening and one dense step ended: "ran", "refused: ..." or a traceback."""
     import torch
 
-    from accelaes_export.bundle import open_bundle
-    from accelaes_export.dtypes import torch_dtype
+    from accelaes_export.bundle.reading import open_bundle
+    from accelaes_export.contract.dtypes import torch_dtype
+    from accelaes_export.contract.example_inputs import example_inputs
     from accelaes_export.errors import AccelAesError
-    from accelaes_export.example_inputs import example_inputs
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the readers' own words
     torch.set_num_threads(1)
@@ -52,7 +52,7 @@ def rehash(folder: Path) -> None:
 
 def tiny(folder: Path) -> None:
     """Build the smallest bundle there is, without a comparison."""
-    from accelaes_export.builder import build
+    from accelaes_export.building.builder import build
     from accelaes_export.recipes import load
     from tests.campaigns.killed_build import TINY
 

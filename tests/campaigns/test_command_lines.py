@@ -12,12 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from accelaes_export import attention_kernels, builder
-from accelaes_export.bundle import Bundle
-from accelaes_export.cli import VERBS, main
+from accelaes_export.building import builder
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.cli import VERBS, main, plugin_build
 from accelaes_export.errors import InputError
-from accelaes_export.profiling import profile
-from accelaes_export.quality import evaluation
+from accelaes_export.measure.profiling import profile
+from accelaes_export.measure.quality import evaluation
 from accelaes_export.runtime import generate
 from tests.campaigns.size import attempts
 
@@ -107,8 +107,8 @@ def stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(generate, "load_pipeline", stop)
     monkeypatch.setattr(profile, "profile", stop)
     monkeypatch.setattr(evaluation, "evaluate", stop)
-    monkeypatch.setattr(attention_kernels, "compile_kernels", stop)
-    monkeypatch.setattr("accelaes_export.verification.verify", stop)
+    monkeypatch.setattr(plugin_build, "compile_kernels", stop)
+    monkeypatch.setattr("accelaes_export.building.verification.verify", stop)
 
 
 def random_line(chance: random.Random, bundle: Path, prompts: Path) -> list[str]:

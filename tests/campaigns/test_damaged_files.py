@@ -32,7 +32,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(tmp_path: Path) -> Callable[[Path], str]:
     """What came of opening a folder and running a step in a process of its own; a crash or a hang is a failure."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelaes_export.bundle", "accelaes_export.example_inputs", "onnxruntime"])
+    context.set_forkserver_preload(
+        ["accelaes_export.bundle.reading", "accelaes_export.contract.example_inputs", "onnxruntime"]
+    )
 
     def in_a_process(folder: Path) -> str:
         verdict = tmp_path / "verdict"

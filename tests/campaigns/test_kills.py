@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from accelaes_export.bundle import open_bundle
+from accelaes_export.bundle.reading import open_bundle
 from tests.campaigns.killed_build import build
 from tests.campaigns.size import attempts
 
@@ -30,7 +30,7 @@ SECONDS = 120.0  # that a tiny build may take on a busy machine
 def processes() -> Context:
     """Processes in which everything a build imports is there already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelaes_export.graph.export", "accelaes_export.builder", *_HEAVY])
+    context.set_forkserver_preload(["accelaes_export.graph.export", "accelaes_export.building.builder", *_HEAVY])
     return context
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import accelaes_export as ax
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.memory import release
 from accelaes_export.policies import AccelAes, Drift, StepCache
 from tests.campaigns.size import WHOLE

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import accelaes_export as ax
-from accelaes_export.bundle import MANIFEST, Bundle, open_bundle
+from accelaes_export.bundle.reading import MANIFEST, Bundle, open_bundle
 from accelaes_export.cli import main
 from accelaes_export.errors import AccelAesError, BundleError, InputError
 from accelaes_export.policies import AccelAes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.cli import main
 from tests.fake_bundle import write_fake_bundle
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from accelaes_export import builder
-from accelaes_export.bundle import Bundle
+from accelaes_export.building import builder
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
 from tests.cli.conftest import Command
 from tests.fake_bundle import ENGINE
@@ -153,7 +153,7 @@ def test_a_bundle_of_a_newer_schema_asks_for_an_upgrade(command: Command, bundle
 
 def test_ctrl_c_ends_the_process_with_130_and_no_traceback() -> None:
     code = (
-        "import time, sys\nfrom accelaes_export import diagnosis\nfrom accelaes_export.cli import main\n"
+        "import time, sys\nfrom accelaes_export.cli import diagnosis\nfrom accelaes_export.cli import main\n"
         "def wait():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "diagnosis.diagnose = wait\nmain(['doctor'])"
     )

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.cli.policy_options import labelled_policies
 from accelaes_export.errors import AccelAesError, InputError
+from accelaes_export.measure.quality.folder import read_rows
+from accelaes_export.measure.quality.published import LABEL, papers_about
+from accelaes_export.measure.quality.report import QualityReport
+from accelaes_export.measure.quality.request import EvaluationRequest
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, registry
-from accelaes_export.quality.folder import read_rows
-from accelaes_export.quality.published import LABEL, papers_about
-from accelaes_export.quality.report import QualityReport
-from accelaes_export.quality.request import EvaluationRequest
 from tests.cli.conftest import Command
 from tests.fake_bundle import fake_manifest
-from tests.quality.fake_pictures import Pictures, fake_world
+from tests.measure.quality.fake_pictures import Pictures, fake_world
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EvaluationRequest, Any]
         asked.append((request, folder))
         raise AccelAesError("That was all.")
 
-    monkeypatch.setattr("accelaes_export.quality.evaluation.evaluate", measure)
+    monkeypatch.setattr("accelaes_export.measure.quality.evaluation.evaluate", measure)
     return asked
 
 
@@ -208,10 +208,10 @@ def test_evaluates_the_shipped_checkpoint_with_its_own_metrics(
 def test_tables_show_every_digit_however_many_metrics_and_long_labels_there_are(
     command: Command, world: tuple[Bundle, Pictures], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from accelaes_export.quality.metrics import Metric
+    from accelaes_export.measure.quality.metrics import Metric
 
     many = [Metric(f"metric-{k}", lambda sample, k=k: -(k + 1) * 0.0012345 * len(sample.prompt)) for k in range(11)]
-    monkeypatch.setattr("accelaes_export.quality.evaluation.load_metrics", lambda names, device: (many, []))
+    monkeypatch.setattr("accelaes_export.measure.quality.evaluation.load_metrics", lambda names, device: (many, []))
     label = "ras:resets=[0.41,0.72]:starvation=0.125:interval=2:metric=norm"
     options = ["--policies", label, "--seeds", "1", "--json", "s.json"]
     result = command("evaluate", world[0].path, "--prompts", prompts, *options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from accelaes_export import attention_kernels
+from accelaes_export.cli import plugin_build
 from accelaes_export.plugins.sparse_query_attention.cubins import Cubin, read_pack
 from accelaes_export.plugins.sparse_query_attention.errors import MissingError, PluginError
 from tests.cli.conftest import Command
@@ -31,8 +31,8 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> list[Cubin]:
         progress(len(cubins), len(cubins), str(wanted[-1]))
         return tuple(cubins)
 
-    monkeypatch.setattr(attention_kernels, "compile_kernels", compile_kernels)
-    monkeypatch.setattr(attention_kernels, "compiled_before", lambda: tuple(made))
+    monkeypatch.setattr(plugin_build, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(plugin_build, "compiled_before", lambda: tuple(made))
     return made
 
 
@@ -82,7 +82,7 @@ def test_a_compiler_that_is_missing_or_fails_has_its_own_exit_code(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(attention_kernels, "compile_kernels", fail)
+    monkeypatch.setattr(plugin_build, "compile_kernels", fail)
     result = command("plugin", "build", "--arch", "sm86")
     assert (result.exit_code, result.stderr.strip()) == (code, f"error: {error}")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 
 CLI = Path(__file__).resolve().parents[2] / "cli.py"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from accelaes_export.bundle import Bundle
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import AccelAesError
+from accelaes_export.measure.profiling.report import ProfileReport
+from accelaes_export.measure.profiling.request import ProfileRequest
 from accelaes_export.policies import AccelAes, Dense, StepCache
-from accelaes_export.profiling.report import ProfileReport
-from accelaes_export.profiling.request import ProfileRequest
 from tests.cli.conftest import Command
-from tests.profiling.tiny import tiny_bundle
+from tests.measure.profiling.tiny import tiny_bundle
 
 QUICK = ["--steps", "6", "--warmup", "0", "--iterations", "1"]
 
@@ -55,7 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ProfileRequest]:
         asked.append(request)
         raise AccelAesError("That was all.")
 
-    monkeypatch.setattr("accelaes_export.profiling.profile.profile", measure)
+    monkeypatch.setattr("accelaes_export.measure.profiling.profile.profile", measure)
     return asked
 
 
@@ -132,7 +132,7 @@ def test_ctrl_c_leaves_nothing_half_written(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("accelaes_export.profiling.parts.profile_parts", interrupt)  # the last that is measured
+    monkeypatch.setattr("accelaes_export.measure.profiling.parts.profile_parts", interrupt)  # the last that is measured
     before = set(tmp_path.iterdir())
     result = command("profile", eager.path, *QUICK, "--json", "profile.json", "--trace", "trace.json")
     assert result.exit_code == 130 and result.stdout == ""

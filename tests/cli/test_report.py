@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from accelaes_export.bundle import Bundle
-from accelaes_export.manifest import Source
-from accelaes_export.profiling.profile import Profile
-from accelaes_export.quality.report import QualityReport
-from accelaes_export.report.evaluation_page import evaluation_page
-from accelaes_export.report.profile_page import profile_page
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.manifest import Source
+from accelaes_export.measure.profiling.profile import Profile
+from accelaes_export.measure.quality.report import QualityReport
+from accelaes_export.measure.report.evaluation_page import evaluation_page
+from accelaes_export.measure.report.profile_page import profile_page
 from tests.cli.conftest import Command
 from tests.fake_bundle import write_fake_bundle
-from tests.report.samples import profile_report, quality_report, rows
+from tests.measure.report.samples import profile_report, quality_report, rows
 
 
 def test_profile_writes_the_page_of_what_it_measured(
@@ -24,7 +24,7 @@ def test_profile_writes_the_page_of_what_it_measured(
     # The tables on the terminal name a machine's every part.
     machine = profile_report().machine | {"cpu": "a CPU", "cpus": [0], "pinned": True}
     measured = profile_report(machine=machine)
-    monkeypatch.setattr("accelaes_export.profiling.profile.profile", lambda *_: Profile(measured, {}))
+    monkeypatch.setattr("accelaes_export.measure.profiling.profile.profile", lambda *_: Profile(measured, {}))
     result = command("profile", bundle.path, "--report", "new/page.html")
     assert result.exit_code == 0, result.stderr
     assert "Wrote new/page.html" in result.stdout
@@ -45,7 +45,7 @@ def test_evaluate_writes_the_page_of_its_folder(
         (folder / "pictures.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in made), "utf-8")
         return quality_report()
 
-    monkeypatch.setattr("accelaes_export.quality.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("accelaes_export.measure.quality.evaluation.evaluate", evaluate)
     (tmp_path / "prompts.txt").write_text("a red star\n")
     asked = ["--prompts", "prompts.txt", "--policies", "accelaes", "--metrics", "psnr", "-o", "made"]
     result = command("evaluate", bundle.path, *asked, "--report", "page.html")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from accelaes_export.bundle import Bundle
-from accelaes_export.manifest import BudgetPlan
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.manifest import BudgetPlan
 from accelaes_export.policies import RAS, AccelAes, Drift, Plan, StepKind, WithPlan
 from accelaes_export.policies.words import WordWeights
 from accelaes_export.runtime.report import RunReport, StepRecord

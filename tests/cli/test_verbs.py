@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from accelaes_export import builder, diagnosis
 from accelaes_export.backends.base import Availability
-from accelaes_export.bundle import Bundle
-from accelaes_export.diagnosis import Diagnosis, Gpu
-from accelaes_export.manifest import BudgetPlan
+from accelaes_export.building import builder
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.cli import diagnosis
+from accelaes_export.cli.diagnosis import Diagnosis, Gpu
+from accelaes_export.contract.manifest import BudgetPlan
 from accelaes_export.progress import BuildProgress
 from tests.cli.conftest import Command
 from tests.fake_bundle import fake_contract, fake_manifest, write_fake_bundle
@@ -143,7 +144,7 @@ class TestInspect:
     def test_shows_a_bundle_that_cannot_run_here_and_says_why(
         self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("accelaes_export.bundle._installed", lambda package: "1.0.0")
+        monkeypatch.setattr("accelaes_export.bundle.reading._installed", lambda package: "1.0.0")
         record = fake_manifest().backend.model_copy(
             update={"name": "tensorrt-rtx", "versions": {"tensorrt-rtx": "1.7.1.116"}}
         )
@@ -155,9 +156,9 @@ class TestInspect:
 class TestVerify:
     @staticmethod
     def pretend(monkeypatch: pytest.MonkeyPatch, **report: Any) -> None:
-        module = ModuleType("accelaes_export.verification")
+        module = ModuleType("accelaes_export.building.verification")
         module.verify = lambda bundle, checkpoint=None, progress=None: SimpleNamespace(**report)  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "accelaes_export.verification", module)
+        monkeypatch.setitem(sys.modules, "accelaes_export.building.verification", module)
 
     def test_passes_with_the_table(self, command: Command, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pretend(monkeypatch, parity=bundle.manifest.parity, skipped="", passed=True)

@@ -10,9 +10,9 @@ import torch
 
 from accelaes_export.backbones import Backbone, backbone
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
+from accelaes_export.contract.manifest import Latents
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.tensors import affinity_layers, graph_contract
-from accelaes_export.manifest import Latents
 
 
 @dataclass(frozen=True)

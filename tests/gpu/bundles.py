@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from accelaes_export import recipes
-from accelaes_export.builder import build
+from accelaes_export.building.builder import build
 from tests.families import FAMILIES
 
 RECIPES = {

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from accelaes_export.bundle import open_bundle
-from accelaes_export.verification import verify
+from accelaes_export.building.verification import verify
+from accelaes_export.bundle.reading import open_bundle
 from benchmarks.gpu.checks import Checks
 from tests.families import FAMILIES
 from tests.gpu.bundles import TWO_BLOCKS, small, two_blocks
@@ -46,7 +46,7 @@ def test_a_package_can_call_the_plugins_kernel(tmp_path, cuda):
     bundle = small(tmp_path, "sd3", cuda, attention="plugin")
     right(bundle, cuda)
     session = bundle.session()
-    from accelaes_export.profiling.buckets import step_tensors
+    from accelaes_export.measure.profiling.buckets import step_tensors
 
     tensors = step_tensors(session, session.contract.buckets[0])
     with torch.profiler.profile() as seen:
@@ -60,7 +60,7 @@ def test_onnxruntime_computes_the_same_on_a_gpu(tmp_path, cuda):
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime-gpu isn't installed")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime has no CUDA here; pip install onnxruntime-gpu")
-    from accelaes_export.builder import build
+    from accelaes_export.building.builder import build
 
     bundle = build(model="shapes", backend="onnxruntime", targets="cuda", dtype="fp16", output=tmp_path / "shapes")
     report = verify(open_bundle(bundle.path))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import accelaes_export as ax
+from accelaes_export.measure.profiling.denoise import DenoiseProblem
+from accelaes_export.measure.profiling.policies import PolicyRun
+from accelaes_export.measure.profiling.spans import Spans
+from accelaes_export.measure.profiling.timing import stopwatch
 from accelaes_export.policies import AccelAes, Dense, Drift, StepCache, named, registry
-from accelaes_export.profiling.denoise import DenoiseProblem
-from accelaes_export.profiling.policies import PolicyRun
-from accelaes_export.profiling.spans import Spans
-from accelaes_export.profiling.timing import stopwatch
 from tests.gpu.bundles import shapes
 from tests.shapes_pipeline import load_shapes
 from tests.trajectories import difference, sampled

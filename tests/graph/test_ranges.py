@@ -9,11 +9,11 @@ import torch
 from accelaes_export.backends import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
+from accelaes_export.contract.geometry import patchify
 from accelaes_export.errors import InputError
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, count_flops, example_inputs
 from accelaes_export.graph.ranges import contract_without
-from accelaes_export.patches import patchify
 from tests.families import FAMILIES, cases
 from tests.left_out_blocks import Change, blocks_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelaes_export.backbones import backbone
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.tensors import graph_contract

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from accelaes_export.attention_choice import choose_attention
+from accelaes_export.building.attention import choose_attention
 from accelaes_export.errors import InputError
 from accelaes_export.plugins.sparse_query_attention.measured import Measurement, faster, measurements, parse
 from tests.backends import tiny_focus_step as tiny
@@ -88,7 +88,7 @@ def test_the_installed_measurements_can_be_read_and_others_are_refused():
 def test_aoti_takes_it_on_the_gpu_it_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has kernels for sm80, .*, not for cpu"):
         choose("plugin", backend="aoti", targets=("cpu",))
-    monkeypatch.setattr("accelaes_export.attention_choice.resolve", lambda targets: "sm86")
+    monkeypatch.setattr("accelaes_export.building.attention.resolve", lambda targets: "sm86")
     assert choose("plugin", backend="aoti", targets=("native",)) == "plugin"
     assert choose("auto", backend="aoti", targets=("native",)) == "native"  # nothing was measured
     assert choose("auto", *FASTER, backend="aoti", targets=("cuda",)) == "plugin"

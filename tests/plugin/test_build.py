@@ -11,8 +11,8 @@ from accelaes_export.backends.cuda import TorchCuda
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.driver import DriverReport, Gpu
 from accelaes_export.backends.tensorrt.flavour import RTX
-from accelaes_export.builder import build
-from accelaes_export.bundle import Bundle
+from accelaes_export.building.builder import build
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import registration
 from tests.plugin.exported import serialized_layers

@@ -15,7 +15,7 @@ from accelaes_export.backends import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.backends.tensorrt.preparation import narrow_biases
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import BuildError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import registration
 from accelaes_export.plugins.sparse_query_attention.cubins import write_pack

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelaes_export.contract.geometry import patchify
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
 from accelaes_export.graph.focus_step import example_inputs
-from accelaes_export.manifest import Guidance
-from accelaes_export.patches import patchify
 from accelaes_export.policies import AccelAes, Dense, Plan, SpatialGuidance, StepCache
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.selection import top_tokens

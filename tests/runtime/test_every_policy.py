@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accelaes_export.backends.joined import joined
+from accelaes_export.contract.example_inputs import example_inputs
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
-from accelaes_export.example_inputs import example_inputs
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.ranges import contract_without
-from accelaes_export.manifest import Guidance
 from accelaes_export.policies import RAS, AccelAes, DeltaDiT, Dense, Drift, StepCache, StepKind, TeaCache
 from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.engine_calls import Conditions

@@ -11,7 +11,7 @@ import torch
 
 from accelaes_export.backends.aoti.session import AotiSession
 from accelaes_export.backends.joined import joined
-from accelaes_export.example_inputs import example_inputs
+from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.policies import named, registry

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelaes_export.contract.geometry import by_cell, patchify
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
-from accelaes_export.manifest import Guidance
-from accelaes_export.patches import by_cell, patchify
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, WithPlan
 from accelaes_export.policies.history import MEMORY
 from accelaes_export.policies.moving import FLOOR

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 import accelaes_export as ax
-from accelaes_export.bundle import Bundle
-from accelaes_export.manifest import BudgetPlan
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.manifest import BudgetPlan
 from accelaes_export.policies import RAS, Dense, Drift, FewerSteps, Fora, StepCache, TaylorSeer, TeaCache, WithPlan
 from accelaes_export.runtime.generate import generate
 from tests.shapes_pipeline import load_shapes

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError, MissingComponentError
-from accelaes_export.manifest import TextSegment
 from accelaes_export.policies.lexical import LexicalScorer
 from accelaes_export.policies.words import WordScoring, WordWeights, weigh_words
 from accelaes_export.runtime.text import cut_words, token_weights

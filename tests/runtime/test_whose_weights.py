@@ -10,7 +10,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 import accelaes_export as ax
-from accelaes_export.fingerprint import differing, fingerprint, read_fingerprint
+from accelaes_export.contract.fingerprint import differing, fingerprint, read_fingerprint
 from accelaes_export.policies import Dense
 from accelaes_export.recipes import shipped_folder
 from accelaes_export.runtime.weights import which_weights

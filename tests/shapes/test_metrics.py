@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from accelaes_export.quality.metrics import Sample
+from accelaes_export.measure.quality.metrics import Sample
 from examples.shapes.captions import heldout_prompts, parse
 from examples.shapes.drawing import aesthetic_mask, draw, token_mask
 from examples.shapes.metrics import ACCURACY, HIT_RATE, SHAPE_AND_COLOUR

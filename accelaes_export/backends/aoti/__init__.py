@@ -19,7 +19,7 @@ from accelaes_export.backends.base import (
     Progress,
     Weights,
 )
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 

@@ -17,7 +17,7 @@ from accelaes_export.backends.cuda_graphs import GraphedCalls
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.backends.workspace import Workspace, Workspaces
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import AccelAesError, BundleError, InputError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 

@@ -19,7 +19,7 @@ from accelaes_export.backends.tensorrt.attention_plugin import AttentionPlugin
 from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import NATIVE, Flavour, capability
 from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 

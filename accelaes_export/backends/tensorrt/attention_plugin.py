@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import BuildError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 from accelaes_export.plugins.sparse_query_attention.cubins import default_pack, require_kernels

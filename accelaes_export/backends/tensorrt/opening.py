@@ -12,7 +12,7 @@ from accelaes_export.backends.tensorrt.flavour import Flavour, fits
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.tensorrt.session import TensorRTSession
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import BundleError, MissingComponentError, OtherDeviceError
 
 

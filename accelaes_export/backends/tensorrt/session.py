@@ -13,7 +13,7 @@ from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.tensorrt.flavour import Flavour
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.workspace import Workspace, Workspaces
-from accelaes_export.contract import GraphContract
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import AccelAesError
 
 if TYPE_CHECKING:

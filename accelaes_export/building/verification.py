@@ -1,0 +1,266 @@
+"""Does a bundle's engine compute what the model computes? Every bucket against diffusers, or the eager focus step."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
+from accelaes_export.backbones.other_kinds import refuse_config
+from accelaes_export.backends import backend
+from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.geometry import patchify
+from accelaes_export.contract.manifest import Manifest, Parity
+from accelaes_export.contract.tensors import AFFINITY, OBSERVED_INDEX, GraphContract
+from accelaes_export.errors import InputError
+from accelaes_export.progress import BuildProgress, Silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.backends.base import Session
+
+# Largest error allowed, relative to the largest value of each output. fp32: reordered sums; halves: about ten
+# roundings of 2**-11 (fp16) and 2**-8 (bf16) that add up over the blocks.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
+# The same of the norm of the difference over the output's: roundings of single values even out.
+NORM_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was compared. `skipped` says why an engine could not be run here ('' where it was)."""
+
+    parity: tuple[Parity, ...]
+    skipped: str
+
+    @property
+    def passed(self) -> bool:
+        """Nothing that could be compared differs by more than its tolerance."""
+        return all(result.passed for result in self.parity)
+
+
+def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: BuildProgress | None = None) -> VerifyReport:
+    """Check a bundle's hashes, then every bucket of its engine against the diffusers model.
+
+    Args:
+        bundle: the opened bundle.
+        checkpoint: where the weights are now, if not where the manifest says.
+        progress: told of the stages.
+
+    Raises:
+        BundleError: a file differs from the manifest.
+        InputError: the checkpoint has other weights than the bundle was built from.
+    """
+    progress = progress or Silent()
+    manifest = bundle.manifest
+    with progress.stage("hashes", f"{len(manifest.files)} files"):
+        bundle.check()
+    available = backend(manifest.backend.name).availability()
+    if not available.can_run:
+        return VerifyReport((), f"{available.reason}; {available.remedy}")
+    with progress.stage("load", manifest.source.location):
+        model = source_model(manifest, checkpoint)
+    with progress.stage("verify", f"{len(manifest.contract.buckets)} buckets") as stage:
+        return VerifyReport(compare(bundle.session(), manifest, model, stage.update), "")
+
+
+def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:
+    """The diffusers transformer a bundle was built from, in the bundle's dtype; InputError if its weights differ."""
+    adapter, dtype = backbone(manifest.family), manifest.contract.dtype
+    refuse_config(Path("The bundle's manifest"), manifest.transformer_config)
+    if manifest.source.kind == "random":
+        assert manifest.source.seed is not None
+        return random_transformer(adapter, manifest.transformer_config, dtype, manifest.source.seed)
+    source = manifest.source
+    found = resolve(checkpoint or source.location, adapter, revision=source.revision, variant=source.variant)
+    if found.source.weights_sha256 != manifest.source.weights_sha256:
+        raise InputError(
+            f"{found.folder} has other weights than this bundle was built from (hash "
+            f"{found.source.weights_sha256[:12]}…, not {manifest.source.weights_sha256[:12]}…); "
+            "name the right checkpoint, or build again."
+        )
+    return load_transformer(found, adapter, dtype)
+
+
+def model_arguments(
+    manifest: Manifest, model: torch.nn.Module
+) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, Any]]:
+    """How the diffusers transformer is called: from the contract's inputs by name to its keyword arguments."""
+    adapter = backbone(manifest.family)
+
+    def arguments(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        call = _RecordedCall(model.config)
+        adapter.reference(call, inputs, manifest.latents)
+        return call.arguments
+
+    return arguments
+
+
+class _RecordedCall:
+    """In a model's place: keeps what it is called with."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.arguments: dict[str, Any] = {}
+
+    def __call__(self, **arguments: Any) -> tuple[None]:
+        self.arguments = arguments
+        return (None,)
+
+
+def compare(
+    session: Session,
+    manifest: Manifest,
+    model: torch.nn.Module,
+    update: Callable[[float, str], None] | None = None,
+) -> tuple[Parity, ...]:
+    """Every bucket of a session on the same random inputs as the model in fp32 (its weights in the bundle's dtype).
+
+    The model computes where the engine does: a GPU is as able to compute the reference, at any size.
+
+    Dense: prediction against the unmodified diffusers model. Sparse: every output against the eager focus step. A step
+    that leaves blocks out, given what they changed on these very inputs: against the unmodified model as well.
+    """
+    import torch
+
+    from accelaes_export.graph.focus_step import FocusStep, example_inputs
+
+    adapter: Backbone = backbone(manifest.family)
+    contract, device = manifest.contract, session.device
+    reference = in_fp32(model, adapter, device)
+    step = FocusStep(reference, adapter, contract, manifest.latents, manifest.affinity_layers).eval()
+    results = []
+    for k, n in enumerate(contract.buckets):
+        inputs = example_inputs(contract, n, seed=n, device=device)
+        exact = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+        with torch.no_grad():
+            if n == contract.tokens:
+                step.restore()
+                call = {name: exact[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
+                sample = adapter.reference(reference, call, manifest.latents)
+                expected = {"focus_prediction": patchify(sample, manifest.latents)}
+                kind = "diffusers"
+            else:
+                step.install()
+                expected, kind = step.run(exact), "eager focus step"
+        results.append(_parity(_as_in_a_run(session, inputs, expected, n), expected, n, kind, contract.dtype))
+        if update is not None:
+            update((k + 1) / len(contract.buckets), f"n = {n}")
+    # The last bucket is the dense one, so `inputs` and `expected` are of all tokens.
+    names = [spec.name for blocks in contract.ranges for spec in blocks.changes]
+    known = {**inputs, **_outputs(session, contract, inputs, names, contract.tokens)} if names else inputs
+    for blocks, engine in zip(contract.ranges, manifest.without, strict=True):
+        given = {spec.name: known[spec.name] for spec in engine.contract.inputs}
+        found = _outputs(session, engine.contract, given, expected, contract.tokens)
+        kind = f"diffusers, blocks {blocks.label} left out"
+        results.append(_parity(found, expected, contract.tokens, kind, contract.dtype))
+    return tuple(results)
+
+
+def _as_in_a_run(
+    session: Session, inputs: Mapping[str, torch.Tensor], names: Iterable[str], n: int
+) -> dict[str, torch.Tensor]:
+    """The outputs called `names`: the affinity of a call that observes, everything else of one that doesn't."""
+    affinity = [name for name in names if name == AFFINITY]
+    found = _outputs(session, session.contract, inputs, affinity, n) if affinity else {}
+    blind = {name: tensor[:, :0] if name == OBSERVED_INDEX else tensor for name, tensor in inputs.items()}
+    others = [name for name in names if name != AFFINITY]
+    return found | _outputs(session, session.contract, blind, others, n)
+
+
+def in_fp32(model: torch.nn.Module, adapter: Backbone, device: torch.device) -> torch.nn.Module:
+    """The model on the device, computing in fp32.
+
+    Where a GPU has no room for all of its weights in fp32, each matrix of the blocks is so only while it is used.
+    """
+    import torch
+
+    if _has_room(model, device):
+        return model.to(device).float()
+    blocks = [block for name in adapter.block_lists for block in getattr(model, name)]
+    matrices = [part for block in blocks for part in block.modules() if isinstance(part, torch.nn.Linear)]
+    kept = {id(weight) for matrix in matrices for weight in matrix.parameters()}
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.to(device)
+        if id(weight) not in kept and weight.is_floating_point():
+            weight.data = weight.data.float()
+    for matrix in matrices:
+        dtype = matrix.weight.dtype  # to fp32 and back changes no bit
+        matrix.register_forward_pre_hook(lambda part, _: part.float() and None)
+        matrix.register_forward_hook(lambda part, _, __, dtype=dtype: part.to(dtype) and None)
+    return model
+
+
+def _has_room(model: torch.nn.Module, device: torch.device) -> bool:
+    """Whether the weights fit in fp32, with something left to compute in."""
+    import torch
+
+    size = 4 * sum(weight.numel() for weight in (*model.parameters(), *model.buffers()))
+    return device.type != "cuda" or 1.2 * size < torch.cuda.mem_get_info(device)[0]
+
+
+def _outputs(
+    session: Session, contract: GraphContract, inputs: Mapping[str, torch.Tensor], names: Iterable[str], n: int
+) -> dict[str, torch.Tensor]:
+    """The outputs called `names` of one call at the largest B, on the session's device; NaN where it wrote nothing."""
+    import torch
+
+    specs, sizes = {spec.name: spec for spec in contract.outputs}, contract.sizes(n)
+    outputs = {
+        name: torch.full(
+            specs[name].sized(sizes), math.nan, dtype=torch_dtype(specs[name].dtype), device=session.device
+        )
+        for name in names
+    }
+    session.run(inputs, outputs)
+    return outputs
+
+
+def _parity(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], n: int, reference: str, dtype: str
+) -> Parity:
+    max_abs = max_rel = norm_rel = 0.0
+    device = ""
+    for name, wanted in expected.items():
+        device = str(found[name].device)
+        wanted = wanted.float()
+        difference = found[name].float() - wanted
+        if not difference.numel():  # the background at n = N
+            continue
+        error, norm = difference.abs().max().item(), difference.norm().item()
+        # What is no number would vanish in max(); as infinity it fails, on either side.
+        error, norm = (value if math.isfinite(value) else math.inf for value in (error, norm))
+        max_abs = max(max_abs, error)
+        max_rel = max(max_rel, _over(error, wanted.abs().max().item()))
+        norm_rel = max(norm_rel, _over(norm, wanted.norm().item()))
+    return Parity(
+        bucket=n,
+        reference=reference,
+        max_abs=max_abs,
+        max_rel=max_rel,
+        tolerance=TOLERANCES[dtype],
+        passed=max_rel <= TOLERANCES[dtype] and norm_rel <= NORM_TOLERANCES[dtype],
+        norm_rel=norm_rel,
+        norm_tolerance=NORM_TOLERANCES[dtype],
+        device=device,
+    )
+
+
+def _over(error: float, size: float) -> float:
+    """An error over a size; infinite where either is."""
+    return error / max(size, 1e-12) if math.isfinite(size) else math.inf
+
+
+def machine() -> str:
+    """The machine figures come from, in words."""
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} torch threads{gpu}"

@@ -1,0 +1,1 @@
+"""A folder with an engine: opened, checked, signed, written."""

@@ -1,0 +1,191 @@
+"""What a manifest says twice must agree. One that contradicts itself was edited, and would fail later and less clearly.
+
+Or not at all: with one of two text entries gone the words of a prompt weigh on other positions, and it draws another
+picture without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.tensors import (
+    AFFINITY,
+    FOCUS_INDEX,
+    FOCUS_PREDICTION,
+    HIDDEN_STATES,
+    TIMESTEP,
+    GraphContract,
+)
+
+_SHARE_TOLERANCE = 0.01  # a bucket is rounded to a multiple of 8 tokens where that moves n/N no more
+
+
+def contradiction(manifest: Manifest) -> str | None:
+    """The first statement that disagrees with another, as a clause; None for a manifest that agrees with itself."""
+    checks: tuple[Callable[[Manifest], Iterator[str]], ...] = (
+        _geometry,
+        _channels,
+        _tensors,
+        _ranges,
+        _text,
+        _source,
+        _call,
+        _recipe,
+    )
+    return next((clause for check in checks for clause in check(manifest)), None)
+
+
+def _geometry(manifest: Manifest) -> Iterator[str]:
+    contract, latents = manifest.contract, manifest.latents
+    buckets = contract.buckets
+    if contract.tokens != latents.tokens or not buckets or buckets[-1] != contract.tokens:
+        yield (
+            f"N is {latents.tokens} by its latents, {contract.tokens} by its contract, and the "
+            f"buckets are {', '.join(map(str, buckets)) or 'none'}"
+        )
+        return
+    if len(manifest.bucket_fractions) != len(buckets):
+        yield f"{len(manifest.bucket_fractions)} bucket fractions for {len(buckets)} buckets"
+        return
+    if list(buckets) != sorted(set(buckets)) or buckets[0] < 1:
+        yield f"the buckets {', '.join(map(str, buckets))} don't ascend"
+    for fraction, n in zip(manifest.bucket_fractions, buckets, strict=True):
+        if abs(n - fraction * contract.tokens) > max(1, _SHARE_TOLERANCE * contract.tokens):
+            yield f"bucket {fraction:g} of {contract.tokens} tokens has {n}"
+    if set(manifest.bucket_flops) != set(buckets):
+        yield f"FLOPs are counted for the buckets {', '.join(map(str, manifest.bucket_flops)) or 'none'}"
+    if any(not 0 <= layer < manifest.layers for layer in manifest.affinity_layers):
+        yield f"affinity comes from the blocks {manifest.affinity_layers} of {manifest.layers}"
+
+
+def _channels(manifest: Manifest) -> Iterator[str]:
+    latents, configured = manifest.latents, manifest.transformer_config.get("out_channels")
+    if (
+        isinstance(configured, int)
+        and not latents.packed
+        and latents.out_channels + latents.sigma_channels != configured
+    ):
+        yield (
+            f"the transformer has {configured} output channels, and its latents {latents.out_channels} and "
+            f"{latents.sigma_channels}"
+        )
+
+
+def _ranges(manifest: Manifest) -> Iterator[str]:
+    ranges = [blocks.label for blocks in manifest.contract.ranges]
+    engines = [blocks.label if (blocks := engine.contract.without) else "none" for engine in manifest.without]
+    if engines != ranges:
+        yield (
+            f"it has engines without the blocks {', '.join(engines) or 'none'}, and its "
+            f"focus step keeps the changes of {', '.join(ranges) or 'none'}"
+        )
+    for blocks in manifest.contract.ranges:
+        if not 0 <= blocks.first < blocks.last <= blocks.of:
+            yield f"blocks {blocks.label} of {blocks.of} are left out"
+    folders = [engine.folder for engine in manifest.without]
+    if len(set(folders)) != len(folders):
+        yield "two engines lie in one folder"
+    for engine in manifest.without:
+        for name in ("dtype", "batch", "pairs", "tokens", "text_tokens", "conditioning"):
+            own, whole = getattr(engine.contract, name), getattr(manifest.contract, name)
+            if own != whole:
+                yield f"{name} is {whole} of the focus step and {own} of the step without blocks"
+
+
+def _text(manifest: Manifest) -> Iterator[str]:
+    positions = sum(segment.length for segment in manifest.text)
+    if positions != manifest.contract.text_tokens:
+        yield f"its text entries have {positions} positions, and its contract {manifest.contract.text_tokens}"
+    if any(not segment.tokenizers for segment in manifest.text):
+        yield "a text entry has no tokenizer"
+    if (manifest.contract.text_input is None) != (not manifest.text):
+        yield f"it has {len(manifest.text)} text entries, and its text input is {manifest.contract.text_input}"
+
+
+def _tensors(manifest: Manifest) -> Iterator[str]:
+    contracts: tuple[GraphContract, ...] = (manifest.contract, *(engine.contract for engine in manifest.without))
+    for contract in contracts:
+        inputs, outputs = ({spec.name: spec for spec in specs} for specs in (contract.inputs, contract.outputs))
+        if len(inputs) != len(contract.inputs) or len(outputs) != len(contract.outputs):
+            yield "a tensor is there twice"
+        focus = (FOCUS_INDEX,) if contract.without is None else ()  # without some blocks all tokens are computed
+        required = (HIDDEN_STATES, TIMESTEP, *focus, *contract.conditioning)
+        missing = [name for name in required if name not in inputs]
+        missing += [name for name in (FOCUS_PREDICTION,) if name not in outputs]
+        if missing:
+            yield f"there is no tensor {missing[0]}"
+            return
+        if inputs[HIDDEN_STATES].shape != ("B", *manifest.latents.shape):
+            yield f"its latents are {manifest.latents.shape}, and the engine takes {inputs[HIDDEN_STATES].shape[1:]}"
+        computed = "n" if contract.without is None else contract.tokens
+        if outputs[FOCUS_PREDICTION].shape != ("B", computed, manifest.latents.token_width):
+            yield f"a token has {manifest.latents.token_width} numbers, and the engine gives others"
+        for entry in contract.cache:
+            given, fresh = inputs.get(f"{entry.name}_bg"), outputs.get(entry.name)
+            wanted = [("B", entry.heads, letter, entry.head_dim) for letter in ("m", "n")]
+            if given is None or fresh is None or [given.shape, fresh.shape] != wanted:
+                yield f"the cache's {entry.name} isn't as the engine has it"
+        cached = {entry.name for entry in contract.cache}
+        unknown = [name for name in inputs if name.endswith("_bg") and name.removesuffix("_bg") not in cached]
+        if unknown:
+            yield f"the engine takes {unknown[0]}, which is not in the cache"
+        for spec in (*contract.inputs, *contract.outputs):
+            if spec.optional and spec.kind != "mask":
+                yield f"{spec.name} may be left out, and is no mask"
+            if spec.dtype not in (contract.dtype, "fp32", "int64"):
+                yield f"{spec.name} is {spec.dtype} in an engine of {contract.dtype}"
+    if (AFFINITY in manifest.contract.has) != bool(manifest.affinity_layers):
+        yield f"affinity comes from the blocks {manifest.affinity_layers}, and the engine has it or not"
+
+
+def _source(manifest: Manifest) -> Iterator[str]:
+    source = manifest.source
+    if (source.kind == "random") != (source.seed is not None):
+        yield f"its weights are of the kind {source.kind}, and their seed is {source.seed}"
+
+
+def _call(manifest: Manifest) -> Iterator[str]:
+    call, contract = manifest.call, manifest.contract
+    if contract.pairs != call.guidance.pairs:
+        yield f"guidance is {call.guidance.layout}, and the engine has {contract.rows} rows for {contract.batch}"
+    if call.signature[:1] != (HIDDEN_STATES,) or len(set(call.signature)) != len(call.signature):
+        yield f"the transformer's call begins with {', '.join(call.signature) or 'nothing'}"
+    if not call.pipelines:
+        yield "it serves no pipeline"
+
+
+def _recipe(manifest: Manifest) -> Iterator[str]:
+    """What the build was asked for, against what came of it."""
+    written = manifest.model_dump(mode="json", include={"text", "defaults", "bucket_fractions"})
+    defaults = written["defaults"]
+    said: dict[str, Any] = {
+        "name": manifest.model,
+        "family": manifest.family,
+        "form": manifest.form,
+        "dtype": manifest.contract.dtype,
+        "batch": manifest.contract.batch,
+        "buckets": written["bucket_fractions"][:-1],
+        "text": written["text"],
+        "spatial_cfg": manifest.spatial_cfg,
+        "token_scorer": manifest.token_scorer,
+        "vae_scale": manifest.latents.vae_scale,
+        "resolution": [manifest.latents.size["height"], manifest.latents.size["width"]],
+        "steps": defaults["steps"],
+        "guidance": defaults["guidance"],
+        "policy": {"name": defaults["policy"], "options": defaults["policy_options"]},
+        "plans": defaults["plans"],
+    }
+    if manifest.recipe.get("anchors") is not None:
+        said["anchors"] = list(manifest.anchors)
+    for name, value in said.items():
+        if name in manifest.recipe and manifest.recipe[name] != value:
+            yield f"{name} was asked for as {_short(manifest.recipe[name])} and is {_short(value)}"
+    if len(defaults["plan"]) != defaults["steps"] and manifest.recipe.get("policy"):
+        yield f"its plan has {len(defaults['plan'])} steps and its default is {defaults['steps']}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
