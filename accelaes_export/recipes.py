@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +23,14 @@ from pydantic import (
     model_validator,
 )
 
-from accelaes_export.contract.manifest import BudgetPlan, TextSegment
+from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError
 from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges, parse_resolution
 from accelaes_export.policies import Plan
+from accelaes_export.policies.drift_plans import DriftSchedule
+
+Schedules = dict[float, DriftSchedule]
+"""Drift's by step budget."""
 
 SHIPPED = "shipped:"
 """A checkpoint written ``shipped:NAME`` is the folder engines/checkpoints/NAME that is installed with the package."""
@@ -113,7 +118,7 @@ class BuildRecipe(BaseModel):
     steps: int = Field(ge=2)
     guidance: float = Field(ge=0)
     policy: PolicyChoice
-    plans: dict[float, BudgetPlan] = Field(default_factory=dict)
+    plans: Schedules = Field(default_factory=dict)
     spatial_cfg: bool
     token_scorer: Literal["clip", "lexical"]
     anchors: tuple[str, ...] | None = None
@@ -132,7 +137,7 @@ class BuildRecipe(BaseModel):
 
     @field_validator("plans")
     @classmethod
-    def _plans_keep_their_budgets(cls, plans: dict[float, BudgetPlan], info: ValidationInfo) -> dict[float, BudgetPlan]:
+    def _plans_keep_their_budgets(cls, plans: Schedules, info: ValidationInfo) -> Schedules:
         for budget, own in plans.items():
             if not 1 <= budget < math.inf:
                 raise InputError(f"plans.{budget:g}: a step budget is a number of at least 1; correct it.")
@@ -188,12 +193,12 @@ class BuildRecipe(BaseModel):
             changes = {"plans": self._plans_with(parse_buckets(changes["buckets"]))} | changes
         return _validated(self.model_dump() | changes, "")
 
-    def _plans_with(self, buckets: tuple[float, ...]) -> dict[float, BudgetPlan]:
+    def _plans_with(self, buckets: tuple[float, ...]) -> Schedules:
         found = {}
         for budget, own in self.plans.items():
             with suppress(InputError):
                 symbols = str(Plan(own.symbols, self.buckets).on(buckets))
-                found[budget] = own.model_copy(update={"symbols": symbols})
+                found[budget] = replace(own, symbols=symbols)
         return found
 
 
@@ -240,9 +245,10 @@ def _validated(data: dict[Any, Any], prefix: str) -> BuildRecipe:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, InputError):  # already a sentence that says what is allowed
-            raise InputError(f"{prefix}{cause}") from error
         field = ".".join(str(part) for part in first["loc"])
+        if isinstance(cause, InputError):  # already a sentence that says what is allowed
+            inside = f"{field}: " if len(first["loc"]) > 1 else ""
+            raise InputError(f"{prefix}{inside}{cause}") from error
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             allowed = ", ".join(sorted(BuildRecipe.model_fields))
             raise InputError(f"{prefix}{field} is no field of a recipe; the fields are {allowed}.") from error

@@ -6,7 +6,7 @@ python -m benchmarks.affinity_cost
 from __future__ import annotations
 
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer
 from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.graph.focus_step import FocusStep, count_flops
@@ -21,13 +21,13 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name in ("sd3", "lumina-next", "flux-dev"):
         recipe = recipes.load(name)
-        adapter = backbone(recipe.family)
-        model = empty_transformer(adapter, complete_config(adapter, recipe.architecture()))
-        layers = affinity_layers(adapter, model, recipe.affinity_every, recipe.affinity_blocks)
+        backbone = backbone_of(recipe.family)
+        model = empty_transformer(backbone, complete_config(backbone, recipe.architecture()))
+        layers = affinity_layers(backbone, model, recipe.affinity_every, recipe.affinity_blocks)
         step = dense_step(recipe, layers)
         N = step.contract.tokens
         without, with_all = (count_flops(step, N, observed=observed) for observed in (False, True))
-        rows, heads = (2 if adapter.guidance.pairs else 1) * recipe.batch, model.config.num_attention_heads
+        rows, heads = (2 if backbone.guidance.pairs else 1) * recipe.batch, model.config.num_attention_heads
         # In half precision, written by the product and read by the softmax that takes the weighted sum at once.
         moved = 2 * 2 * rows * heads * N * recipe.text_tokens * len(layers)
         share = ((with_all - without) / FLOPS + moved / BYTES) / (without / FLOPS)
@@ -36,12 +36,12 @@ def main() -> None:
 
 def dense_step(recipe: BuildRecipe, layers: tuple[int, ...]) -> FocusStep:
     """On the meta device; its affinity comes from these blocks."""
-    adapter = backbone(recipe.family)
-    config = complete_config(adapter, recipe.architecture())
-    model = empty_transformer(adapter, config).to(torch_dtype(recipe.dtype))
-    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale)
+    backbone = backbone_of(recipe.family)
+    config = complete_config(backbone, recipe.architecture())
+    model = empty_transformer(backbone, config).to(torch_dtype(recipe.dtype))
+    latents = backbone.latents(config, recipe.resolution, recipe.vae_scale)
     contract = graph_contract(
-        adapter,
+        backbone,
         model,
         latents,
         dtype=recipe.dtype,
@@ -50,7 +50,7 @@ def dense_step(recipe: BuildRecipe, layers: tuple[int, ...]) -> FocusStep:
         text_tokens=recipe.text_tokens,
         dynamic_text=True,
     )
-    return FocusStep(model, adapter, contract, latents, layers).eval()
+    return FocusStep(model, backbone, contract, latents, layers).eval()
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def summary(found: Mapping[str, Mapping[str, np.ndarray]], draws: int = DRAWS) -
         values: dict[str, list[float]] = {
             name: [] for name in ("psnr_to_dense", "psnr_to_exact", "right", "k", "k_theta")
         }
-        own = curves[1.0] if case.policy.extrapolation.ahead else curves[0.0]
+        own = curves[1.0] if case.policy.extrapolation.theta else curves[0.0]
         for draw, pick in enumerate(picks):
             exact = psnr(figures["exact"][:, pick])
             values["psnr_to_exact"].append(exact)

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": BELOW_ALL,
     "memory": BELOW_ALL,
     "files": BELOW_ALL,
-    "contract": BELOW_ALL | {"files"},
+    "contract": BELOW_ALL | {"files", "policies"},
     "policies": BELOW_ALL,
     "recipes": BELOW_ALL | {"contract", "options", "policies"},
     "backends": BELOW_ALL | {"contract", "memory", "plugins"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
 from accelaes_export.contract.manifest import Latents
 from accelaes_export.contract.tensors import GraphContract
@@ -16,7 +16,7 @@ from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.tensors import graph_contract
 from tests.families import FAMILIES
 
-SD3 = backbone("sd3")
+SD3 = backbone_of("sd3")
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The registry of DiT families. A family is one file here: docs/architecture.md says what an adapter provides."""
+"""The registry of DiT families. A family is one file here: docs/architecture.md says what a backbone provides."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _BACKBONES: tuple[Backbone, ...] = (
     QwenImageBackbone(),
 )
 
-__all__ = ["Backbone", "backbone", "backbones"]
+__all__ = ["Backbone", "backbone_of", "backbones"]
 
 
 def backbones() -> tuple[Backbone, ...]:
-    """Every adapter."""
+    """Every backbone."""
     return _BACKBONES
 
 
-def backbone(family: str) -> Backbone:
-    """The adapter of a family; InputError lists the known ones."""
+def backbone_of(family: str) -> Backbone:
+    """The backbone of a family; InputError lists the known ones."""
     for candidate in _BACKBONES:
         if candidate.family == family:
             return candidate

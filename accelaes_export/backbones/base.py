@@ -1,4 +1,4 @@
-"""What a DiT family's adapter says: only what is special about it."""
+"""What a DiT family's backbone says: only what is special about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Focus(Protocol):
-    """The step under way, as an adapter and its attention processors see it.
+    """The step under way, as a backbone and its attention processors see it.
 
     The tokens that go through the network are the s = n focus tokens (`token` form), or all s = N, focus first
     (`component` form); n of them are computed.
@@ -113,7 +113,7 @@ class PartSite:
 
 
 class Backbone(ABC):
-    """An adapter from one diffusers transformer class to the focus step. Stateless.
+    """A backbone from one diffusers transformer class to the focus step. Stateless.
 
     Models are `Any`: diffusers' modules declare none of their parts to a type checker.
 

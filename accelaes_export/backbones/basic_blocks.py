@@ -45,12 +45,14 @@ class BasicBlocksBackbone(Backbone):
         sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.transformer_blocks):
             sites += [
-                AttentionSite(block.attn1, layer, SelfProcessor, heads, head_dim),
+                AttentionSite(block.attn1, layer, SelfAttnProcessor, heads, head_dim),
                 PartSite(block.attn1.to_out[0], layer, "attn", width),
             ]
             if block.attn2 is not None:
                 sites += [
-                    AttentionSite(block.attn2, layer, CrossProcessor, heads, head_dim, cached=False, reads_text=True),
+                    AttentionSite(
+                        block.attn2, layer, CrossAttnProcessor, heads, head_dim, cached=False, reads_text=True
+                    ),
                     PartSite(block.attn2.to_out[0], layer, "cross", width),
                 ]
             sites.append(PartSite(block.ff, layer, "ff", width, narrows=True))
@@ -84,7 +86,7 @@ class BasicBlocksBackbone(Backbone):
         return tokens.unflatten(2, (-1, 2 * channels))[..., :channels].flatten(2)
 
 
-class SelfProcessor:
+class SelfAttnProcessor:
     """Attention among image tokens."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:
@@ -103,7 +105,7 @@ class SelfProcessor:
         return projected(attn, self.focus.attend(self.slot, q, k, v))
 
 
-class CrossProcessor:
+class CrossAttnProcessor:
     """Attention of image tokens to the text."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:

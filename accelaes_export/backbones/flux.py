@@ -82,14 +82,14 @@ class FluxBackbone(Backbone):
         sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.transformer_blocks):
             sites += [
-                AttentionSite(block.attn, layer, FluxProcessor, heads, head_dim, reads_text=True),
+                AttentionSite(block.attn, layer, FluxAttnProcessor, heads, head_dim, reads_text=True),
                 PartSite(block.attn.to_out[0], layer, "attn", width),
                 PartSite(block.ff, layer, "ff", width, narrows=True),
             ]
         for layer, block in enumerate(model.single_transformer_blocks, start=double):
             mlp_width = block.proj_mlp.out_features
             sites += [
-                AttentionSite(block.attn, layer, FluxProcessor, heads, head_dim, reads_text=True),
+                AttentionSite(block.attn, layer, FluxAttnProcessor, heads, head_dim, reads_text=True),
                 # One projection ends both parts of a single block, so their sum is what is cached.
                 PartSite(block.proj_mlp, layer, "", mlp_width, narrows=True, text_first=True),
                 PartSite(block.proj_out, layer, "out", width, text_first=True),
@@ -128,7 +128,7 @@ class FluxBackbone(Backbone):
         return sample
 
 
-class FluxProcessor:
+class FluxAttnProcessor:
     """FLUX attention over [text, image]: of two streams in double blocks, of one that holds both in single blocks."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:

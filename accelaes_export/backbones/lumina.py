@@ -80,8 +80,10 @@ class LuminaBackbone(Backbone):
         sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.layers):
             sites += [
-                AttentionSite(block.attn1, layer, SelfProcessor, heads, model.head_dim),
-                AttentionSite(block.attn2, layer, CrossProcessor, heads, model.head_dim, cached=False, reads_text=True),
+                AttentionSite(block.attn1, layer, SelfAttnProcessor, heads, model.head_dim),
+                AttentionSite(
+                    block.attn2, layer, CrossAttnProcessor, heads, model.head_dim, cached=False, reads_text=True
+                ),
                 PartSite(block.attn2.to_out[0], layer, "attn", width),  # of both attentions' sum
                 PartSite(block.feed_forward, layer, "ff", width, narrows=True),
             ]
@@ -130,7 +132,7 @@ def _base_length(config: Mapping[str, Any]) -> int:
     return int(config["sample_size"] * _PIXELS // 16) ** 2
 
 
-class SelfProcessor:
+class SelfAttnProcessor:
     """Attention among image tokens; [B, n, H, hd], which the block mixes with the text's before it projects."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:
@@ -153,7 +155,7 @@ class SelfProcessor:
         return self.focus.attend(self.slot, q, k, v, scale=proportion * attn.scale).transpose(1, 2)
 
 
-class CrossProcessor:
+class CrossAttnProcessor:
     """Attention of image tokens to the text; [B, n, H, hd], which the block gates."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:

@@ -88,7 +88,7 @@ class QwenImageBackbone(Backbone):
         sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.transformer_blocks):
             sites += [
-                AttentionSite(block.attn, layer, QwenImageProcessor, heads, head_dim, reads_text=True),
+                AttentionSite(block.attn, layer, QwenDoubleStreamAttnProcessor, heads, head_dim, reads_text=True),
                 PartSite(block.attn.to_out[0], layer, "attn", model.inner_dim),
                 PartSite(block.img_mlp, layer, "ff", model.inner_dim, narrows=True),
             ]
@@ -132,7 +132,7 @@ class QwenImageBackbone(Backbone):
         return sample
 
 
-class QwenImageProcessor:
+class QwenDoubleStreamAttnProcessor:
     """Joint attention over [text, image]; the outputs of image and text."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:

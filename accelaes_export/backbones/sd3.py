@@ -52,13 +52,13 @@ class SD3Backbone(Backbone):
         sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.transformer_blocks):
             sites += [
-                AttentionSite(block.attn, layer, JointProcessor, heads, head_dim, reads_text=True),
+                AttentionSite(block.attn, layer, JointAttnProcessor, heads, head_dim, reads_text=True),
                 PartSite(block.attn.to_out[0], layer, "attn", width),
                 PartSite(block.ff, layer, "ff", width, narrows=True),
             ]
             if block.attn2 is not None:
                 sites += [
-                    AttentionSite(block.attn2, layer, JointProcessor, heads, head_dim, suffix="2"),
+                    AttentionSite(block.attn2, layer, JointAttnProcessor, heads, head_dim, suffix="2"),
                     PartSite(block.attn2.to_out[0], layer, "attn2", width),
                 ]
         return sites
@@ -76,7 +76,7 @@ class SD3Backbone(Backbone):
         return prediction
 
 
-class JointProcessor:
+class JointAttnProcessor:
     """MMDiT attention: image and text attend together; dual-attention blocks' image-only one too.
 
     The text stream is optional: without `encoder_hidden_states` this is plain self-attention over image tokens.

@@ -72,9 +72,11 @@ class WanBackbone(Backbone):
         sites: list[AttentionSite | PartSite] = []
         for layer, block in enumerate(model.blocks):
             sites += [
-                AttentionSite(block.attn1, layer, WanSelfAttention, heads, head_dim),
+                AttentionSite(block.attn1, layer, WanSelfAttnProcessor, heads, head_dim),
                 PartSite(block.attn1.to_out[0], layer, "attn", width),
-                AttentionSite(block.attn2, layer, WanCrossAttention, heads, head_dim, cached=False, reads_text=True),
+                AttentionSite(
+                    block.attn2, layer, WanCrossAttnProcessor, heads, head_dim, cached=False, reads_text=True
+                ),
                 PartSite(block.attn2.to_out[0], layer, "cross", width),
                 PartSite(block.ffn, layer, "ff", width, narrows=True),
             ]
@@ -106,7 +108,7 @@ class WanBackbone(Backbone):
         return prediction
 
 
-class WanSelfAttention:
+class WanSelfAttnProcessor:
     """`attn1`: focus tokens' queries over the keys of the whole video."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:
@@ -131,7 +133,7 @@ class WanSelfAttention:
         return projected(attn, out)
 
 
-class WanCrossAttention:
+class WanCrossAttnProcessor:
     """`attn2`: focus tokens' queries over the text, which is never masked: its padding is zeros before embedding."""
 
     def __init__(self, focus: Focus, slot: int, layer: int) -> None:

@@ -203,7 +203,7 @@ def _weights_known(plan: BuildPlan, store: StageStore, progress: BuildProgress) 
 
     def work(folder: Path) -> None:
         with progress.stage("check weights", f"{plan.weight_bytes / 1e9:.2f} GB in {plan.recipe.dtype}"):
-            names = parameter_shapes(plan.adapter, plan.config)
+            names = parameter_shapes(plan.backbone, plan.config)
             made = fingerprint(names, plan.weights(), plan.weights("fp32"), plan.recipe.dtype)
             (folder / FINGERPRINT).write_text(made.model_dump_json(), encoding="utf-8")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export import __version__
-from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones import Backbone, backbone_of
 from accelaes_export.backbones.base import AttentionSite
 from accelaes_export.backbones.checkpoints import (
     Checkpoint,
@@ -48,7 +48,7 @@ class BuildPlan:
     """
 
     recipe: BuildRecipe
-    adapter: Backbone
+    backbone: Backbone
     engine: Backend
     targets: tuple[str, ...]
     source: Source
@@ -97,25 +97,25 @@ class BuildPlan:
         if self.checkpoint is not None:
             return stored_weights(self.checkpoint.files, dtype)
         assert self.source.seed is not None
-        return random_weights(parameter_shapes(self.adapter, self.config), dtype, self.source.seed)
+        return random_weights(parameter_shapes(self.backbone, self.config), dtype, self.source.seed)
 
     def focus_step(self, model: torch.nn.Module) -> FocusStep:
         """The step of `model`, which may be hollow or on the meta device."""
         from accelaes_export.graph.focus_step import FocusStep
 
-        return FocusStep(model, self.adapter, self.contract, self.latents, self.affinity_layers).eval()
+        return FocusStep(model, self.backbone, self.contract, self.latents, self.affinity_layers).eval()
 
     def load_hollow(self, read: Read) -> torch.nn.Module:
         """The transformer to be traced: its large matrices are left out."""
-        return hollow_transformer(self.adapter, self.config, read, self.recipe.dtype)
+        return hollow_transformer(self.backbone, self.config, read, self.recipe.dtype)
 
     def load(self) -> torch.nn.Module:
         """The transformer, from its checkpoint or its seed."""
         dtype = self.recipe.dtype
         if self.checkpoint is None:
             assert self.source.seed is not None
-            return random_transformer(self.adapter, self.config, dtype, self.source.seed)
-        return load_transformer(self.checkpoint, self.adapter, dtype)
+            return random_transformer(self.backbone, self.config, dtype, self.source.seed)
+        return load_transformer(self.checkpoint, self.backbone, dtype)
 
 
 def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | None, seed: int | None) -> BuildPlan:
@@ -135,18 +135,18 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
             f"Weights as inputs are for TensorRT, whose builder copies them; {engine.name} doesn't: "
             "leave --weights out."
         )
-    adapter = backbone(recipe.family)
+    backbone = backbone_of(recipe.family)
     checkpoint = None
     if seed is None:
-        checkpoint = resolve(recipe.checkpoint, adapter, variant=recipe.variant)
+        checkpoint = resolve(recipe.checkpoint, backbone, variant=recipe.variant)
         source, config = checkpoint.source, dict(checkpoint.config)
     else:
-        config = complete_config(adapter, recipe.architecture())
-        source = random_source(adapter, config, seed)
-    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
-    shapes = empty_transformer(adapter, config)
+        config = complete_config(backbone, recipe.architecture())
+        source = random_source(backbone, config, seed)
+    latents = backbone.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
+    shapes = empty_transformer(backbone, config)
     contract = graph_contract(
-        adapter,
+        backbone,
         shapes,
         latents,
         form=recipe.form,
@@ -155,10 +155,10 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         fractions=recipe.buckets,
         text_tokens=recipe.text_tokens,
         dynamic_text=engine.dynamic_text,
-        text_multiple=_text_multiple(recipe, adapter, shapes, gpu=engine.for_gpu(targets)),
+        text_multiple=_text_multiple(recipe, backbone, shapes, gpu=engine.for_gpu(targets)),
         ranges=recipe.block_ranges,
     )
-    affinity = affinity_layers(adapter, shapes, recipe.affinity_every, recipe.affinity_blocks)
+    affinity = affinity_layers(backbone, shapes, recipe.affinity_every, recipe.affinity_blocks)
     import diffusers
     import onnxscript
     import torch
@@ -175,7 +175,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         ranges=recipe.block_ranges,
         versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
     )
-    head_dims = sorted({site.head_dim for site in adapter.sites(shapes) if isinstance(site, AttentionSite)})
+    head_dims = sorted({site.head_dim for site in backbone.sites(shapes) if isinstance(site, AttentionSite)})
     attention = choose_attention(recipe.attention, engine.name, targets, contract, head_dims)
     engine_key = stage_key(
         export=export_key,
@@ -190,7 +190,7 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
     build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
     return BuildPlan(
         recipe=recipe,
-        adapter=adapter,
+        backbone=backbone,
         engine=engine,
         targets=targets,
         source=source,
@@ -198,20 +198,20 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         config=config,
         latents=latents,
         contract=contract,
-        layers=layers(adapter, shapes),
+        layers=layers(backbone, shapes),
         affinity_layers=affinity,
         attention=attention,
         default_plan=_default_plan(recipe, contract),
-        weight_bytes=parameter_bytes(adapter, config, recipe.dtype),
+        weight_bytes=parameter_bytes(backbone, config, recipe.dtype),
         export_key=export_key,
         engine_key=engine_key,
         build_key=build_key,
     )
 
 
-def _text_multiple(recipe: BuildRecipe, adapter: Backbone, shapes: torch.nn.Module, *, gpu: bool) -> int:
+def _text_multiple(recipe: BuildRecipe, backbone: Backbone, shapes: torch.nn.Module, *, gpu: bool) -> int:
     """What masked texts are padded to a multiple of: as the recipe says, or as suits where the engine runs."""
-    own = few_text_lengths(adapter, shapes, recipe.text_tokens) if gpu else 1
+    own = few_text_lengths(backbone, shapes, recipe.text_tokens) if gpu else 1
     return own if recipe.text_multiple is None else recipe.text_multiple
 
 

@@ -36,12 +36,12 @@ def manifest_of(plan: BuildPlan, engines: Sequence[CompiledEngine]) -> Manifest:
         contract=plan.contract,
         transformer_config=plan.config,
         call=TransformerCall(
-            pipelines=plan.adapter.pipelines,
-            signature=plan.adapter.signature,
-            guidance=plan.adapter.guidance,
-            built_in=plan.adapter.built_in,
-            fixed=plan.adapter.fixed(plan.config, plan.latents),
-            attributes=plan.adapter.attributes(plan.config),
+            pipelines=plan.backbone.pipelines,
+            signature=plan.backbone.signature,
+            guidance=plan.backbone.guidance,
+            built_in=plan.backbone.built_in,
+            fixed=plan.backbone.fixed(plan.config, plan.latents),
+            attributes=plan.backbone.attributes(plan.config),
         ),
         spatial_cfg=recipe.spatial_cfg,
         token_scorer=recipe.token_scorer,
@@ -83,5 +83,5 @@ def _without(part: BuildPlan, engine: CompiledEngine) -> EngineWithout:
 def _bucket_flops(plan: BuildPlan) -> dict[int, int]:
     from accelaes_export.graph.focus_step import count_flops
 
-    step = plan.focus_step(empty_transformer(plan.adapter, plan.config, plan.recipe.dtype))
+    step = plan.focus_step(empty_transformer(plan.backbone, plan.config, plan.recipe.dtype))
     return {n: count_flops(step, n) for n in plan.contract.buckets}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones import Backbone, backbone_of
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
 from accelaes_export.backbones.other_kinds import refuse_config
 from accelaes_export.backends import backend
@@ -73,31 +73,31 @@ def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: Build
 
 def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:
     """The diffusers transformer a bundle was built from, in the bundle's dtype; InputError if its weights differ."""
-    adapter, dtype = backbone(manifest.family), manifest.contract.dtype
+    backbone, dtype = backbone_of(manifest.family), manifest.contract.dtype
     refuse_config(Path("The bundle's manifest"), manifest.transformer_config)
     if manifest.source.kind == "random":
         assert manifest.source.seed is not None
-        return random_transformer(adapter, manifest.transformer_config, dtype, manifest.source.seed)
+        return random_transformer(backbone, manifest.transformer_config, dtype, manifest.source.seed)
     source = manifest.source
-    found = resolve(checkpoint or source.location, adapter, revision=source.revision, variant=source.variant)
+    found = resolve(checkpoint or source.location, backbone, revision=source.revision, variant=source.variant)
     if found.source.weights_sha256 != manifest.source.weights_sha256:
         raise InputError(
             f"{found.folder} has other weights than this bundle was built from (hash "
             f"{found.source.weights_sha256[:12]}…, not {manifest.source.weights_sha256[:12]}…); "
             "name the right checkpoint, or build again."
         )
-    return load_transformer(found, adapter, dtype)
+    return load_transformer(found, backbone, dtype)
 
 
 def model_arguments(
     manifest: Manifest, model: torch.nn.Module
 ) -> Callable[[Mapping[str, torch.Tensor]], Mapping[str, Any]]:
     """How the diffusers transformer is called: from the contract's inputs by name to its keyword arguments."""
-    adapter = backbone(manifest.family)
+    backbone = backbone_of(manifest.family)
 
     def arguments(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
         call = _RecordedCall(model.config)
-        adapter.reference(call, inputs, manifest.latents)
+        backbone.reference(call, inputs, manifest.latents)
         return call.arguments
 
     return arguments
@@ -132,10 +132,10 @@ def compare(
 
     from accelaes_export.graph.focus_step import FocusStep, example_inputs
 
-    adapter: Backbone = backbone(manifest.family)
+    backbone: Backbone = backbone_of(manifest.family)
     contract, device = manifest.contract, session.device
-    reference = in_fp32(model, adapter, device)
-    step = FocusStep(reference, adapter, contract, manifest.latents, manifest.affinity_layers).eval()
+    reference = in_fp32(model, backbone, device)
+    step = FocusStep(reference, backbone, contract, manifest.latents, manifest.affinity_layers).eval()
     results = []
     for k, n in enumerate(contract.buckets):
         inputs = example_inputs(contract, n, seed=n, device=device)
@@ -144,7 +144,7 @@ def compare(
             if n == contract.tokens:
                 step.restore()
                 call = {name: exact[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
-                sample = adapter.reference(reference, call, manifest.latents)
+                sample = backbone.reference(reference, call, manifest.latents)
                 expected = {"focus_prediction": patchify(sample, manifest.latents)}
                 kind = "diffusers"
             else:
@@ -175,7 +175,7 @@ def _as_in_a_run(
     return found | _outputs(session, session.contract, blind, others, n)
 
 
-def in_fp32(model: torch.nn.Module, adapter: Backbone, device: torch.device) -> torch.nn.Module:
+def in_fp32(model: torch.nn.Module, backbone: Backbone, device: torch.device) -> torch.nn.Module:
     """The model on the device, computing in fp32.
 
     Where a GPU has no room for all of its weights in fp32, each matrix of the blocks is so only while it is used.
@@ -184,7 +184,7 @@ def in_fp32(model: torch.nn.Module, adapter: Backbone, device: torch.device) -> 
 
     if _has_room(model, device):
         return model.to(device).float()
-    blocks = [block for name in adapter.block_lists for block in getattr(model, name)]
+    blocks = [block for name in backbone.block_lists for block in getattr(model, name)]
     matrices = [part for block in blocks for part in block.modules() if isinstance(part, torch.nn.Linear)]
     kept = {id(weight) for matrix in matrices for weight in matrix.parameters()}
     for weight in (*model.parameters(), *model.buffers()):

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config
 
 
 @dataclass(frozen=True)
 class Model:
-    """One recipe, read with its family's adapter.
+    """One recipe, read with its family's backbone.
 
     Attributes:
         source: a hub id, or "ships with the package".
@@ -51,9 +51,9 @@ def models() -> tuple[Model, ...]:
 
 
 def _model(recipe: recipes.BuildRecipe) -> Model:
-    adapter = backbone(recipe.family)
-    config = complete_config(adapter, recipe.architecture())
-    latents = adapter.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
+    backbone = backbone_of(recipe.family)
+    config = complete_config(backbone, recipe.architecture())
+    latents = backbone.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
     return Model(
         name=recipe.name,
         title=recipe.title,
@@ -64,7 +64,7 @@ def _model(recipe: recipes.BuildRecipe) -> Model:
         text_tokens=recipe.text_tokens,
         dtype=recipe.dtype,
         buckets=recipe.buckets,
-        forms=adapter.forms,
+        forms=backbone.forms,
         spatial_cfg=recipe.spatial_cfg,
         guidance=recipe.guidance,
         steps=recipe.steps,

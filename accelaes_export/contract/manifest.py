@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from accelaes_export.contract.tensors import Count, GraphContract
+from accelaes_export.policies.drift_plans import DriftSchedule
 
 SCHEMA_VERSION = 4
 
@@ -187,19 +188,6 @@ class BackendRecord(_Record):
     notes: tuple[str, ...] = ()
 
 
-class BudgetPlan(_Record):
-    """What drift does on this model for one step budget; see policies.drift.Drift for the three distances.
-
-    Attributes:
-        symbols: one a step, letters standing for the model's buckets.
-    """
-
-    symbols: str = Field(min_length=2)
-    theta: float = Field(ge=0, le=1)
-    trend: float = Field(ge=0, le=1)
-    cache_reach: float = Field(ge=0, allow_inf_nan=False)
-
-
 class EngineWithout(_Record):
     """The engine of a step that leaves a range of blocks out.
 
@@ -223,7 +211,7 @@ class Defaults(_Record):
     policy: str
     policy_options: dict[str, Any] = Field(default_factory=dict)
     plan: str  # the policy's plan for `steps`, one symbol a step
-    plans: dict[float, BudgetPlan] = Field(default_factory=dict)  # drift's by step budget, ascending
+    plans: dict[float, DriftSchedule] = Field(default_factory=dict)  # drift's by step budget, ascending
 
 
 class Manifest(_Record):

@@ -33,7 +33,7 @@ class FocusStep(torch.nn.Module):
 
     Args:
         model: the diffusers transformer, in eval mode.
-        backbone: its family's adapter.
+        backbone: its family's backbone.
         contract: the graph's tensor table; it says which form this is.
         latents: the geometry.
         affinity_layers: block indices whose attention to the text makes the affinity (Eq. 6).

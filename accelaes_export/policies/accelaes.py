@@ -77,7 +77,7 @@ class AccelAes(BasePolicy):
             self.order,
             self.clock,
             self.reach,
-            ahead=self.theta,
+            theta=self.theta,
             cache_reach=self.cache_reach,
             calibrated=self.calibrated,
         )

@@ -30,7 +30,7 @@ class Extrapolation:
         clock: what k/gap is counted in: "step" (the papers') or "sigma".
         reach: furthest a token's prediction is extrapolated, in gaps between its last two; None: no limit.
         stale_reach: the same for tokens that the latest computed step left out; 0 holds them. None: as the others.
-        ahead: θ: the scheduler is fed the prediction extrapolated to step i + θ, at computed steps too. With linear
+        theta: θ, the scheduler is fed the prediction extrapolated to step i + θ, at computed steps too. With linear
             predictions 1/2 is the second-order Adams-Bashforth method. Solvers of a higher order do this themselves:
             the runtime then takes 0.
         cache_reach: the background's cached tensors are extrapolated like predictions, linearly from a token's last two
@@ -51,7 +51,7 @@ class Extrapolation:
     clock: Literal["step", "sigma"] = "step"
     reach: float | None = None
     stale_reach: float | None = None
-    ahead: float = 0.0
+    theta: float = 0.0
     cache_reach: float = 0.0
     trend: float = 1.0
     calibrated: bool = False
@@ -72,12 +72,12 @@ class Extrapolation:
             raise InputError(f"cache_reach is {self.cache_reach!r}; give a number of gaps of at least 0.")
         if not (is_number(self.trend) and 0 <= self.trend <= 1):
             raise InputError(f"trend is {self.trend!r}; allowed are numbers from 0 (hold) to 1 (all of the change).")
-        if not (is_number(self.ahead) and 0 <= self.ahead <= 1):
+        if not (is_number(self.theta) and 0 <= self.theta <= 1):
             raise InputError(
-                f"theta is {self.ahead!r}; allowed are numbers from 0 (none) to 1: give a share of a step."
+                f"theta is {self.theta!r}; allowed are numbers from 0 (none) to 1: give a share of a step."
             )
-        if self.ahead and not self.order:
-            raise InputError(f"theta is {self.ahead!r}, but order 0 extrapolates nothing; give order 1, or theta 0.")
+        if self.theta and not self.order:
+            raise InputError(f"theta is {self.theta!r}, but order 0 extrapolates nothing; give order 1, or theta 0.")
         if not isinstance(self.calibrated, bool):
             raise InputError(f"calibrated is {self.calibrated!r}; give true or false.")
         if self.series not in SERIES:
@@ -135,10 +135,10 @@ class Selector(Protocol):
         the unconditional text, it is asked again with that call's own, and answers as before.
         """
 
-    def mask(self) -> torch.Tensor | None:
+    def affinity(self) -> torch.Tensor | None:
         """The affinity [b, N] the one-shot mask was built from, or None before it exists."""
 
-    def region(self) -> torch.Tensor | None:
+    def mask(self) -> torch.Tensor | None:
         """M [b, N] fp32 of Eq. 7 (1 on focus tokens, 0 elsewhere) for spatial guidance, or None before it exists."""
 
 

@@ -5,32 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.drift import Drift
-from accelaes_export.policies.drift_plans import SHARE, TUNED, require_budget, tuned_options
+from accelaes_export.policies.drift_plans import SHARE, TUNED, DriftSchedule, require_budget, tuned_options
 from accelaes_export.policies.given import DefaultPlan, WithPlan
 from accelaes_export.policies.registry import named
 
 FEW_STEPS = 8
 """Models made for at most so many steps are distilled to them: no budget gives them more."""
-
-
-class BudgetPlan(Protocol):
-    """What a model brings for one budget; see `Drift` for the three distances."""
-
-    @property
-    def symbols(self) -> str: ...
-
-    @property
-    def theta(self) -> float: ...
-
-    @property
-    def trend(self) -> float: ...
-
-    @property
-    def cache_reach(self) -> float: ...
 
 
 def for_model(
@@ -39,7 +23,7 @@ def for_model(
     *,
     steps: int,
     buckets: Sequence[float],
-    plans: Mapping[float, BudgetPlan],
+    plans: Mapping[float, DriftSchedule],
 ) -> Policy:
     """The policy called `name` with `options`, as `named` makes it, and drift with the model's plan for its budget.
 
@@ -77,6 +61,6 @@ def for_model(
     return DefaultPlan(drift, listed.symbols if listed else str(drift.plan(steps, buckets)))
 
 
-def listed_budgets(steps: int, plans: Mapping[float, BudgetPlan]) -> tuple[float, ...]:
+def listed_budgets(steps: int, plans: Mapping[float, DriftSchedule]) -> tuple[float, ...]:
     """The budgets there are plans for on a model of T = `steps`, ascending: its own, and drift's unless T is small."""
     return tuple(sorted({*plans, *(TUNED if steps > FEW_STEPS else ())}))

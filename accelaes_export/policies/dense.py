@@ -30,7 +30,7 @@ class Dense(BasePolicy):
     @property
     def extrapolation(self) -> Extrapolation:
         """No token goes uncomputed, so without θ no second prediction is kept."""
-        return Extrapolation(order=1 if self.theta else 0, ahead=self.theta)
+        return Extrapolation(order=1 if self.theta else 0, theta=self.theta)
 
     def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """``D`` for each of the T steps; InputError for fewer than 1."""

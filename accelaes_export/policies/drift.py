@@ -77,7 +77,7 @@ class Drift(BasePolicy):
             self.order,
             self.clock,
             stale_reach=self.stale_reach,
-            ahead=tuned.theta if self.theta is None else self.theta,
+            theta=tuned.theta if self.theta is None else self.theta,
             trend=tuned.trend if self.trend is None else self.trend,
             calibrated=self.calibrated,
             cache_reach=tuned.cache_reach if self.cache_reach is None else self.cache_reach,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import bucket_letter
@@ -27,22 +28,42 @@ FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """A plan, in which a, b and c stand for n/N = .25, .5 and .75, and how far it extrapolates; see `Drift`."""
+class DriftSchedule:
+    """What drift does for one step budget: a plan, and how far it extrapolates.
+
+    Attributes:
+        symbols: one a step; letters stand for buckets: of the model that brings the schedule, or in TUNED a, b and c
+            for n/N = .25, .5 and .75.
+        theta, trend, cache_reach: as `Drift` has them.
+
+    Raises:
+        InputError: for fewer than two symbols or a number outside its range.
+    """
 
     symbols: str
     theta: float
     trend: float
     cache_reach: float
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # manifests and recipes hold schedules
 
-TUNED: dict[float, Tuned] = {
-    6: Tuned("DDDD.b.bD.", theta=0.3, trend=1.0, cache_reach=0.5),
-    8: Tuned("DDDD.bb.D.bbD.", theta=0.3, trend=1.0, cache_reach=0.5),
-    10: Tuned("DDDbb.b..D.b.b.D.bDD.", theta=0.2, trend=1.0, cache_reach=0.3),
-    12: Tuned("DDD.b.b.D..bb.D.b.b.D.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
-    14: Tuned("DDD.b.b.D.b.b.D.b.b.D.b.b.D.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
-    16: Tuned("DDD.bb.D..bb.D.bb.D.bb.D.b.bD.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
+    def __post_init__(self) -> None:
+        if len(self.symbols) < 2:
+            raise InputError(f"symbols is {self.symbols!r}; a plan has at least two steps: give one symbol a step.")
+        for name in ("theta", "trend"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name)!r}; give a number from 0 to 1.")
+        if not 0 <= self.cache_reach < math.inf:
+            raise InputError(f"cache_reach is {self.cache_reach!r}; give a number of gaps of at least 0.")
+
+
+TUNED: dict[float, DriftSchedule] = {
+    6: DriftSchedule("DDDD.b.bD.", theta=0.3, trend=1.0, cache_reach=0.5),
+    8: DriftSchedule("DDDD.bb.D.bbD.", theta=0.3, trend=1.0, cache_reach=0.5),
+    10: DriftSchedule("DDDbb.b..D.b.b.D.bDD.", theta=0.2, trend=1.0, cache_reach=0.3),
+    12: DriftSchedule("DDD.b.b.D..bb.D.b.b.D.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
+    14: DriftSchedule("DDD.b.b.D.b.b.D.b.b.D.b.b.D.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
+    16: DriftSchedule("DDD.bb.D..bb.D.bb.D.bb.D.b.bD.b.bDD.", theta=0.2, trend=0.8, cache_reach=0.5),
 }
 """By budget, ascending."""
 
@@ -58,7 +79,7 @@ def require_budget(budget: object, listed: Iterable[float]) -> None:
     raise InputError(f"budget is {budget!r}; give a number from 1 to {MOST_STEPS}{such_as}.")
 
 
-def tuned_options(budget: float | None) -> Tuned:
+def tuned_options(budget: float | None) -> DriftSchedule:
     """The entry of TUNED nearest to `budget`; of two as near the cheaper one. None: the one for SHARE of 28 steps."""
     wanted = 28 * SHARE if budget is None else budget
     return TUNED[min(TUNED, key=lambda known: abs(known - wanted))]

@@ -138,7 +138,7 @@ class AllTokens:
 def relies_on_the_solver(policy: Policy, plan: Plan) -> bool:
     """Whether predictions are carried over from one step to another, which holds where the scheduler adds no noise."""
     whole = all(step.kind is StepKind.DENSE for step in plan)
-    return not whole or policy.extrapolation.ahead > 0 or policy.gate() is not None
+    return not whole or policy.extrapolation.theta > 0 or policy.gate() is not None
 
 
 def require_runnable(policy: Policy, plan: Plan) -> None:

@@ -23,7 +23,7 @@ class MovingFocus:
 
     Args:
         mask_step: the step whose affinity is observed, or None where it plays no part.
-        fraction: n/N of `region`, the mask spatial guidance uses.
+        fraction: n/N of `mask`, the mask spatial guidance uses.
     """
 
     moving = True
@@ -32,7 +32,7 @@ class MovingFocus:
         self._mask_step = mask_step
         self._fraction = fraction
         self._affinity: torch.Tensor | None = None
-        self._region: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None
         self._chosen: tuple[int, torch.Tensor] | None = None  # the latest step and its focus index
 
     def score(self, estimates: Estimates, affinity: torch.Tensor | None) -> torch.Tensor:
@@ -44,7 +44,7 @@ class MovingFocus:
         if i == self._mask_step:
             self._affinity = affinity.clone()  # the caller may reuse its output buffer
             tokens = affinity.shape[1]
-            self._region = focus_mask(top_tokens(self._affinity, focus_count(self._fraction, tokens)), tokens)
+            self._mask = focus_mask(top_tokens(self._affinity, focus_count(self._fraction, tokens)), tokens)
 
     def select(self, i: int, n: int, estimates: Estimates) -> torch.Tensor:
         """The focus index [b, n] of step i; a second call for the same step gets the first one's.
@@ -61,13 +61,13 @@ class MovingFocus:
             self._chosen = i, top_tokens(self.score(estimates, self._affinity), n)
         return self._chosen[1]
 
-    def mask(self) -> torch.Tensor | None:
+    def affinity(self) -> torch.Tensor | None:
         """The affinity [b, N] the mask is built from, or None where there is none."""
         return self._affinity
 
-    def region(self) -> torch.Tensor | None:
+    def mask(self) -> torch.Tensor | None:
         """M [b, N] fp32 of Eq. 7 at this selector's fraction, or None where there is no mask."""
-        return self._region
+        return self._mask
 
 
 class RegionAdaptive(MovingFocus):
@@ -119,7 +119,7 @@ class LargestDrift(MovingFocus):
     Args:
         mask_weight: exponent w of a token's affinity over the picture's mean: score x (m / mean m)^w.
         mask_step: the step whose affinity that is, or None.
-        fraction: n/N of `region`.
+        fraction: n/N of `mask`.
     """
 
     def __init__(self, mask_weight: float = 0.0, mask_step: int | None = None, fraction: float = 0.5) -> None:

@@ -86,7 +86,7 @@ class RAS(BasePolicy):
 
     @property
     def extrapolation(self) -> Extrapolation:
-        return Extrapolation(self.order, reach=self.reach, ahead=self.theta, cache_reach=self.cache_reach)
+        return Extrapolation(self.order, reach=self.reach, theta=self.theta, cache_reach=self.cache_reach)
 
     @property
     def word_scoring(self) -> WordScoring:

@@ -50,8 +50,8 @@ class OneShotMask:
     """AesMask as a selector: the affinity of one step, kept for the rest of the run. Every image has its own mask.
 
     Args:
-        step: the step whose affinity is the mask (METHOD: mask_step).
-        fraction: n/N of `region`, the mask spatial guidance uses.
+        step: the step whose affinity is the mask.
+        fraction: n/N of `mask`, the mask spatial guidance uses.
     """
 
     moving = False
@@ -83,11 +83,11 @@ class OneShotMask:
             self._chosen[n] = top_tokens(self._affinity, n)
         return self._chosen[n]
 
-    def mask(self) -> torch.Tensor | None:
+    def affinity(self) -> torch.Tensor | None:
         """The affinity [b, N] the mask is built from, or None before it exists."""
         return self._affinity
 
-    def region(self) -> torch.Tensor | None:
+    def mask(self) -> torch.Tensor | None:
         """M [b, N] fp32 of Eq. 7 at this selector's fraction, or None before it exists."""
         if self._affinity is None:
             return None

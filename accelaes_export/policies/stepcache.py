@@ -44,7 +44,7 @@ class StepCache(BasePolicy):
     @property
     def extrapolation(self) -> Extrapolation:
         """As in Eq. 13: without a limit, since every token was computed less than one interval ago."""
-        return Extrapolation(order=self.order, clock=self.clock, ahead=self.theta, calibrated=self.calibrated)
+        return Extrapolation(order=self.order, clock=self.clock, theta=self.theta, calibrated=self.calibrated)
 
     def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """T = 28 by default: ``DDDDD.D.D.D.D.D.D.D.D.D.D.DD``, cost 17. InputError for fewer than 2 steps."""

@@ -51,11 +51,11 @@ class Run:
 
     def target(self, i: int) -> float:
         """Where on the clock the prediction fed to the scheduler at step i lies: at i, or θ of a step past it."""
-        ahead, now = self.policy.extrapolation.ahead, self.clock[i]
-        if not ahead or not self.first_order or len(self.clock) < 2:
+        theta, now = self.policy.extrapolation.theta, self.clock[i]
+        if not theta or not self.first_order or len(self.clock) < 2:
             return now
         step = self.clock[i + 1] - now if i + 1 < len(self.clock) else now - self.clock[i - 1]
-        return now + ahead * step
+        return now + theta * step
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Trajectory:
     @property
     def affinity(self) -> torch.Tensor | None:
         """[b, N] the mask was built from."""
-        return None if self._selector is None else self._selector.mask()
+        return None if self._selector is None else self._selector.affinity()
 
     def step(self, i: int, n: int, now: Conditions, *, skipped: bool = False) -> tuple[StepKind, torch.Tensor]:
         """Carry out step i with n focus tokens; returns its kind and the rows [B, ...] for the pipeline.
@@ -151,16 +151,16 @@ class Trajectory:
         self._paired = now.paired
         kind = StepKind.SKIP if skipped else self._run.plan[i].kind
         kind = kind if self._filled else StepKind.DENSE
-        region, target = self._region(), self._run.target(i)
+        mask, target = self._mask(), self._run.target(i)
         if kind in (StepKind.DENSE, StepKind.PARTIAL):
             tokens = self._dense(i, now) if kind is StepKind.DENSE else self._partial(i, now)
-            if region is None and target == self._run.clock[i]:
+            if mask is None and target == self._run.clock[i]:
                 # A copy: the next step writes over the engine's output, and a callback may keep this one.
                 return kind, unpatchify(tokens, self._latents).clone()
         elif kind is StepKind.SPARSE:
             self._sparse(i, n, now)
         prediction = self._history.at(target, self._run.policy.extrapolation)  # [B, N, w]
-        return kind, unpatchify(self._guided(prediction, region), self._latents)
+        return kind, unpatchify(self._guided(prediction, mask), self._latents)
 
     def _dense(self, i: int, now: Conditions) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
@@ -239,25 +239,25 @@ class Trajectory:
             self._alpha = self._calls.weights(alpha)  # once a run: it would be a copy from the host at every step
         return self._alpha
 
-    def _region(self) -> torch.Tensor | None:
+    def _mask(self) -> torch.Tensor | None:
         """M [b, N] of Eq. 7 as it is before this step, where the policy guides by region and there are pairs."""
         by_region = self._run.policy.spatial_guidance
         if self._selector is None or by_region is None or not self._paired:
             return None
-        region = self._selector.region()
-        return None if region is None else softened_mask(region, self._latents.grid, by_region.softness)
+        mask = self._selector.mask()
+        return None if mask is None else softened_mask(mask, self._latents.grid, by_region.softness)
 
-    def _guided(self, rows: torch.Tensor, region: torch.Tensor | None) -> torch.Tensor:
-        """Rows [B, N, w] as they are, or with a region [b, N] the guided prediction (Eq. 11) in both halves.
+    def _guided(self, rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Rows [B, N, w] as they are, or with a mask [b, N] the guided prediction (Eq. 11) in both halves.
 
         The pipeline's own u + s(c - u) leaves equal halves as they are, whatever s.
         """
         by_region = self._run.policy.spatial_guidance
-        if region is None or by_region is None:
+        if mask is None or by_region is None:
             return rows
         first, second = rows.chunk(2)
         uncond, cond = (first, second) if self._guidance.layout == "uncond_cond" else (second, first)
-        E = spatial(uncond, cond, region, by_region)
+        E = spatial(uncond, cond, mask, by_region)
         if self._guidance.channels is not None:  # the channels behind are never guided
             C = self._latents.out_channels
             free = torch.arange(E.shape[-1], device=E.device) % C >= self._guidance.channels

@@ -21,7 +21,7 @@ from benchmarks.gpu.checks import Checks
 from benchmarks.gpu.models import recipe, split
 
 SETS: dict[str, tuple[tuple[Policy, ...], tuple[str, ...]]] = {
-    # The plans of METHOD against the dense model that a user has without us.
+    # The plans of docs/method.md against the dense model that a user has without us.
     "policies": ((Dense(), StepCache(), AccelAes(), Drift(budget=12)), ("eager", "compile")),
     # The papers' plan, whose background is never computed again.
     "never-refreshed": ((Dense(), AccelAes(refresh_every=0)), ("compile",)),

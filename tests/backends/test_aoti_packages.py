@@ -54,7 +54,7 @@ def compiled(
     stored = {name: value.detach().clone() for name, value in whole.model.state_dict().items()}
 
     def make(filled: bool) -> FocusStep:
-        model = None if filled else hollow_transformer(tiny.adapter, config, stored.get, "fp32", large)
+        model = None if filled else hollow_transformer(tiny.backbone, config, stored.get, "fp32", large)
         return step_of(family, model)
 
     folder.mkdir(exist_ok=True)

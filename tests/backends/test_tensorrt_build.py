@@ -16,11 +16,11 @@ from onnx import helper
 
 from accelaes_export.backends import CompiledEngine, CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
-from accelaes_export.backends.tensorrt.driver import DriverReport, Gpu, ask_driver
+from accelaes_export.backends.tensorrt.driver import CudaDevice, DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD
 from accelaes_export.backends.tensorrt.preparation import prepare, refuse_shared_keys
 from accelaes_export.backends.tensorrt.profiles import profiles
-from accelaes_export.backends.tensorrt.progress import BuildProgress
+from accelaes_export.backends.tensorrt.progress import EngineProgress
 from accelaes_export.contract.tensors import DTypeName, GraphContract
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
 from tests.backends import tiny_focus_step as tiny
@@ -117,7 +117,7 @@ def test_what_the_progress_callback_raises_reaches_the_caller(rtx: TensorRTBacke
 
 def test_nested_phases_become_one_rising_fraction() -> None:
     seen: list[float | None] = []
-    state = BuildProgress(lambda phase, done: seen.append(done))
+    state = EngineProgress(lambda phase, done: seen.append(done))
     state.phase_start("build", None, 2)
     state.phase_start("tactics", "build", 4)
     assert all(state.step_complete("tactics", step) for step in range(4))
@@ -213,7 +213,7 @@ def no_gpu() -> DriverReport:
 
 
 def one_gpu(capability: str) -> Any:
-    return lambda: DriverReport((Gpu("A card", capability),), "13.0")
+    return lambda: DriverReport((CudaDevice("A card", capability),), "13.0")
 
 
 def test_without_a_gpu_rtx_builds_but_does_not_run() -> None:

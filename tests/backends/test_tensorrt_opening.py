@@ -9,7 +9,7 @@ import torch
 
 from accelaes_export.backends.cuda import TorchCuda
 from accelaes_export.backends.tensorrt import TensorRTBackend
-from accelaes_export.backends.tensorrt.driver import DriverReport, Gpu
+from accelaes_export.backends.tensorrt.driver import CudaDevice, DriverReport
 from accelaes_export.backends.tensorrt.flavour import RTX, Flavour, fits
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
@@ -88,7 +88,7 @@ def test_a_torch_without_cuda_is_named(tmp_path: Path) -> None:
         TorchCuda.on("cpu")
     with pytest.raises(InputError, match="no device 'gpu0'"):
         TorchCuda.on("gpu0")
-    gpu = DriverReport((Gpu("A card", "sm89"),), "13.0")
+    gpu = DriverReport((CudaDevice("A card", "sm89"),), "13.0")
     here = TensorRTBackend(RTX, driver=lambda: gpu).availability()
     assert here.can_build or "can't be imported" in here.reason
     assert not here.can_run

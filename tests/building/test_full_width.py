@@ -6,7 +6,7 @@ import pytest
 
 import accelaes_export as ax
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, parameter_bytes
 from tests.thorough import thorough_but
 from tests.tiny_sd3 import SD3, save_tiny_checkpoint
@@ -55,8 +55,8 @@ def test_two_blocks_of_every_architecture_build_at_full_width(name, tmp_path, mo
         output=tmp_path / "bundle",
     )
     manifest = ax.open(bundle.path).manifest
-    adapter = backbone(recipe.family)
-    weights = parameter_bytes(adapter, complete_config(adapter, shallow.architecture()), recipe.dtype)
+    backbone = backbone_of(recipe.family)
+    weights = parameter_bytes(backbone, complete_config(backbone, shallow.architecture()), recipe.dtype)
     sizes = {file: (bundle.path / file).stat().st_size for file in manifest.backend.files}
     assert 0.9 * weights < sum(sizes.values()) < 1.6 * weights
     if beside:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.building.verification import NORM_TOLERANCES, TOLERANCES, _parity, in_fp32
 from accelaes_export.contract.example_inputs import example_inputs
 from tests.families import FAMILIES
@@ -52,7 +52,7 @@ def test_a_reference_with_no_room_in_fp32_computes_the_same_matrix_by_matrix(fam
     variant = next(iter(tiny.variants))
 
     def computed() -> torch.Tensor:
-        model = in_fp32(tiny.model(variant).bfloat16(), backbone(family), torch.device("cpu"))
+        model = in_fp32(tiny.model(variant).bfloat16(), backbone_of(family), torch.device("cpu"))
         step = tiny.step(model, variant)
         inputs = example_inputs(step.contract, step.contract.buckets[0])
         with torch.no_grad():

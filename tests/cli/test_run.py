@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.contract.manifest import BudgetPlan
 from accelaes_export.policies import RAS, AccelAes, Drift, Plan, StepKind, WithPlan
+from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.policies.words import WordWeights
 from accelaes_export.runtime.report import RunReport, StepRecord
 from tests.cli.conftest import Command
@@ -83,13 +83,13 @@ def test_a_budget_or_a_plan_brings_its_own_number_of_steps(
 def test_a_budget_takes_the_bundles_own_plan_and_a_few_step_models_own_steps(
     command: Command, tmp_path: Path, asked: dict[str, Any]
 ) -> None:
-    plan = BudgetPlan(symbols="DDDbb.DbD", theta=0.1, trend=0.5, cache_reach=0.0)
+    plan = DriftSchedule(symbols="DDDbb.DbD", theta=0.1, trend=0.5, cache_reach=0.0)
     few = {"steps": 4, "policy_options": {"mask_step": 1}, "plan": "DDbD", "plans": {7: plan}}
     defaults = fake_manifest().defaults.model_copy(update=few)
     drift = ["run", write_fake_bundle(tmp_path / "few", defaults=defaults).path, "--prompt", "x", "--policy", "drift"]
     result = command(*drift, "--budget", "7")
     assert "Plan of drift, 9 steps\n" in result.stdout and "DDDbb.DbD" in result.stdout
-    assert (asked["steps"], asked["policy"].extrapolation.ahead) == (9, 0.1)
+    assert (asked["steps"], asked["policy"].extrapolation.theta) == (9, 0.1)
     result = command(*drift, "--budget", "3")
     assert "Plan of drift, 4 steps\n" in result.stdout and asked["steps"] == 4
     command(*drift, "--budget", "7", "--steps", "12")

@@ -15,7 +15,7 @@ from accelaes_export.building import builder
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.cli import diagnosis
 from accelaes_export.cli.diagnosis import Diagnosis, Gpu
-from accelaes_export.contract.manifest import BudgetPlan
+from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.progress import BuildProgress
 from tests.cli.conftest import Command
 from tests.fake_bundle import fake_contract, fake_manifest, write_fake_bundle
@@ -110,7 +110,7 @@ class TestInspect:
         assert "cost 14.5 of 28 dense steps" in text
 
     def test_lists_every_budgets_plan_and_whose_it_is(self, command: Command, tmp_path: Path) -> None:
-        own = BudgetPlan(symbols="DDDbb.DbD", theta=0.15, trend=0.45, cache_reach=0.35)
+        own = DriftSchedule(symbols="DDDbb.DbD", theta=0.15, trend=0.45, cache_reach=0.35)
         defaults = fake_manifest().defaults.model_copy(update={"plans": {7: own}})
         text = command("inspect", write_fake_bundle(tmp_path / "own", defaults=defaults).path).stdout
         rows = {cells[0]: cells for line in text.splitlines() if len(cells := line.replace("│", " ").split()) > 8}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from accelaes_export.backbones import Backbone, backbone
+from accelaes_export.backbones import Backbone, backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
 from accelaes_export.contract.manifest import Latents
 from accelaes_export.graph.focus_step import FocusStep
@@ -40,19 +40,19 @@ class Family:
     variant_frames: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def adapter(self) -> Backbone:
-        return backbone(self.name)
+    def backbone(self) -> Backbone:
+        return backbone_of(self.name)
 
     def model(self, variant: str, seed: int = 0) -> torch.nn.Module:
         """The diffusers model, fp32, on the CPU."""
-        return random_transformer(self.adapter, self.full_config(variant), "fp32", seed)
+        return random_transformer(self.backbone, self.full_config(variant), "fp32", seed)
 
     def full_config(self, variant: str) -> dict[str, Any]:
-        return complete_config(self.adapter, {**self.config, **self.variants[variant]})
+        return complete_config(self.backbone, {**self.config, **self.variants[variant]})
 
     def latents(self, variant: str, resolution: tuple[int, int]) -> Latents:
         frames = self.variant_frames.get(variant, self.frames)
-        return self.adapter.latents(self.full_config(variant), resolution, self.vae_scale, frames)
+        return self.backbone.latents(self.full_config(variant), resolution, self.vae_scale, frames)
 
     def step(
         self,
@@ -69,9 +69,9 @@ class Family:
     ) -> FocusStep:
         """The focus step of `model`, every layer's affinity in it."""
         latents = self.latents(variant, resolution or self.resolutions[0])
-        shapes = empty_transformer(self.adapter, self.full_config(variant))
+        shapes = empty_transformer(self.backbone, self.full_config(variant))
         contract = graph_contract(
-            self.adapter,
+            self.backbone,
             shapes,
             latents,
             form=form,
@@ -82,5 +82,5 @@ class Family:
             dynamic_text=dynamic_text,
             ranges=ranges,
         )
-        layers = affinity_layers(self.adapter, shapes, 1)
-        return FocusStep(model, self.adapter, contract, latents, layers).eval()
+        layers = affinity_layers(self.backbone, shapes, 1)
+        return FocusStep(model, self.backbone, contract, latents, layers).eval()

@@ -13,7 +13,7 @@ from benchmarks.gpu.checks import Checks
 from tests.families import FAMILIES
 from tests.gpu.bundles import TWO_BLOCKS, small, two_blocks
 
-FORMS = [(family, form) for family in FAMILIES for form in FAMILIES[family].adapter.forms]
+FORMS = [(family, form) for family in FAMILIES for form in FAMILIES[family].backbone.forms]
 
 
 def right(bundle, device) -> None:

@@ -21,7 +21,7 @@ from accelaes_export.graph.focus_step import count_flops, example_inputs
 from tests.families import FAMILIES, cases
 from tests.thorough import thorough_but
 
-FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].adapter.forms]
+FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].backbone.forms]
 LAST = [(family, variant, form) for family, variant, form in FORMS if variant == list(FAMILIES[family].variants)[-1]]
 
 
@@ -149,7 +149,7 @@ def test_a_token_step_is_the_full_model_with_the_backgrounds_keys_frozen(family,
             assert torch.allclose(found[name], rows_of(image, focus, 2), atol=1e-4), name
 
 
-@pytest.mark.parametrize(("family", "variant"), [c for c in cases() if "component" in FAMILIES[c[0]].adapter.forms])
+@pytest.mark.parametrize(("family", "variant"), [c for c in cases() if "component" in FAMILIES[c[0]].backbone.forms])
 @pytest.mark.parametrize("fraction", [0.05, 0.5, 0.9])
 def test_a_component_step_is_the_full_model_with_the_backgrounds_part_outputs_frozen(family, variant, fraction):
     tiny = FAMILIES[family]

@@ -89,10 +89,10 @@ def test_the_affinity_comes_from_every_kth_layer_that_reads_the_text_or_from_tho
     with pytest.raises(InputError, match="block 5, which doesn't attend to the text; those that do are 0 to 4"):
         affinity_layers(SD3, model, 1, chosen=[5])
     dit = FAMILIES["dit"]
-    textless = empty_transformer(dit.adapter, dit.full_config("plain"))
-    assert affinity_layers(dit.adapter, textless, 1) == ()
+    textless = empty_transformer(dit.backbone, dit.full_config("plain"))
+    assert affinity_layers(dit.backbone, textless, 1) == ()
     with pytest.raises(InputError, match="none of this model does"):
-        affinity_layers(dit.adapter, textless, 1, chosen=[0])
+        affinity_layers(dit.backbone, textless, 1, chosen=[0])
 
 
 def test_without_observed_tokens_there_is_no_affinity_and_nothing_else_changes():

@@ -17,7 +17,7 @@ from accelaes_export.graph.ranges import contract_without
 from tests.families import FAMILIES, cases
 from tests.left_out_blocks import Change, blocks_of
 
-FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].adapter.forms]
+FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].backbone.forms]
 
 
 def reference(model, step, inputs, hooked=()):
@@ -38,7 +38,9 @@ def steps_of(family, variant, form="token", **more):
     halves = ((0, 1), (1, len(blocks_of(model))))
     full = tiny.step(tiny.model(variant), variant, form=form, ranges=halves, **more)
     without = [
-        FocusStep(tiny.model(variant), tiny.adapter, contract_without(full.contract, blocks), full.latents, (0,)).eval()
+        FocusStep(
+            tiny.model(variant), tiny.backbone, contract_without(full.contract, blocks), full.latents, (0,)
+        ).eval()
         for blocks in full.contract.ranges
     ]
     return model, full, without

@@ -40,14 +40,14 @@ def test_a_hollow_model_exports_to_the_same_numbers(kind, external, tmp_path):
     if kind == "checkpoint":
         read = stored_weights(stored(tmp_path, model), "fp32")
     else:
-        read = random_weights(parameter_shapes(TINY.adapter, config), "fp32", 0)
+        read = random_weights(parameter_shapes(TINY.backbone, config), "fp32", 0)
     asked = []
 
     def counting(name):
         asked.append(name)
         return read(name.removeprefix("model."))
 
-    hollow = hollow_transformer(TINY.adapter, config, read, "fp32", large=600)
+    hollow = hollow_transformer(TINY.backbone, config, read, "fp32", large=600)
     left_out = {name for name, parameter in hollow.named_parameters() if is_hollow(parameter)}
     assert len(left_out) > 40
     whole = TINY.step(model, VARIANT)
@@ -77,7 +77,7 @@ def test_half_precision_checkpoints_are_read_in_the_builds_dtype(tmp_path):
 
 
 def test_random_weights_are_the_same_in_any_order():
-    shapes = parameter_shapes(TINY.adapter, TINY.full_config(VARIANT))
+    shapes = parameter_shapes(TINY.backbone, TINY.full_config(VARIANT))
     forwards, backwards = random_weights(shapes, "fp32", 3), random_weights(shapes, "fp32", 3)
     first = {name: forwards(name) for name in shapes}
     second = {name: backwards(name) for name in reversed(list(shapes))}

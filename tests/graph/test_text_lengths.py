@@ -29,9 +29,9 @@ def test_masked_texts_are_padded_to_a_multiple_and_others_never():
 @pytest.mark.parametrize(("family", "expected"), [("lumina", 256), ("pixart", 256), ("qwen-image", 64), ("dit", 1)])
 def test_texts_that_go_through_the_blocks_are_padded_less(family, expected):
     tiny = FAMILIES[family]
-    model = empty_transformer(tiny.adapter, tiny.full_config(next(iter(tiny.variants))))
-    assert few_text_lengths(tiny.adapter, model, 0 if family == "dit" else 256) == expected
-    assert few_text_lengths(tiny.adapter, model, 8 if tiny.text_tokens else 0) == (8 if tiny.text_tokens else 1)
+    model = empty_transformer(tiny.backbone, tiny.full_config(next(iter(tiny.variants))))
+    assert few_text_lengths(tiny.backbone, model, 0 if family == "dit" else 256) == expected
+    assert few_text_lengths(tiny.backbone, model, 8 if tiny.text_tokens else 0) == (8 if tiny.text_tokens else 1)
 
 
 def test_only_gpus_mind_how_many_lengths_there_are():

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.graph.export import save_onnx, trace
@@ -18,12 +18,12 @@ from tests.families import FAMILIES
 
 def exported(folder: Path, family: str, resolution: tuple[int, int], **changes: Any) -> tuple[GraphContract, Path]:
     """A random fp16 model of `family` with three buckets and the text window fixed: its contract and its ONNX file."""
-    adapter = backbone(family)
-    config = complete_config(adapter, dict(FAMILIES[family].config) | changes)
-    latents = adapter.latents(config, resolution, 8)
+    backbone = backbone_of(family)
+    config = complete_config(backbone, dict(FAMILIES[family].config) | changes)
+    latents = backbone.latents(config, resolution, 8)
     contract = graph_contract(
-        adapter,
-        empty_transformer(adapter, config),
+        backbone,
+        empty_transformer(backbone, config),
         latents,
         form="token",
         dtype="fp16",
@@ -32,7 +32,7 @@ def exported(folder: Path, family: str, resolution: tuple[int, int], **changes: 
         text_tokens=16,
         dynamic_text=False,
     )
-    step = FocusStep(random_transformer(adapter, config, "fp16", 0), adapter, contract, latents, [0]).eval()
+    step = FocusStep(random_transformer(backbone, config, "fp16", 0), backbone, contract, latents, [0]).eval()
     return contract, save_onnx(trace(step), contract, folder)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from accelaes_export.backends.cuda import TorchCuda
 from accelaes_export.backends.tensorrt import TensorRTBackend
-from accelaes_export.backends.tensorrt.driver import DriverReport, Gpu
+from accelaes_export.backends.tensorrt.driver import CudaDevice, DriverReport
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.building.builder import build
 from accelaes_export.bundle.reading import Bundle
@@ -71,7 +71,7 @@ def test_the_plugin_is_refused_before_anything_is_built(tmp_path: Path) -> None:
 def test_opening_it_without_the_plugins_kernels_names_the_file_to_load(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu = Gpu("NVIDIA Test", "sm86")
+    gpu = CudaDevice("NVIDIA Test", "sm86")
     backend = TensorRTBackend(RTX, driver=lambda: DriverReport((gpu,), "13.0", ""))
     backend._plugin._creator = object()  # the Python plugin, from building
     monkeypatch.setattr(TorchCuda, "on", lambda device: SimpleNamespace(compute_capability="sm86"))

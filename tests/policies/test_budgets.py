@@ -21,12 +21,12 @@ from accelaes_export.policies import (
     options_of,
 )
 from accelaes_export.policies.budgets import FEW_STEPS
-from accelaes_export.policies.drift_plans import SHARE, TUNED, Tuned
+from accelaes_export.policies.drift_plans import SHARE, TUNED, DriftSchedule
 
 BUCKETS = (0.25, 0.5, 0.75)
 OWN = {
-    9: Tuned("DDb.b.D.bbb.DbD", theta=0.1, trend=0.5, cache_reach=0.2),
-    12: Tuned("DDDbDbDbDbDbDbbDb", theta=0.0, trend=0.4, cache_reach=0.0),
+    9: DriftSchedule("DDb.b.D.bbb.DbD", theta=0.1, trend=0.5, cache_reach=0.2),
+    12: DriftSchedule("DDDbDbDbDbDbDbbDb", theta=0.0, trend=0.4, cache_reach=0.0),
 }
 
 budgets = st.floats(1, 60)
@@ -43,7 +43,7 @@ def test_a_models_own_plan_for_exactly_the_budget_comes_first(budget):
     assert policy.own_steps == len(own.symbols)
     assert str(policy.plan(len(own.symbols), BUCKETS)) == own.symbols
     found = policy.extrapolation
-    assert (found.ahead, found.trend, found.cache_reach) == (own.theta, own.trend, own.cache_reach)
+    assert (found.theta, found.trend, found.cache_reach) == (own.theta, own.trend, own.cache_reach)
 
 
 @given(budgets.filter(lambda budget: all(abs(budget - own) > 1e-3 for own in OWN)), st.integers(FEW_STEPS + 1, 100))
@@ -61,7 +61,7 @@ def test_no_budget_gives_a_few_step_model_more_steps_than_its_own(steps, budget,
     assert plan == Drift(budget=budget).plan(steps, buckets), "the same rule as at so many steps on any model"
     least = TUNED[min(TUNED)]
     if wanted <= min(TUNED):
-        assert (policy.extrapolation.ahead, policy.extrapolation.trend) == (least.theta, least.trend)
+        assert (policy.extrapolation.theta, policy.extrapolation.trend) == (least.theta, least.trend)
 
 
 @pytest.mark.parametrize("steps", [4, 20, 28, 50])

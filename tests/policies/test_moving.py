@@ -224,14 +224,14 @@ def test_a_steps_second_call_gets_the_first_ones_tokens():
 def test_the_mask_is_kept_shown_and_asked_for():
     selector = LargestDrift(1.0, mask_step=2, fraction=0.25)
     one = torch.ones(1, 4)
-    assert (selector.mask(), selector.region()) == (None, None)
+    assert (selector.affinity(), selector.mask()) == (None, None)
     with pytest.raises(InputError, match="Step 5 is SPARSE, but the mask is built after step 2"):
         selector.select(5, 1, Estimates(one, one, one, one))
     affinity = torch.tensor([[0.1, 0.9, 0.3, 0.2]])
     selector.observe(2, affinity)
     affinity.zero_()  # an engine writes the next step's affinity into the same buffer
     assert selector.select(5, 2, Estimates(one, one, one, one)).tolist() == [[1, 2]]
-    assert selector.region().tolist() == [[0.0, 1.0, 0.0, 0.0]]
+    assert selector.mask().tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
 def test_no_operation_waits_for_the_device():
@@ -243,6 +243,6 @@ def test_no_operation_waits_for_the_device():
         for selector in selectors:
             selector.observe(0, torch.rand(2, 8))
             focus = selector.select(3, 3, history.estimates(slice(2, 4), 3.0))
-            selector.region()
+            selector.mask()
         history.update(torch.cat([focus, focus]), torch.randn(4, 3, 4), 3.0)
-        history.at(4.3, Extrapolation(reach=1.0, stale_reach=0.0, ahead=0.3))
+        history.at(4.3, Extrapolation(reach=1.0, stale_reach=0.0, theta=0.3))

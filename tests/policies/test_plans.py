@@ -1,4 +1,4 @@
-"""Plans: the schedules METHOD.md describes, checked against a second description of the same rules."""
+"""Plans: the schedules docs/method.md describes, checked against a second description of the same rules."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_default_plan_has_six_sparse_and_eleven_dense_steps():
 
 
 def by_the_rules(T, dense_until, warmup, interval, order, refresh_every=1, sparse=""):
-    """METHOD's rules as a walk through the run that knows only how many steps were computed, and how lately."""
+    """docs/method.md's rules as a walk through the run that knows only how many steps were computed, and how lately."""
     out = ""
     computed = skipped_in_a_row = computed_after_beginning = 0
     for i in range(T):

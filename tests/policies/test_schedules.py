@@ -146,7 +146,7 @@ def test_tuned_plans_cost_their_budget_and_are_what_a_run_of_their_length_gets(b
     assert (str(plan), plan.cost) == (tuned.symbols, budget)
     assert str(policy.plan(len(plan), (0.2, *BUCKETS))) == tuned.symbols.translate(str.maketrans("abc", "bcd"))
     assert set(str(policy.plan(len(plan), ()))) <= {"D", "."}, "without buckets there are no sparse steps"
-    assert policy.extrapolation.ahead == tuned.theta
+    assert policy.extrapolation.theta == tuned.theta
     assert (policy.extrapolation.trend, policy.extrapolation.cache_reach) == (tuned.trend, tuned.cache_reach)
 
 
@@ -158,7 +158,7 @@ def test_how_far_is_extrapolated_follows_the_budget_and_can_be_given():
     assert Drift(budget=1).extrapolation == Drift(budget=budgets[0]).extrapolation
     assert Drift().extrapolation == Drift(budget=12).extrapolation
     own = Drift(budget=8, theta=0.7, trend=0.4, cache_reach=0.0).extrapolation
-    assert (own.ahead, own.trend, own.cache_reach) == (0.7, 0.4, 0.0)
+    assert (own.theta, own.trend, own.cache_reach) == (0.7, 0.4, 0.0)
 
 
 @given(steps, some_buckets, st.integers(0, 8))

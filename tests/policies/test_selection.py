@@ -51,7 +51,7 @@ def test_no_operation_waits_for_the_device():
     with NoHostSync():
         selector.observe(0, torch.rand(2, 8))
         background_of(selector.select(1, 3), 8)
-        selector.region()
+        selector.mask()
 
 
 def test_each_image_has_its_own_set():
@@ -63,8 +63,8 @@ def test_each_image_has_its_own_set():
 def test_the_mask_is_built_at_its_step_and_kept():
     selector = AccelAes(skip_ratio=0.75, mask_step=5).selector()
     affinity = torch.tensor([[0.1, 0.9, 0.3, 0.2]])
+    assert selector.affinity() is None
     assert selector.mask() is None
-    assert selector.region() is None
     selector.observe(4, 1 - affinity)
     with pytest.raises(InputError, match="Step 7 is SPARSE.*after step 5.*smaller mask_step"):
         selector.select(7, 1)
@@ -73,7 +73,7 @@ def test_the_mask_is_built_at_its_step_and_kept():
     selector.observe(9, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
     assert selector.select(10, 1).tolist() == [[1]]
     assert selector.select(12, 2).tolist() == [[1, 2]]
-    assert selector.region().tolist() == [[0.0, 1.0, 0.0, 0.0]]
+    assert selector.mask().tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
 def test_a_selector_used_again_forgets_the_last_run():
@@ -86,7 +86,7 @@ def test_a_selector_used_again_forgets_the_last_run():
 def test_two_runs_of_one_policy_share_nothing():
     policy = AccelAes()
     policy.selector().observe(5, torch.ones(1, 4))
-    assert policy.selector().mask() is None
+    assert policy.selector().affinity() is None
 
 
 @pytest.mark.parametrize("n", [0, 5])

@@ -1,4 +1,4 @@
-"""The denoiser carries out any plan as METHOD describes it, one image at a time, whatever the batch."""
+"""The denoiser carries out any plan as docs/method.md describes it, one image at a time, whatever the batch."""
 
 from __future__ import annotations
 
@@ -192,10 +192,10 @@ class Rotating:
     def select(self, i, n, estimates=None):
         return ((torch.arange(n) + 17 * i) % 48).sort().values[None]
 
-    def mask(self):
+    def affinity(self):
         return None
 
-    def region(self):
+    def mask(self):
         return None
 
 

@@ -11,14 +11,14 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, random_transformer
 from accelaes_export.cli import main
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.trajectories import follows
 
-DIT = backbone("dit")
+DIT = backbone_of("dit")
 CLASSES = {2: "great white shark, white shark", 207: "golden retriever"}
 CONFIG = {"sample_size": 12, "out_channels": 8, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4}
 

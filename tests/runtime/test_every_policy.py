@@ -39,8 +39,8 @@ def test_every_policy_runs_on_every_family_in_both_forms_as_planned(family):
     tiny = FAMILIES[family]
     variant = next(iter(tiny.variants))
     model = tiny.model(variant)
-    guidance = tiny.adapter.guidance
-    for form in tiny.adapter.forms:
+    guidance = tiny.backbone.guidance
+    for form in tiny.backbone.forms:
         step = tiny.step(model, variant, form=form)
         session = EagerSession(step)
         denoiser = Denoiser(session, step.latents, FRACTIONS, guidance)
@@ -74,12 +74,12 @@ def test_every_policy_runs_on_every_family_in_both_forms_as_planned(family):
 def test_delta_dit_runs_on_every_family_in_both_forms_and_computes_what_it_says(family):
     tiny = FAMILIES[family]
     variant = next(iter(tiny.variants))
-    guidance, T = tiny.adapter.guidance, 6
-    for form in tiny.adapter.forms:
+    guidance, T = tiny.backbone.guidance, 6
+    for form in tiny.backbone.forms:
         step = tiny.step(tiny.model(variant), variant, form=form, ranges=((0, 1), (1, 2)))
         contracts = [contract_without(step.contract, blocks) for blocks in step.contract.ranges]
         without = [
-            EagerSession(FocusStep(tiny.model(variant), tiny.adapter, contract, step.latents, ()).eval())
+            EagerSession(FocusStep(tiny.model(variant), tiny.backbone, contract, step.latents, ()).eval())
             for contract in contracts
         ]
         full = EagerSession(step)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
@@ -283,7 +283,7 @@ def test_what_can_not_be_built_is_told_before_anything_is_written(checkpoint, tm
         ax.build(checkpoint, model="sd3", output=tmp_path / "bundle", dtype="fp32")
     with pytest.raises(ax.InputError, match="bf16"):
         ax.build(checkpoint, model="flux-dev", output=tmp_path / "bundle")
-    flux = backbone("flux")
+    flux = backbone_of("flux")
     fill = complete_config(flux, {"in_channels": 384, "out_channels": 64})
     with pytest.raises(ax.InputError, match="takes 384 numbers a token and predicts 64"):
         flux.latents(fill, (1024, 1024), 8)

@@ -48,14 +48,14 @@ def session_of(family, *, graphs=True, form="token", batch=1):
     variant = next(iter(tiny.variants))
     step = tiny.step(tiny.model(variant), variant, form=form, batch=batch, ranges=((0, 1),))
     contracts = [contract_without(step.contract, blocks) for blocks in step.contract.ranges]
-    without = [FocusStep(tiny.model(variant), tiny.adapter, c, step.latents, ()).eval() for c in contracts]
+    without = [FocusStep(tiny.model(variant), tiny.backbone, c, step.latents, ()).eval() for c in contracts]
     cuda = stand_in.Cuda(relaunches=True)
 
     def opened(one):
         packages = dict.fromkeys(one.contract.buckets, Package(one))
         return AotiSession(packages, one.contract, cuda.device, cuda, cuda_graphs=graphs)
 
-    return joined(opened(step), [opened(one) for one in without]), step.latents, tiny.adapter.guidance, cuda
+    return joined(opened(step), [opened(one) for one in without]), step.latents, tiny.backbone.guidance, cuda
 
 
 def denoise(denoiser, policy, T, seed=0, images=1):

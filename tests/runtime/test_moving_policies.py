@@ -156,7 +156,7 @@ def test_moving_focus_sets_are_chosen_computed_and_cached_as_the_method_says(pol
                 if drops[token] and rules.stale_reach is not None:
                     reach = rules.stale_reach if reach is None else min(reach, rules.stale_reach)
                 points = memory[row][token] if rules.order else memory[row][token][-1:]
-                expected = on_the_line(points, i + rules.ahead, reach, trend)
+                expected = on_the_line(points, i + rules.theta, reach, trend)
                 assert torch.allclose(got[row, token], expected, atol=2e-3 * max(1.0, expected.abs().max())), (i, token)
 
 

@@ -27,13 +27,13 @@ RANGES = ((0, 1), (1, 3))
 SHARES = (2 / 3, 1 / 3)
 
 
-def make(batch=1, guidance=TINY.adapter.guidance):
+def make(batch=1, guidance=TINY.backbone.guidance):
     """A denoiser on a tiny SD3 model with three blocks, and the same model as diffusers has it."""
     step = TINY.step(TINY.model(VARIANT), VARIANT, ranges=RANGES, batch=batch)
     without = [
         EagerSession(
             FocusStep(
-                TINY.model(VARIANT), TINY.adapter, contract_without(step.contract, blocks), step.latents, ()
+                TINY.model(VARIANT), TINY.backbone, contract_without(step.contract, blocks), step.latents, ()
             ).eval()
         )
         for blocks in step.contract.ranges
@@ -52,7 +52,7 @@ def predicted(model, denoiser, inputs, hooked=()):
     call = {name: inputs[name] for name in ("hidden_states", "timestep", *denoiser.session.contract.conditioning)}
     handles = [block.register_forward_hook(hook, with_kwargs=True) for block, hook in hooked]
     with torch.no_grad():
-        found = TINY.adapter.reference(model, call, denoiser.latents)
+        found = TINY.backbone.reference(model, call, denoiser.latents)
     for handle in handles:
         handle.remove()
     return found

@@ -9,14 +9,14 @@ import torch
 
 import accelaes_export as ax
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, random_transformer, resolve
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import t5_tokenizer
 from tests.trajectories import follows
 
-PIXART = backbone("pixart")
+PIXART = backbone_of("pixart")
 PROMPT = "An INTRICATE red Star on the left"  # T5 gets it in small letters
 OTHER = "a glossy green circle"
 WINDOW = 24  # text tokens
@@ -262,5 +262,5 @@ def test_what_can_not_be_built_is_told_before_anything_is_written(alpha, tmp_pat
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": "Transformer2DModel"}))
     with pytest.raises(ax.InputError, match="describes a PixArtTransformer2DModel, and the family dit"):
-        resolve(tmp_path, backbone("dit"))
+        resolve(tmp_path, backbone_of("dit"))
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".safetensors"]

@@ -9,8 +9,8 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.contract.manifest import BudgetPlan
 from accelaes_export.policies import RAS, Dense, Drift, FewerSteps, Fora, StepCache, TaylorSeer, TeaCache, WithPlan
+from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.runtime.generate import generate
 from tests.shapes_pipeline import load_shapes
 
@@ -96,7 +96,7 @@ def test_a_picture_is_made_in_the_steps_its_policy_was_made_for(policy, steps, p
 
 
 def test_a_policy_by_name_is_the_bundles_with_its_plan_for_the_budget(pipe, shapes_bundle):
-    plan = BudgetPlan(symbols="DDbb.bD.D", theta=0.0, trend=0.5, cache_reach=0.0)
+    plan = DriftSchedule(symbols="DDbb.bD.D", theta=0.0, trend=0.5, cache_reach=0.0)
     defaults = shapes_bundle.manifest.defaults.model_copy(update={"plans": {6: plan}})
     bundle = Bundle(shapes_bundle.path, shapes_bundle.manifest.model_copy(update={"defaults": defaults}))
     ax.accelerate(pipe, bundle, WithPlan(Drift(theta=0.0, trend=0.5, cache_reach=0.0), plan.symbols))

@@ -9,7 +9,7 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export import recipes
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
@@ -268,12 +268,12 @@ def test_what_the_engine_can_not_do_is_told_in_one_sentence(pipe, bundle):
 def test_what_can_not_be_built_is_told_before_anything_is_written(checkpoint, tmp_path):
     with pytest.raises(ax.InputError, match="describes a QwenImageTransformer2DModel, and the family flux"):
         ax.build(checkpoint, model="flux-dev", output=tmp_path / "bundle", dtype="fp32")
-    adapter = backbone("qwen-image")
+    backbone = backbone_of("qwen-image")
     with pytest.raises(ax.InputError, match="multiple of 16"):
-        adapter.latents(complete_config(adapter, {}), (1000, 1024), 8)
-    assert adapter.latents(complete_config(adapter, {}), (1328, 1328), 8).tokens == 6889
+        backbone.latents(complete_config(backbone, {}), (1000, 1024), 8)
+    assert backbone.latents(complete_config(backbone, {}), (1328, 1328), 8).tokens == 6889
     with pytest.raises(ax.InputError, match="zero_cond_t.*only models for text to image"):
-        adapter.latents(complete_config(adapter, {"zero_cond_t": True}), (1024, 1024), 8)
+        backbone.latents(complete_config(backbone, {"zero_cond_t": True}), (1024, 1024), 8)
     with pytest.raises(ax.InputError, match="takes 64 numbers a token and predicts 64 channels"):
-        adapter.latents(complete_config(adapter, {"out_channels": None}), (1024, 1024), 8)
+        backbone.latents(complete_config(backbone, {"out_channels": None}), (1024, 1024), 8)
     assert not list(tmp_path.iterdir())

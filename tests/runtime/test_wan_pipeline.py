@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import accelaes_export as ax
-from accelaes_export.backbones import backbone
+from accelaes_export.backbones import backbone_of
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind
 from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.pictures import mask_overlays
@@ -269,7 +269,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is_written(checkpoint, 
     refused("height 40 doesn't fit", resolution=(40, 64))
     refused("33 latent frames don't fit", frames=33)
     with pytest.raises(ax.InputError, match="wan makes videos, and no frames were given"):
-        backbone("wan").latents(load(checkpoint).transformer.config, (48, 64), 8)
+        backbone_of("wan").latents(load(checkpoint).transformer.config, (48, 64), 8)
     refused("width 528 needs 33 positions", resolution=(48, 528))
     pictured = save_tiny_wan(tmp_path / "i2v", image_dim=16, added_kv_proj_dim=48, in_channels=36, out_channels=16)
     refused("starts from a picture", pictured)

@@ -15,7 +15,7 @@ from accelaes_export.backends.tensorrt.messages import Messages, one_line
 from accelaes_export.backends.tensorrt.network_weights import write_weights
 from accelaes_export.backends.tensorrt.preparation import prepare
 from accelaes_export.backends.tensorrt.profiles import profiles
-from accelaes_export.backends.tensorrt.progress import BuildProgress, tensorrt_monitor
+from accelaes_export.backends.tensorrt.progress import EngineProgress, tensorrt_monitor
 from accelaes_export.backends.tensorrt.writing import file_writer
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
 from accelaes_export.errors import BuildError
@@ -142,7 +142,7 @@ class EngineBuild:
         Python delivers Ctrl-C to the main thread only, and an exception must not unwind through TensorRT's
         frames: so the caller's thread waits, and an interrupt becomes a "stop" at the builder's next step.
         """
-        state = BuildProgress(progress)
+        state = EngineProgress(progress)
         self._config.progress_monitor = tensorrt_monitor(self._trt, state)
         writer = file_writer(self._trt, file)
         built: list[bool] = []

@@ -10,7 +10,7 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attrib
 
 
 @dataclass(frozen=True)
-class Gpu:
+class CudaDevice:
     """One GPU: the driver's name for it and its compute capability, e.g. "sm89"."""
 
     name: str
@@ -21,7 +21,7 @@ class Gpu:
 class DriverReport:
     """The GPUs there are, in CUDA's order, and the driver's CUDA version; where there are none, why."""
 
-    gpus: tuple[Gpu, ...] = ()
+    gpus: tuple[CudaDevice, ...] = ()
     cuda_version: str = ""
     reason: str = ""
 
@@ -44,11 +44,11 @@ def ask_driver() -> DriverReport:
     return DriverReport(gpus, f"{version.value // 1000}.{version.value % 1000 // 10}", reason)
 
 
-def _gpu(cuda: ctypes.CDLL, ordinal: int) -> Gpu:
+def _gpu(cuda: ctypes.CDLL, ordinal: int) -> CudaDevice:
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(128)
     cuda.cuDeviceGet(ctypes.byref(device), ordinal)
     cuda.cuDeviceGetName(name, len(name), device)
     cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
-    return Gpu(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}")
+    return CudaDevice(name.value.decode(errors="replace"), f"sm{major.value}{minor.value}")

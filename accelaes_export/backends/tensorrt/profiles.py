@@ -11,14 +11,14 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Profile:
+class OptimizationProfile:
     """Bucket n and, for every input that varies, its smallest, typical and largest shape."""
 
     n: int
     ranges: dict[str, tuple[Shape, Shape, Shape]]
 
 
-def profiles(contract: GraphContract) -> tuple[Profile, ...]:
+def profiles(contract: GraphContract) -> tuple[OptimizationProfile, ...]:
     """One profile per bucket in the contract's order, dense (n = N, m = 0) last.
 
     B runs from 1 to 2 * batch and is tuned for the largest, the guided step. n, m and M are fixed in a profile,
@@ -31,5 +31,5 @@ def profiles(contract: GraphContract) -> tuple[Profile, ...]:
     found = []
     for n in contract.buckets:
         least, most = contract.sizes(n, 1, observed=False), contract.sizes(n)
-        found.append(Profile(n, {s.name: (s.sized(least), s.sized(most), s.sized(most)) for s in varying}))
+        found.append(OptimizationProfile(n, {s.name: (s.sized(least), s.sized(most), s.sized(most)) for s in varying}))
     return tuple(found)

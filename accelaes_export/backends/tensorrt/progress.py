@@ -16,7 +16,7 @@ class _Phase:
     done: int = 0
 
 
-class BuildProgress:
+class EngineProgress:
     """Turns TensorRT's nested phases into one rising fraction, and hands over a wish to stop.
 
     Its methods are called from TensorRT's threads and must not raise into them: what the caller's callback
@@ -72,7 +72,7 @@ class BuildProgress:
         return (phase.done + min(inner, 1.0)) / phase.steps
 
 
-def tensorrt_monitor(trt: Any, state: BuildProgress) -> Any:
+def tensorrt_monitor(trt: Any, state: EngineProgress) -> Any:
     """An `IProgressMonitor` over `state`; it must live as long as the build."""
 
     class Monitor(trt.IProgressMonitor):

@@ -242,12 +242,12 @@ class CacheDit(StepCachePeer):
         try:
             cache_dit.enable_cache(model, cache_config=config)
         except ValueError:  # known to it by its pipeline alone, such as SD3's
-            adapter = cache_dit.BlockAdapter(
+            backbone = cache_dit.BlockAdapter(
                 transformer=model,
                 blocks=model.transformer_blocks,
                 forward_pattern=cache_dit.ForwardPattern.Pattern_1,
             )
-            cache_dit.enable_cache(adapter, cache_config=config)
+            cache_dit.enable_cache(backbone, cache_config=config)
 
     def begin(self, model: Any, steps: int) -> None:
         import cache_dit

@@ -27,14 +27,14 @@ CEILINGS = Ceilings(
 @pytest.mark.parametrize(("family", "variant"), cases())
 def test_flops_at_n_equal_N_are_torchs_of_the_unmodified_diffusers_model(family: str, variant: str) -> None:
     sort = FAMILIES[family]
-    shapes = empty_transformer(sort.adapter, sort.full_config(variant))  # counted as a build counts: without weights
+    shapes = empty_transformer(sort.backbone, sort.full_config(variant))  # counted as a build counts: without weights
     step = sort.step(shapes, variant)
     contract, model = step.contract, sort.model(variant).eval()
     inputs = example_inputs(contract, contract.tokens)
     call = {name: inputs[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
     # torch counts no FLOPs of its fused attention on the CPU; of the plain one it does.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        sort.adapter.reference(model, call, step.latents)
+        sort.backbone.reference(model, call, step.latents)
     assert count_flops(step, contract.tokens) == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 

@@ -29,7 +29,7 @@ def tiny(
     variant = variant or next(iter(sort.variants))
     model, twin = sort.model(variant), sort.model(variant)
     step = sort.step(twin, variant, batch=batch)
-    adapter = sort.adapter
+    backbone = sort.backbone
     changes: dict[str, Any] = {
         "family": family,
         "latents": step.latents,
@@ -38,7 +38,7 @@ def tiny(
         "text": _text(step.contract.text_tokens),
         "affinity_layers": (0,) if "affinity" in step.contract.has else (),
         "transformer_config": sort.full_config(variant),
-        "call": TransformerCall(pipelines=adapter.pipelines, signature=adapter.signature, guidance=adapter.guidance),
+        "call": TransformerCall(pipelines=backbone.pipelines, signature=backbone.signature, guidance=backbone.guidance),
         "defaults": Defaults(steps=12, guidance=guidance, policy="accelaes", plan="D" * 12),
         "bucket_flops": {n: count_flops(step, n) for n in step.contract.buckets},
     }
