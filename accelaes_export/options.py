@@ -13,7 +13,6 @@ from typing import Any
 from accelaes_export.errors import InputError
 
 _LARGEST_GUIDANCE = 1e4  # beyond, half precision overflows whatever is guided
-_TARGET_WORDS = ("cpu", "cuda", "native", "x86-64-v3")
 _COMPILING = {
     "autotune": ("autotune", True),
     "freezing": ("freezing", True),
@@ -111,10 +110,10 @@ def parse_compiling(given: str | Mapping[str, Any] | object) -> object:
 
 
 def parse_targets(given: str | Iterable[str]) -> tuple[str, ...]:
-    """Compute capabilities from "sm86,sm120": "sm" and digits, or a word such as "cpu". Backends check theirs."""
+    """Names of targets from "sm86,sm120" or "cpu". Backends check theirs."""
     items = [item.strip().lower() for item in (given.split(",") if isinstance(given, str) else given)]
     for item in items:
-        if item not in _TARGET_WORDS and re.fullmatch(r"sm\d{2,3}[af]?", item) is None:
+        if re.fullmatch(r"[a-z][a-z0-9+_-]*", item) is None:
             raise InputError(f"Target {item!r} can't be read; name compute capabilities like sm86,sm120, or cpu.")
         if items.count(item) > 1:
             raise InputError(f"Target {item} is given twice; name every compute capability once.")

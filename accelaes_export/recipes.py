@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import yaml
 from pydantic import (
@@ -29,6 +30,9 @@ from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges
 from accelaes_export.policies import Plan
 from accelaes_export.policies.drift_plans import DriftSchedule
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Schedules = dict[float, DriftSchedule]
 """Drift's by step budget."""
 
@@ -43,6 +47,27 @@ class PolicyChoice(BaseModel):
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Override(TypedDict, total=False):
+    """What a build may ask for in place of its recipe's; what each means is said at `BuildRecipe`.
+
+    Several may be written as on the command line: "1024x1024", "0.25,0.5,0.75", "0:12,12:24", "autotune,per-bucket".
+    """
+
+    resolution: str | tuple[int, int] | None
+    batch: int | None
+    dtype: str | None
+    buckets: str | Sequence[float] | None
+    block_ranges: str | Sequence[tuple[int, int]] | None
+    affinity_every: int | None
+    form: str | None
+    weights: str | None
+    attention: str | None
+    compiling: str | Mapping[str, bool] | None
+    frames: int | None
+    text_multiple: int | None
+    variant: str | None
 
 
 class Compiling(BaseModel):
@@ -182,12 +207,13 @@ class BuildRecipe(BaseModel):
             ) from error
         return dict(config)
 
-    def override(self, **given: Any) -> BuildRecipe:
+    def override(self, *, checkpoint: str | None = None, **fields: Unpack[Override]) -> BuildRecipe:
         """This recipe with the given fields replaced; None leaves a field as it is. Validated like a file.
 
-        Resolution and buckets may be written as on the command line: "1024x1024", "0.25,0.5". Plans by budget keep
-        what they compute under other buckets; those that compute a bucket that isn't there any more are left out.
+        Plans by budget keep what they compute under other buckets; those that compute a bucket that isn't there any
+        more are left out.
         """
+        given: dict[str, Any] = {"checkpoint": checkpoint, **fields}
         changes = {field: value for field, value in given.items() if value is not None}
         if "buckets" in changes:
             changes = {"plans": self._plans_with(parse_buckets(changes["buckets"]))} | changes

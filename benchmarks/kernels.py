@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from accelaes_export import recipes
-from accelaes_export.backends import Session
+from accelaes_export.backends.base import Session
 from accelaes_export.building import builder
 from accelaes_export.building.verification import source_model
 from accelaes_export.bundle.reading import Bundle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import tempfile
@@ -41,7 +42,11 @@ settings.load_profile("accelaes")
 
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory):
-    """The shipped checkpoint built for ONNX Runtime, once a session."""
+    """The shipped checkpoint built for ONNX Runtime, once for all workers: the first to want it builds."""
     from accelaes_export.building.builder import build
 
-    return build(model="shapes", output=tmp_path_factory.mktemp("bundles") / "shapes")
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (shared / "shapes.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build(model="shapes", output=shared / "shapes")  # finds what is there, and whole, already

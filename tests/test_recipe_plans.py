@@ -128,7 +128,10 @@ class TestWriting:
             ({12: {"symbols": "D", **DISTANCES}}, "plans.12: symbols is 'D'; a plan has at least two steps"),
             ({12: {"symbols": "DD", **DISTANCES, "theta": 1.5}}, "plans.12: theta is 1.5; give a number from 0 to 1"),
             ({12: {"symbols": "DD", **DISTANCES, "trend": -1}}, "plans.12: trend is -1.0; give a number from 0"),
-            ({12: {"symbols": "DD", **DISTANCES, "cache_reach": math.inf}}, "plans.12: cache_reach is inf; give a number of gaps"),
+            (
+                {12: {"symbols": "DD", **DISTANCES, "cache_reach": math.inf}},
+                "plans.12: cache_reach is inf; give",
+            ),
             ({12: {"symbols": "DD", **DISTANCES, "order": 2}}, "plans.12.order: "),
             ({12: {"symbols": "DD"}}, "plans.12.theta: field required"),
             ({12: "DD"}, "plans.12: "),

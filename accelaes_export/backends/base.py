@@ -155,14 +155,35 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """An engine format. Heavy packages are imported inside the methods, never at import time."""
+    """An engine format. Heavy packages are imported inside the methods, never at import time.
+
+    What it is is said here and nowhere else: no other module knows a backend by its name.
+
+    Attributes:
+        name: what the registry and bundles call it.
+        reads: what its CompileRequest must hold.
+        dtypes: of engines.
+        default_targets: what is compiled for when nobody says.
+        target_words: what can be compiled for beside compute capabilities; some of them, where it has a list.
+        runs_code: opening an engine runs machine code in it, of whoever made it.
+        dynamic_text: sessions take any M up to the position limit, not just the recipe's window.
+        takes_plugin: our attention kernel can be in its engines.
+        weights_beside: weights can lie beside an engine as inputs.
+        version_bound: the distribution whose exact release (major.minor.patch) an engine is tied to, or None.
+        packages: distributions whose versions say how fast it is.
+    """
 
     name: str
-    reads: Literal["onnx", "program"]  # what its CompileRequest must hold
+    reads: Literal["onnx", "program"]
     dtypes: tuple[str, ...]
     default_targets: tuple[str, ...]
-    runs_code: bool  # opening an engine runs machine code in it, of whoever made it
-    dynamic_text: bool  # sessions take any M up to the position limit, not just the recipe's window
+    target_words: tuple[str, ...]
+    runs_code: bool
+    dynamic_text: bool
+    takes_plugin: bool
+    weights_beside: bool
+    version_bound: str | None
+    packages: tuple[str, ...]
 
     def availability(self) -> Availability: ...
 
@@ -171,6 +192,10 @@ class Backend(Protocol):
 
     def for_gpu(self, targets: tuple[str, ...]) -> bool:
         """Whether engines for these targets run on GPUs, whose libraries make a plan for every new shape."""
+        ...
+
+    def architectures(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        """The targets as architectures a kernel was measured on ("sm90"), where they name any."""
         ...
 
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:

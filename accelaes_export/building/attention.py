@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from accelaes_export.backends.aoti.targets import resolve
+from accelaes_export.backends.base import Backend
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.plugins.sparse_query_attention.measured import Measurement, faster
@@ -19,8 +19,8 @@ _ON_THIS_MACHINE = ("native", "sm80+")  # targets of TensorRT that name no archi
 
 def choose_attention(
     asked: Asked,
-    backend: str,
-    targets: Sequence[str],
+    backend: Backend,
+    targets: tuple[str, ...],
     contract: GraphContract,
     head_dims: Sequence[int],
     measured: Sequence[Measurement] | None = None,
@@ -38,8 +38,7 @@ def choose_attention(
     """
     if asked == "native":
         return "native"
-    if backend == "aoti":
-        targets = (resolve(tuple(targets)),)
+    targets = backend.architectures(targets)
     problem = _why_no_plugin(backend, targets, contract.dtype, head_dims)
     if asked == "plugin":
         if problem:
@@ -54,9 +53,9 @@ def choose_attention(
     return "plugin" if wins else "native"
 
 
-def _why_no_plugin(backend: str, targets: Sequence[str], dtype: str, head_dims: Sequence[int]) -> str:
-    if backend == "onnxruntime":
-        return f"is for TensorRT and aoti, and {backend} has its own attention"
+def _why_no_plugin(backend: Backend, targets: Sequence[str], dtype: str, head_dims: Sequence[int]) -> str:
+    if not backend.takes_plugin:
+        return f"is for TensorRT and aoti, and {backend.name} has its own attention"
     if dtype not in ("fp16", "bf16"):
         return f"takes fp16 and bf16, not {dtype}"
     unknown = [target for target in targets if target not in (*ARCHITECTURES, *_ON_THIS_MACHINE)]

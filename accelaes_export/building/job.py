@@ -40,46 +40,22 @@ _GRAPH_VERSION = 3  # raise whenever the exported graph changes for the same mod
 
 
 @dataclass(frozen=True)
-class BuildPlan:
-    """Everything a build decides before it starts working. Its keys name the stages (stages.py).
+class Inputs:
+    """What a build is made of.
 
-    A build makes one engine of the focus step, and one more for every range of blocks that steps may leave out:
-    `parts` are all of them, each a plan with the contract and keys of its own graph.
+    Attributes:
+        checkpoint: None for random weights.
+        config: the transformer's, complete.
+        targets: as the backend will be asked to compile for.
     """
 
     recipe: BuildRecipe
     backbone: Backbone
-    engine: Backend
-    targets: tuple[str, ...]
     source: Source
-    checkpoint: Checkpoint | None  # None: random weights
+    checkpoint: Checkpoint | None
     config: dict[str, Any]
-    latents: Latents
-    contract: GraphContract
-    layers: int
-    affinity_layers: tuple[int, ...]
-    attention: Attention
-    default_plan: Plan
-    weight_bytes: int
-    export_key: str
-    engine_key: str
-    build_key: str
-
-    @property
-    def parts(self) -> tuple[BuildPlan, ...]:
-        """This plan's focus step, then the step without each of its ranges."""
-        return (self, *(self._without(blocks) for blocks in self.contract.ranges))
-
-    def _without(self, blocks: BlockRange) -> BuildPlan:
-        contract = contract_without(self.contract, blocks)
-        export_key = stage_key(export=self.export_key, without=(blocks.first, blocks.last))
-        return replace(
-            self,
-            contract=contract,
-            weight_bytes=int(blocks.share * self.weight_bytes),  # nearly: what stands around the blocks is left out
-            export_key=export_key,
-            engine_key=stage_key(engine=self.engine_key, export=export_key, contract=contract.model_dump(mode="json")),
-        )
+    backend: Backend
+    targets: tuple[str, ...]
 
     @property
     def options(self) -> CompileOptions:
@@ -89,9 +65,9 @@ class BuildPlan:
     @property
     def weight_copies(self) -> float:
         """How many times the compiler holds the weights."""
-        return self.engine.weight_copies(self.recipe.weights, self.options, self.targets)
+        return self.backend.weight_copies(self.recipe.weights, self.options, self.targets)
 
-    def weights(self, dtype: str | None = None) -> Read:
+    def read_weights(self, dtype: str | None = None) -> Read:
         """The weights, one tensor at a time, in `dtype` or the build's own."""
         dtype = dtype or self.recipe.dtype
         if self.checkpoint is not None:
@@ -99,26 +75,83 @@ class BuildPlan:
         assert self.source.seed is not None
         return random_weights(parameter_shapes(self.backbone, self.config), dtype, self.source.seed)
 
-    def focus_step(self, model: torch.nn.Module) -> FocusStep:
-        """The step of `model`, which may be hollow or on the meta device."""
-        from accelaes_export.graph.focus_step import FocusStep
-
-        return FocusStep(model, self.backbone, self.contract, self.latents, self.affinity_layers).eval()
-
     def load_hollow(self, read: Read) -> torch.nn.Module:
         """The transformer to be traced: its large matrices are left out."""
         return hollow_transformer(self.backbone, self.config, read, self.recipe.dtype)
 
     def load(self) -> torch.nn.Module:
         """The transformer, from its checkpoint or its seed."""
-        dtype = self.recipe.dtype
         if self.checkpoint is None:
             assert self.source.seed is not None
-            return random_transformer(self.backbone, self.config, dtype, self.source.seed)
-        return load_transformer(self.checkpoint, self.backbone, dtype)
+            return random_transformer(self.backbone, self.config, self.recipe.dtype, self.source.seed)
+        return load_transformer(self.checkpoint, self.backbone, self.recipe.dtype)
 
 
-def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | None, seed: int | None) -> BuildPlan:
+@dataclass(frozen=True)
+class Graph:
+    """One focus step to be exported and compiled, and what it depends on.
+
+    Attributes:
+        layers: L of the whole model.
+        affinity_layers: the blocks whose text attention makes the affinity.
+        weight_bytes: of the weights it has.
+    """
+
+    latents: Latents
+    contract: GraphContract
+    layers: int
+    affinity_layers: tuple[int, ...]
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Hashes of everything a stage depends on (stages.py): the exported graph, the engine, the bundle."""
+
+    export: str
+    engine: str
+    build: str
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """Everything a build decides before it starts working.
+
+    A build makes one engine of the focus step, and one more for every range of blocks that steps may leave out:
+    `parts` are all of them, each a job with the graph and keys of its own.
+    """
+
+    inputs: Inputs
+    graph: Graph
+    keys: Keys
+    attention: Attention
+    default_plan: Plan
+
+    @property
+    def parts(self) -> tuple[BuildJob, ...]:
+        """This job's focus step, then the step without each of its ranges."""
+        return (self, *(self._without(blocks) for blocks in self.graph.contract.ranges))
+
+    def _without(self, blocks: BlockRange) -> BuildJob:
+        contract = contract_without(self.graph.contract, blocks)
+        export = stage_key(export=self.keys.export, without=(blocks.first, blocks.last))
+        engine = stage_key(engine=self.keys.engine, export=export, contract=contract.model_dump(mode="json"))
+        nearly = int(blocks.share * self.graph.weight_bytes)  # what stands around the blocks is left out
+        return replace(
+            self,
+            graph=replace(self.graph, contract=contract, weight_bytes=nearly),
+            keys=replace(self.keys, export=export, engine=engine),
+        )
+
+    def focus_step(self, model: torch.nn.Module) -> FocusStep:
+        """The step of `model`, which may be hollow or on the meta device."""
+        from accelaes_export.graph.focus_step import FocusStep
+
+        graph = self.graph
+        return FocusStep(model, self.inputs.backbone, graph.contract, graph.latents, graph.affinity_layers).eval()
+
+
+def build_job(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...] | None, seed: int | None) -> BuildJob:
     """Check everything that can be checked before the weights are read, and name the stages.
 
     Args:
@@ -128,23 +161,33 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
     Raises:
         InputError, MissingComponentError: what was asked for can't be.
     """
-    targets = engine.default_targets if targets is None else targets
-    engine.check(recipe.dtype, targets)
-    if recipe.weights == "inputs" and not engine.name.startswith("tensorrt"):
+    inputs = _inputs(recipe, backend, backend.default_targets if targets is None else targets, seed)
+    shapes = empty_transformer(inputs.backbone, inputs.config)
+    graph = _graph(inputs, shapes)
+    sites = inputs.backbone.sites(shapes)
+    head_dims = sorted({site.head_dim for site in sites if isinstance(site, AttentionSite)})
+    attention = choose_attention(recipe.attention, backend, inputs.targets, graph.contract, head_dims)
+    return BuildJob(inputs, graph, _keys(inputs, graph, attention), attention, _default_plan(recipe, graph.contract))
+
+
+def _inputs(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...], seed: int | None) -> Inputs:
+    backend.check(recipe.dtype, targets)
+    if recipe.weights == "inputs" and not backend.weights_beside:
         raise InputError(
-            f"Weights as inputs are for TensorRT, whose builder copies them; {engine.name} doesn't: "
+            f"Weights as inputs are for TensorRT, whose builder copies them; {backend.name} doesn't: "
             "leave --weights out."
         )
     backbone = backbone_of(recipe.family)
-    checkpoint = None
     if seed is None:
         checkpoint = resolve(recipe.checkpoint, backbone, variant=recipe.variant)
-        source, config = checkpoint.source, dict(checkpoint.config)
-    else:
-        config = complete_config(backbone, recipe.architecture())
-        source = random_source(backbone, config, seed)
-    latents = backbone.latents(config, recipe.resolution, recipe.vae_scale, recipe.frames)
-    shapes = empty_transformer(backbone, config)
+        return Inputs(recipe, backbone, checkpoint.source, checkpoint, dict(checkpoint.config), backend, targets)
+    config = complete_config(backbone, recipe.architecture())
+    return Inputs(recipe, backbone, random_source(backbone, config, seed), None, config, backend, targets)
+
+
+def _graph(inputs: Inputs, shapes: torch.nn.Module) -> Graph:
+    recipe, backbone = inputs.recipe, inputs.backbone
+    latents = backbone.latents(inputs.config, recipe.resolution, recipe.vae_scale, recipe.frames)
     contract = graph_contract(
         backbone,
         shapes,
@@ -154,65 +197,58 @@ def plan_build(recipe: BuildRecipe, engine: Backend, targets: tuple[str, ...] | 
         batch=recipe.batch,
         fractions=recipe.buckets,
         text_tokens=recipe.text_tokens,
-        dynamic_text=engine.dynamic_text,
-        text_multiple=_text_multiple(recipe, backbone, shapes, gpu=engine.for_gpu(targets)),
+        dynamic_text=inputs.backend.dynamic_text,
+        text_multiple=_text_multiple(inputs, shapes),
         ranges=recipe.block_ranges,
     )
-    affinity = affinity_layers(backbone, shapes, recipe.affinity_every, recipe.affinity_blocks)
+    return Graph(
+        latents,
+        contract,
+        layers(backbone, shapes),
+        affinity_layers(backbone, shapes, recipe.affinity_every, recipe.affinity_blocks),
+        parameter_bytes(backbone, inputs.config, recipe.dtype),
+    )
+
+
+def _text_multiple(inputs: Inputs, shapes: torch.nn.Module) -> int:
+    """What masked texts are padded to a multiple of: as the recipe says, or as suits where the engine runs."""
+    recipe = inputs.recipe
+    if recipe.text_multiple is not None:
+        return recipe.text_multiple
+    gpu = inputs.backend.for_gpu(inputs.targets)
+    return few_text_lengths(inputs.backbone, shapes, recipe.text_tokens) if gpu else 1
+
+
+def _keys(inputs: Inputs, graph: Graph, attention: Attention) -> Keys:
     import diffusers
     import onnxscript
     import torch
 
-    export_key = stage_key(
+    recipe, backend = inputs.recipe, inputs.backend
+    export = stage_key(
         graph=_GRAPH_VERSION,
-        weights=source.weights_sha256,
+        weights=inputs.source.weights_sha256,
         dtype=recipe.dtype,
-        latents=latents.model_dump(),
+        latents=graph.latents.model_dump(),
         batch=recipe.batch,
         form=recipe.form,
-        affinity=affinity,
+        affinity=graph.affinity_layers,
         external=recipe.weights == "inputs",
         ranges=recipe.block_ranges,
         versions=[torch.__version__, diffusers.__version__, onnxscript.__version__],
     )
-    head_dims = sorted({site.head_dim for site in backbone.sites(shapes) if isinstance(site, AttentionSite)})
-    attention = choose_attention(recipe.attention, engine.name, targets, contract, head_dims)
-    engine_key = stage_key(
-        export=export_key,
-        backend=engine.name,
-        versions=dict(engine.availability().versions),
-        targets=targets,
+    engine = stage_key(
+        export=export,
+        backend=backend.name,
+        versions=dict(backend.availability().versions),
+        targets=inputs.targets,
         weights=recipe.weights,
         attention=attention,
         compiling=recipe.compiling.model_dump(),
-        contract=contract.model_dump(mode="json"),
+        contract=graph.contract.model_dump(mode="json"),
     )
-    build_key = stage_key(engine=engine_key, recipe=recipe.model_dump(mode="json"), package=__version__)
-    return BuildPlan(
-        recipe=recipe,
-        backbone=backbone,
-        engine=engine,
-        targets=targets,
-        source=source,
-        checkpoint=checkpoint,
-        config=config,
-        latents=latents,
-        contract=contract,
-        layers=layers(backbone, shapes),
-        affinity_layers=affinity,
-        attention=attention,
-        default_plan=_default_plan(recipe, contract),
-        weight_bytes=parameter_bytes(backbone, config, recipe.dtype),
-        export_key=export_key,
-        engine_key=engine_key,
-        build_key=build_key,
-    )
-
-
-def _text_multiple(recipe: BuildRecipe, backbone: Backbone, shapes: torch.nn.Module, *, gpu: bool) -> int:
-    """What masked texts are padded to a multiple of: as the recipe says, or as suits where the engine runs."""
-    own = few_text_lengths(backbone, shapes, recipe.text_tokens) if gpu else 1
-    return own if recipe.text_multiple is None else recipe.text_multiple
+    build = stage_key(engine=engine, recipe=recipe.model_dump(mode="json"), package=__version__)
+    return Keys(export, engine, build)
 
 
 def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 
-# Engines of these packages are tied to the exact release (major.minor.patch) that built them.
-_VERSION_BOUND = ("tensorrt", "tensorrt-rtx")
-
 
 class Bundle:
     """An opened bundle: its folder, its manifest, and one session that all its users share."""
@@ -86,15 +83,19 @@ class Bundle:
 
         A package that isn't installed is the backend's to report, with the command that installs it.
         """
-        versions = {name.replace("_", "-"): version for name, version in self.manifest.backend.versions.items()}
-        for package in _VERSION_BOUND:
-            built = versions.get(package)
-            installed = _installed(package)
-            if built and installed and _release(built) != _release(installed):
-                raise BundleError(
-                    f"Bundle {self.path} was built with {package} {built}, and {installed} is installed here, which "
-                    f"can't read it; pip install {package}=={built}, or build the bundle again."
-                )
+        from accelaes_export.backends import backend
+
+        record = self.manifest.backend
+        package = backend(record.name).version_bound
+        if package is None:
+            return
+        built = {name.replace("_", "-"): version for name, version in record.versions.items()}.get(package)
+        installed = _installed(package)
+        if built and installed and _release(built) != _release(installed):
+            raise BundleError(
+                f"Bundle {self.path} was built with {package} {built}, and {installed} is installed here, which "
+                f"can't read it; pip install {package}=={built}, or build the bundle again."
+            )
 
 
 def open_engines(manifest: Manifest, folders: Mapping[str, Path], *, cuda_graphs: bool = True) -> Session:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+from accelaes_export.backends import names
 
 
 @click.command("build")
@@ -30,7 +33,7 @@ import click
     default="onnxruntime",
     show_default=True,
     metavar="NAME",
-    help="onnxruntime, aoti, tensorrt-rtx or tensorrt; see accelaes-export doctor.",
+    help=f"{', '.join(names()[:-1])} or {names()[-1]}; see accelaes-export doctor.",
 )
 @click.option(
     "--target",
@@ -57,7 +60,9 @@ import click
     "[default: the recipe's]",
 )
 @click.option(
-    "--affinity-layers",
+    "--affinity-every",
+    "--affinity-layers",  # as it was called
+    "affinity_every",
     type=int,
     metavar="K",
     help="The mask averages the text attention of every K-th block; 1: of all. [default: the recipe's]",
@@ -107,26 +112,14 @@ import click
 def command(
     model: str,
     checkpoint: str | None,
-    variant: str | None,
     random_weights: bool,
     seed: int,
     backend: str,
     targets: str | None,
-    resolution: str | None,
-    batch: int | None,
-    dtype: str | None,
-    buckets: str | None,
-    block_ranges: str | None,
-    affinity_layers: int | None,
-    form: str | None,
-    weights: str | None,
-    attention: str | None,
-    compiling: str | None,
-    text_multiple: int | None,
-    frames: int | None,
     output: Path | None,
     sign: Path | None,
     force: bool,
+    **override: Any,
 ) -> None:
     """Build a bundle: export a checkpoint once and compile it for a backend, one profile per bucket.
 
@@ -149,24 +142,12 @@ def command(
         backend=backend,
         output=output,
         targets=targets,
-        resolution=resolution,
-        buckets=buckets,
-        block_ranges=block_ranges,
-        batch=batch,
-        dtype=dtype,
-        affinity_layers=affinity_layers,
-        form=form,
-        weights=weights,
-        attention=attention,
-        compiling=compiling,
-        text_multiple=text_multiple,
-        frames=frames,
-        variant=variant,
         random_weights=random_weights,
         seed=seed,
         sign=sign,
         force=force,
         progress=TerminalProgress(progress_lines()),
+        **override,
     )
     manifest = bundle.manifest
     size = sum(record.size for record in manifest.files.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accelaes_export.backends import CompileRequest
+from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX

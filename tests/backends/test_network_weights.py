@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
-from accelaes_export.backends import CompileRequest
+from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.backends.tensorrt.messages import Messages

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accelaes_export.backends import CompileRequest
+from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSession
 from accelaes_export.contract.example_inputs import example_inputs
 from tests.backends import tiny_focus_step as tiny

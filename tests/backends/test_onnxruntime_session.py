@@ -13,7 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from accelaes_export.backends import CompileRequest, Session, backend, names
+from accelaes_export.backends import backend, names
+from accelaes_export.backends.base import CompileRequest, Session
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.contract.tensors import DTypeName, GraphContract
 from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError

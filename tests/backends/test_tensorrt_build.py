@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from accelaes_export.backends import CompiledEngine, CompileRequest
+from accelaes_export.backends.base import CompiledEngine, CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.driver import CudaDevice, DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import pytest
@@ -90,7 +91,7 @@ def test_other_plans_by_budget_are_written_without_compiling_again(folder, check
     recipe = recipes.load("shapes").override(plans=own)
     bundle, progress = tiny_build(checkpoint, folder / "bundle", model=recipe, force=True)
     assert progress.reused_stages == ["load, trace, export", "compile"]
-    assert {budget: plan.model_dump() for budget, plan in bundle.manifest.defaults.plans.items()} == own
+    assert {budget: dataclasses.asdict(plan) for budget, plan in bundle.manifest.defaults.plans.items()} == own
 
 
 def test_an_edited_bundle_is_refused_when_opened_and_built_again_from_whole_stages(folder, checkpoint):

@@ -40,7 +40,7 @@ def test_two_blocks_of_sd3_medium_become_one_engine_for_two_targets_with_every_b
     assert weights < engine.stat().st_size < 1.5 * weights, "one copy of the weights serves four profiles, two targets"
 
 
-@pytest.mark.parametrize("name", thorough_but(["flux-dev", "pixart-alpha"], TWO_BLOCKS))
+@pytest.mark.parametrize("name", thorough_but([], TWO_BLOCKS))
 def test_two_blocks_of_every_architecture_build_at_full_width(name, tmp_path, monkeypatch):
     recipe = recipes.load(name)
     shallow = recipe.override(transformer_config=recipe.architecture() | TWO_BLOCKS[name])

@@ -253,7 +253,7 @@ class TestFit:
             return object()
 
         importlib.import_module("accelaes_export.backends.joined")
-        backends = SimpleNamespace(backend=lambda name: SimpleNamespace(open=open_engine))
+        backends = SimpleNamespace(backend=lambda name: SimpleNamespace(open=open_engine, version_bound=None))
         monkeypatch.setitem(sys.modules, "accelaes_export.backends", backends)
         with ThreadPoolExecutor(8) as pool:
             sessions = list(pool.map(lambda _: bundle.session(), range(32)))

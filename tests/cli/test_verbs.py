@@ -51,7 +51,7 @@ class TestBuild:
 
         monkeypatch.setattr(builder, "build", build)
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
-        more = "--dtype bf16 --buckets 0.25,0.5 --affinity-layers 2 --form component --frames 3 --weights inputs "
+        more = "--dtype bf16 --buckets 0.25,0.5 --affinity-every 2 --form component --frames 3 --weights inputs "
         more += "--text-multiple 16 --compiling autotune --attention plugin --block-ranges 0:12 "
         more += "-o here --force --random-weights --variant fp16"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
@@ -67,7 +67,7 @@ class TestBuild:
             "dtype": "bf16",
             "buckets": "0.25,0.5",
             "block_ranges": "0:12",
-            "affinity_layers": 2,
+            "affinity_every": 2,
             "form": "component",
             "weights": "inputs",
             "compiling": "autotune",

@@ -13,6 +13,7 @@ from accelaes_export.graph.export import TEXT_LIMIT, trace
 from accelaes_export.plugins.sparse_query_attention.torch_operator import biased_attention, concatenated_attention
 from tests.families import FAMILIES
 from tests.graph.fake_cuda import allow_cuda_tensors, on_cuda
+from tests.thorough import thorough_but
 
 SHORT = ("num_layers", "num_single_layers")
 MASKED = ("lumina", "pixart", "qwen-image")  # their attention to text has a bias
@@ -34,7 +35,7 @@ def traced(family):
         return trace(step), step.contract
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", thorough_but(["sd3", "lumina", "qwen-image"], FAMILIES))
 def test_every_family_is_traced_for_a_gpu_with_every_size_left_open(family):
     program, contract = traced(family)
     nodes = [node for node in program.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]

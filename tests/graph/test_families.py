@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from accelaes_export.backbones.base import AttentionSite, PartSite
-from accelaes_export.backends import CompileRequest
+from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.contract.geometry import patchify, unpatchify
@@ -22,7 +22,8 @@ from tests.families import FAMILIES, cases
 from tests.thorough import thorough_but
 
 FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].backbone.forms]
-LAST = [(family, variant, form) for family, variant, form in FORMS if variant == list(FAMILIES[family].variants)[-1]]
+# The pipelines' tests export every other family, and compare each bucket.
+EXPORTED = [("sd3", "dual attention, as in SD3.5", "component"), ("flux", "dev, guidance embedded", "component")]
 
 
 def reference(step, inputs):
@@ -193,7 +194,7 @@ def test_a_component_step_is_the_full_model_with_the_backgrounds_part_outputs_fr
         assert (found[name] - rows_of(samples[1], index, 1)).abs().max() <= 1e-4 * scale, name
 
 
-@pytest.mark.parametrize(("family", "variant", "form"), thorough_but(LAST, FORMS))
+@pytest.mark.parametrize(("family", "variant", "form"), thorough_but(EXPORTED, FORMS))
 def test_onnx_runtime_agrees_with_eager_for_every_focus_count_and_batch(family, variant, form, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     tiny = FAMILIES[family]
@@ -227,7 +228,7 @@ def test_flops_of_a_dense_step_are_the_models_and_grow_with_focus_tokens(family,
 @pytest.mark.parametrize(
     ("family", "form"),
     thorough_but(
-        [("sd3", "token"), ("lumina", "token"), ("flux", "component")],
+        [("lumina", "token")],
         sorted({(family, form) for family, _, form in FORMS}),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from accelaes_export.backends import backend
 from accelaes_export.building.attention import choose_attention
 from accelaes_export.errors import InputError
 from accelaes_export.plugins.sparse_query_attention.measured import Measurement, faster, measurements, parse
@@ -31,8 +32,8 @@ def measured(focus: int, kernel_us: float, library_us: float, tokens: int = 16, 
 
 
 def choose(asked: str, *table: Measurement, targets: tuple[str, ...] = ("sm86",), **changes: object) -> str:
-    given = {"backend": "tensorrt-rtx", "targets": targets, "contract": CONTRACT, "head_dims": [32]}
-    return choose_attention(asked, **(given | changes), measured=table)
+    given = {"backend": "tensorrt-rtx", "targets": targets, "contract": CONTRACT, "head_dims": [32]} | changes
+    return choose_attention(asked, **(given | {"backend": backend(given["backend"])}), measured=table)
 
 
 FASTER = (measured(4, 10, 20), measured(16, 30, 40))
@@ -88,7 +89,7 @@ def test_the_installed_measurements_can_be_read_and_others_are_refused():
 def test_aoti_takes_it_on_the_gpu_it_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="has kernels for sm80, .*, not for cpu"):
         choose("plugin", backend="aoti", targets=("cpu",))
-    monkeypatch.setattr("accelaes_export.building.attention.resolve", lambda targets: "sm86")
+    monkeypatch.setattr("accelaes_export.backends.aoti.resolve", lambda targets: "sm86")
     assert choose("plugin", backend="aoti", targets=("native",)) == "plugin"
     assert choose("auto", backend="aoti", targets=("native",)) == "native"  # nothing was measured
     assert choose("auto", *FASTER, backend="aoti", targets=("cuda",)) == "plugin"

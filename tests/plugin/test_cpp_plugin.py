@@ -142,7 +142,7 @@ import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import tensorrt_rtx as trt
-from accelaes_export.backends import CompileRequest
+from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.plugins.sparse_query_attention.registration import registered

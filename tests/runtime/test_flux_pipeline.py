@@ -69,7 +69,7 @@ def built(checkpoint, name, **options):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "load", lambda _: recipe)
         return ax.build(
-            checkpoint, model="flux-dev", output=checkpoint.parent / name, dtype="fp32", affinity_layers=1, **options
+            checkpoint, model="flux-dev", output=checkpoint.parent / name, dtype="fp32", affinity_every=1, **options
         )
 
 
@@ -155,6 +155,7 @@ def test_stepcache_and_accelaes_run_their_plans(pipe, bundle):
     assert report.focus_index.shape == (1, 24)
 
 
+@pytest.mark.thorough
 def test_packed_pictures_on_their_side_run_on_the_bundle_of_their_side(pipe, bundle, checkpoint):
     lying = built(checkpoint, "lying", resolution=(WIDTH, HEIGHT), buckets="0.5", verify=False)
     made = {}

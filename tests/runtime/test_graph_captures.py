@@ -20,6 +20,7 @@ from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.trajectory import Run
 from tests.backends import stand_in_tensorrt as stand_in
 from tests.families import FAMILIES
+from tests.thorough import thorough_but
 
 BUCKETS = (0.25, 0.5, 0.75)
 FRACTIONS = (*BUCKETS, 1.0)
@@ -82,7 +83,7 @@ def possible(name, options, contract):
     return policy
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", thorough_but(["sd3", "wan"], FAMILIES))
 def test_later_runs_of_any_policy_capture_nothing_whatever_the_number_of_steps(family):
     session, latents, guidance, cuda = session_of(family)
     plain, *_ = session_of(family, graphs=False)

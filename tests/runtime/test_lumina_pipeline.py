@@ -69,7 +69,7 @@ def checkpoint(tmp_path_factory):
 
 def tiny_build(checkpoint, output, **options):
     return ax.build(
-        checkpoint, model="lumina-next", output=output, dtype="fp32", affinity_layers=1, resolution=(96, 64), **options
+        checkpoint, model="lumina-next", output=output, dtype="fp32", affinity_every=1, resolution=(96, 64), **options
     )
 
 

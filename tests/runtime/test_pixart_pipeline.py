@@ -71,7 +71,7 @@ def build(checkpoint, model, **options):
         patch.setattr(recipes, "load", lambda _: tiny)
         return ax.build(
             checkpoint, model=model, output=checkpoint.parent / "bundle", dtype="fp32", resolution=tuple(SIZE.values()),
-            buckets="0.5", affinity_layers=1, **options,
+            buckets="0.5", affinity_every=1, **options,
         )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def tiny_build(checkpoint, output, length=512):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "load", lambda _: tiny)
         return ax.build(
-            checkpoint, model="qwen-image", output=output, dtype="fp32", resolution=(HEIGHT, WIDTH), affinity_layers=1
+            checkpoint, model="qwen-image", output=output, dtype="fp32", resolution=(HEIGHT, WIDTH), affinity_every=1
         )
 
 

@@ -42,7 +42,7 @@ def save_tiny_wan(folder, seed=0, **changes):
 
 
 def build_tiny_wan(checkpoint, output, **options):
-    tiny = {"resolution": (48, 64), "frames": 3, "dtype": "fp32", "buckets": "0.5", "affinity_layers": 1}
+    tiny = {"resolution": (48, 64), "frames": 3, "dtype": "fp32", "buckets": "0.5", "affinity_every": 1}
     return ax.build(checkpoint, model="wan2.1-1.3b", output=output, **tiny | options)
 
 

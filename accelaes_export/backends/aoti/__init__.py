@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from accelaes_export.backends.aoti.targets import INSTRUCTIONS, NATIVE, freezes, is_gpu, resolve
+from accelaes_export.backends.aoti.targets import INSTRUCTIONS, NATIVE, TARGETS, freezes, is_gpu, resolve
 from accelaes_export.backends.base import (
     Availability,
     CompiledEngine,
@@ -33,6 +33,11 @@ class AotiBackend:
     name = "aoti"
     reads: Literal["onnx", "program"] = "program"
     runs_code = True
+    takes_plugin = True
+    weights_beside = False
+    version_bound: str | None = None  # a session says what it needs of torch
+    packages: tuple[str, ...] = ("torch", "triton")
+    target_words = TARGETS
     dtypes: tuple[str, ...] = ("fp32", "fp16", "bf16")
     default_targets: tuple[str, ...] = (NATIVE,)
     dynamic_text = True
@@ -59,6 +64,9 @@ class AotiBackend:
     def for_gpu(self, targets: tuple[str, ...]) -> bool:
         return is_gpu(resolve(targets))
 
+    def architectures(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        return (resolve(targets),)
+
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """Freezing holds them about four times (docs/benchmarks.md); otherwise they are never in memory together."""
         return 4.2 if freezes(options, resolve(targets)) else 0.0
@@ -66,7 +74,7 @@ class AotiBackend:
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
         import torch
 
-        from accelaes_export.backends.aoti.compiling import compile_packages
+        from accelaes_export.backends.aoti.compile import compile_packages
 
         self.check(request.contract.dtype, request.targets)
         target = resolve(request.targets)

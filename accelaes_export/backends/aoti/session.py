@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from accelaes_export.backends.aoti.compiling import PACKAGE, package_name
+from accelaes_export.backends.aoti.compile import PACKAGE, package_name
 from accelaes_export.backends.aoti.targets import INSTRUCTIONS, check_cpu, check_gpu, is_gpu
 from accelaes_export.backends.cuda import Cuda, TorchCuda
 from accelaes_export.backends.cuda_graphs import GraphedCalls

@@ -17,7 +17,7 @@ from accelaes_export.backends.base import (
 )
 from accelaes_export.backends.tensorrt.attention_plugin import AttentionPlugin
 from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
-from accelaes_export.backends.tensorrt.flavour import NATIVE, Flavour, capability
+from accelaes_export.backends.tensorrt.flavour import NATIVE, RTX, STANDARD, Flavour, capability
 from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
@@ -40,12 +40,17 @@ class TensorRTBackend:
 
     reads: Literal["onnx", "program"] = "onnx"
     runs_code = False
+    takes_plugin = True
+    weights_beside = True
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
     dynamic_text = False
 
     def __init__(self, flavour: Flavour, *, driver: Any = ask_driver) -> None:
         self.name = flavour.name
         self.default_targets: tuple[str, ...] = flavour.default_targets
+        self.target_words: tuple[str, ...] = (NATIVE, *flavour.targets)
+        self.version_bound: str | None = flavour.package
+        self.packages: tuple[str, ...] = (flavour.package,)
         self.flavour = flavour
         self._driver = driver
         self._messages = Messages()
@@ -105,12 +110,15 @@ class TensorRTBackend:
     def for_gpu(self, targets: tuple[str, ...]) -> bool:
         return True
 
+    def architectures(self, targets: tuple[str, ...]) -> tuple[str, ...]:
+        return targets
+
     def weight_copies(self, weights: Weights, options: CompileOptions, targets: tuple[str, ...]) -> float:
         """TensorRT's builder copies weights about twice (docs/benchmarks.md), unless they are inputs."""
         return 0.0 if weights == "inputs" else 2.1
 
     def compile(self, request: CompileRequest, progress: Progress) -> CompiledEngine:
-        from accelaes_export.backends.tensorrt.building import ENGINE_FILE, EngineBuild
+        from accelaes_export.backends.tensorrt.compile import ENGINE_FILE, EngineBuild
         from accelaes_export.backends.weights_file import WEIGHTS_FILE
 
         self.check(request.contract.dtype, request.targets)
@@ -169,3 +177,13 @@ class TensorRTBackend:
                 f"{self.name} doesn't build for this machine's {own}; name one of {', '.join(self.flavour.targets)}."
             )
         return tuple(dict.fromkeys(own if target == NATIVE else target for target in targets))
+
+
+def rtx() -> TensorRTBackend:
+    """TensorRT for RTX, on GPUs people have at home."""
+    return TensorRTBackend(RTX)
+
+
+def standard() -> TensorRTBackend:
+    """TensorRT, on all others."""
+    return TensorRTBackend(STANDARD)

@@ -20,6 +20,7 @@ class Flavour:
     Attributes:
         name: the backend's name.
         module: the Python module that is imported.
+        package: its distribution, whose exact release an engine is tied to.
         install: the command that brings it.
         targets: what an engine can be built for, beside `NATIVE`; "sm80+" is SM 80 and every later one.
         default_targets: what it is built for when nothing is asked.
@@ -32,6 +33,7 @@ class Flavour:
 
     name: str
     module: str
+    package: str
     install: str
     targets: tuple[str, ...]
     default_targets: tuple[str, ...]
@@ -60,6 +62,7 @@ class Flavour:
 RTX = Flavour(
     name="tensorrt-rtx",
     module="tensorrt_rtx",
+    package="tensorrt-rtx",
     install="pip install tensorrt-rtx",
     targets=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
     default_targets=("sm80", "sm86", "sm89", "sm120"),
@@ -73,6 +76,7 @@ RTX = Flavour(
 STANDARD = Flavour(
     name="tensorrt",
     module="tensorrt",
+    package="tensorrt",
     install="pip install tensorrt (its libraries come from NVIDIA's own package index)",
     targets=("sm80+",),
     default_targets=(NATIVE,),

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from accelaes_export.backends import backend, names
 from accelaes_export.backends.onnxruntime import THREADS_VARIABLE
 from accelaes_export.measure.profiling import gpu
 
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("torch", "triton", "diffusers", "onnxruntime", "onnxruntime-gpu", "tensorrt-rtx", "tensorrt")
 _SECONDS_OBSERVED = 0.3
 _BUSY = 0.2
 """A process that uses more of a core than this is noise."""
@@ -104,8 +104,11 @@ def describe(device: torch.device, threads: Threads) -> dict[str, Any]:
     return found
 
 
-def versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
-    """Python's and those of the packages that are installed."""
+def versions(packages: tuple[str, ...] | None = None) -> dict[str, str]:
+    """Python's and those of the packages that are installed; diffusers' and every backend's if None."""
+    if packages is None:
+        every = ("torch", "diffusers", *(name for own in names() for name in backend(own).packages))
+        packages = tuple(dict.fromkeys(every))
     found = {"python": platform.python_version()}
     for package in packages:
         try:

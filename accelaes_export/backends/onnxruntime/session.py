@@ -1,0 +1,115 @@
+"""An ONNX Runtime session over the caller's torch tensors."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelaes_export.backends.base import KernelTime
+from accelaes_export.backends.tensor_table import TensorTable
+from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.errors import AccelAesError, BundleError
+from accelaes_export.memory import lacks_memory
+
+if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.backends.workspace import Workspace, Workspaces
+
+_ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7}  # onnx.TensorProto.DataType
+
+
+class OnnxRuntimeSession:
+    """A focus step in ONNX Runtime, reading and writing the caller's torch tensors in place.
+
+    Args:
+        session: the InferenceSession.
+        contract, device: its tensor table, and where its tensors are.
+        opened: opens the model once more, as a session that writes a profile to files with a given prefix.
+    """
+
+    def __init__(
+        self, session: Any, contract: GraphContract, device: torch.device, opened: Callable[[str], Any]
+    ) -> None:
+        self.contract = contract
+        self.device = device
+        self._session = session
+        self._opened = opened
+        self._table = TensorTable(contract, device)
+        self.workspaces = _workspaces(device)
+        self._elements = {spec.name: _ELEMENT_TYPES[spec.dtype] for spec in (*contract.inputs, *contract.outputs)}
+        _check_names("inputs", [s.name for s in contract.inputs], [a.name for a in session.get_inputs()])
+        _check_names("outputs", [s.name for s in contract.outputs], [a.name for a in session.get_outputs()])
+
+    def run(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        outputs: Mapping[str, torch.Tensor],
+        workspace: Workspace | None = None,
+    ) -> None:
+        """One focus step; see `Session.run`. On CUDA the outputs are complete when it returns."""
+        self._table.check(inputs, outputs)
+        # An IOBinding belongs to one call, the InferenceSession to all threads.
+        binding = self._session.io_binding()
+        kind, index = self.device.type, self.device.index or 0
+        for name, tensor in inputs.items():
+            binding.bind_input(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
+        for name, tensor in outputs.items():
+            if tensor.numel():  # an empty one has no address, and nothing to fetch
+                binding.bind_output(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
+        if kind == "cuda":
+            self._wait_for_torch()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            if lacks_memory(error):
+                raise MemoryError(first_line(error)) from error
+            raise AccelAesError(f"ONNX Runtime failed in a focus step: {first_line(error)}.") from error
+
+    def kernel_times(
+        self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], calls: int
+    ) -> tuple[KernelTime, ...]:
+        """Time by operator over `calls` focus steps, after one that isn't counted. Opens the model a second time."""
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._opened(str(Path(folder) / "profile"))
+            watched = OnnxRuntimeSession(session, self.contract, self.device, self._opened)
+            for _ in range(1 + calls):
+                watched.run(inputs, outputs)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        first = next(event for event in events if event["name"] == "model_run")
+        counted: dict[str, KernelTime] = {}
+        for event in events:
+            if event["cat"] == "Node" and "op_name" in event["args"] and event["ts"] >= first["ts"] + first["dur"]:
+                name = event["args"]["op_name"]
+                so_far = counted.get(name, KernelTime(name, 0, 0.0))
+                counted[name] = KernelTime(name, so_far.calls + 1, so_far.seconds + 1e-6 * event["dur"])
+        return tuple(counted.values())
+
+    def _wait_for_torch(self) -> None:
+        """The provider runs on a stream of its own, so what torch still computes must be done first."""
+        import torch
+
+        torch.cuda.current_stream(self.device).synchronize()
+
+
+def _workspaces(device: torch.device) -> Workspaces:
+    from accelaes_export.backends.cuda import TorchCuda
+    from accelaes_export.backends.workspace import Workspaces
+
+    return Workspaces(device, TorchCuda.on(str(device)) if device.type == "cuda" else None)
+
+
+def _check_names(kind: str, wanted: list[str], found: list[str]) -> None:
+    if sorted(wanted) != sorted(found):
+        different = ", ".join(sorted(set(wanted) ^ set(found))[:6])
+        raise BundleError(
+            f"The engine's {kind} differ from the manifest's contract in {different}; build the bundle again."
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """What ONNX Runtime says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
