@@ -13,10 +13,10 @@ from accelaes_export.policies import (
     FewerSteps,
     Fora,
     Policy,
+    PolicyWithPlan,
     StepCache,
     TaylorSeer,
     TeaCache,
-    WithPlan,
 )
 from benchmarks.shapes_quality import RandomFocus
 
@@ -117,9 +117,9 @@ def _ablations() -> dict[str, PolicyCase]:
         "drift, θ = 0": PolicyCase(replace(drift, theta=0.0), T),
         "drift, stale tokens extrapolated": PolicyCase(replace(drift, stale_reach=None), T),
         "drift, weighted by the mask": PolicyCase(replace(drift, mask_weight=0.5), T),
-        "drift's plan, AesMask's tokens": PolicyCase(WithPlan(AccelAes(mask_step=1, theta=THETA), PLAN_12), T),
+        "drift's plan, AesMask's tokens": PolicyCase(PolicyWithPlan(AccelAes(mask_step=1, theta=THETA), PLAN_12), T),
         "drift's plan, RAS's tokens by norm": PolicyCase(
-            WithPlan(RAS(metric="norm", order=1, theta=THETA, cache_reach=1.0, reach=None), PLAN_12), T
+            PolicyWithPlan(RAS(metric="norm", order=1, theta=THETA, cache_reach=1.0, reach=None), PLAN_12), T
         ),
         "accelaes, random mask": PolicyCase(RandomFocus()),
         "accelaes, the word alone": PolicyCase(AccelAes(scope="word")),
@@ -130,8 +130,10 @@ def _ablations() -> dict[str, PolicyCase]:
         "accelaes, p = .25": PolicyCase(AccelAes(skip_ratio=0.25)),
         "accelaes, extrapolated caches": PolicyCase(AccelAes(cache_reach=1.0)),
         "accelaes, θ": PolicyCase(AccelAes(theta=THETA)),
-        "dense, 14 steps, the last held": PolicyCase(WithPlan(StepCache(order=0), "D" * 13 + "."), 14),
-        "stepcache, last step extrapolated": PolicyCase(WithPlan(StepCache(), "DDDDD.D.D.D.D.D.D.D.D.D.D.D."), 28),
+        "dense, 14 steps, the last held": PolicyCase(PolicyWithPlan(StepCache(order=0), "D" * 13 + "."), 14),
+        "stepcache, last step extrapolated": PolicyCase(
+            PolicyWithPlan(StepCache(), "DDDDD.D.D.D.D.D.D.D.D.D.D.D."), 28
+        ),
         "stepcache, order 0": PolicyCase(StepCache(order=0)),
         "stepcache, order 2": PolicyCase(StepCache(order=2)),
         "stepcache, in σ": PolicyCase(StepCache(clock="sigma")),
@@ -153,7 +155,7 @@ def _ablations() -> dict[str, PolicyCase]:
     # The same with the default plan's end, so that nothing but the mask and the steps before it differ.
     cases |= {
         f"accelaes, mask step {i}, the same end": PolicyCase(
-            WithPlan(AccelAes(mask_step=i), "D" * (i + 1) + PLAN_ACCELAES[i + 1 :])
+            PolicyWithPlan(AccelAes(mask_step=i), "D" * (i + 1) + PLAN_ACCELAES[i + 1 :])
         )
         for i in (1, 3, 8, 11, 15)
     }

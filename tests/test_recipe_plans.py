@@ -18,7 +18,7 @@ from accelaes_export.cli.policy_options import labelled_policies
 from accelaes_export.contract.manifest import SCHEMA_VERSION
 from accelaes_export.errors import InputError
 from accelaes_export.measure.quality.request import possible_policies
-from accelaes_export.policies import Drift, Policy, for_model
+from accelaes_export.policies import Drift, ModelFacts, Policy, from_name
 from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.runtime.policy_choice import policy_for
@@ -33,7 +33,7 @@ def recipe_with(plans: Any) -> BuildRecipe:
 
 
 def drift_of(recipe: BuildRecipe, budget: float | None) -> Policy:
-    return for_model("drift", {"budget": budget}, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans)
+    return from_name("drift", {"budget": budget}, ModelFacts(recipe.steps, recipe.buckets, recipe.plans))
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -28,7 +28,7 @@ from accelaes_export.contract.tensors import BlockRange, GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.graph.tensors import affinity_layers, few_text_lengths, graph_contract, layers
-from accelaes_export.policies import Plan, for_model
+from accelaes_export.policies import ModelFacts, Plan, from_name
 from accelaes_export.recipes import BuildRecipe
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:
     """What the recipe's own policy does; InputError where it lacks a bucket, before anything is built."""
     name, options = recipe.policy.name, recipe.policy.options
     try:
-        policy = for_model(name, options, steps=recipe.steps, buckets=recipe.buckets, plans=recipe.plans)
+        policy = from_name(name, options, ModelFacts(recipe.steps, recipe.buckets, recipe.plans))
         return policy.plan(recipe.steps, recipe.buckets, contract.shares)
     except InputError as error:
         raise InputError(f"A bundle's default policy must run on it, and here {name} can't. {error}") from error

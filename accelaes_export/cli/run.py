@@ -7,18 +7,19 @@ from pathlib import Path
 import click
 
 from accelaes_export.cli.bundle_options import trust_options
+from accelaes_export.cli.policy_help import policies_help
 from accelaes_export.errors import AccelAesError
+from accelaes_export.policies import names
 
 
-@click.command("run")
+@click.command("run", epilog=policies_help())
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="What to draw.")
 @click.option("--negative-prompt", default="", help="What not to draw.")
 @click.option(
     "--policy",
     metavar="NAME",
-    help="dense, fewer-steps, stepcache, accelaes, drift, ras, fora, taylorseer, teacache or delta-dit. "
-    "[default: the bundle's]",
+    help=f"{', '.join(names()[:-1])} or {names()[-1]}: see below. [default: the bundle's]",
 )
 @click.option("--steps", type=int, help="Denoising steps T. [default: the plan's or budget's, or the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
@@ -93,11 +94,8 @@ def command(
 ) -> None:
     """Make a picture, and say what it took: the plan, step times by kind, and the words behind the mask.
 
-    Options that aren't given come from the bundle, then from the policy. Policies: dense computes every token at
-    every step, fewer-steps the same on a shorter schedule, stepcache skips whole steps; at sparse steps accelaes
-    computes the prompt's focus tokens alone, drift those that have moved farthest, ras those it finds most certain.
-    fora, taylorseer, teacache and delta-dit are what other papers do, to compare with. docs/method.md has all policies'
-    options.
+    Options that aren't given come from the bundle, then from the policy. The policies and their options are listed
+    below; docs/method.md says more.
 
     \b
     Examples:

@@ -7,15 +7,16 @@ functions (history, selection, guidance, clip) are imported by name where they a
 from __future__ import annotations
 
 from accelaes_export.policies.accelaes import AccelAes
-from accelaes_export.policies.base import Extrapolation, Gate, Policy, Selector, SpatialGuidance
-from accelaes_export.policies.budgets import for_model, listed_budgets
+from accelaes_export.policies.base import Extrapolation, Gate, ModelFacts, Policy, Selector, SpatialGuidance
 from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
 from accelaes_export.policies.drift import Drift
-from accelaes_export.policies.given import DefaultPlan, WithPlan
+from accelaes_export.policies.drift_plans import DriftSchedule, listed_budgets
+from accelaes_export.policies.easycache import EasyCache
 from accelaes_export.policies.plan import Plan, Step, StepKind, bucket_letter
+from accelaes_export.policies.planned import PolicyWithDefaultPlan, PolicyWithPlan
 from accelaes_export.policies.ras import RAS
-from accelaes_export.policies.registry import named, names, options_of
+from accelaes_export.policies.registry import from_name, help_of, named, names, options_of
 from accelaes_export.policies.reuse import Fora, TaylorSeer
 from accelaes_export.policies.stepcache import StepCache
 from accelaes_export.policies.teacache import TeaCache
@@ -23,16 +24,20 @@ from accelaes_export.policies.teacache import TeaCache
 __all__ = [
     "RAS",
     "AccelAes",
-    "DefaultPlan",
     "DeltaDiT",
     "Dense",
     "Drift",
+    "DriftSchedule",
+    "EasyCache",
     "Extrapolation",
     "FewerSteps",
     "Fora",
     "Gate",
+    "ModelFacts",
     "Plan",
     "Policy",
+    "PolicyWithDefaultPlan",
+    "PolicyWithPlan",
     "Selector",
     "SpatialGuidance",
     "Step",
@@ -40,9 +45,9 @@ __all__ = [
     "StepKind",
     "TaylorSeer",
     "TeaCache",
-    "WithPlan",
     "bucket_letter",
-    "for_model",
+    "from_name",
+    "help_of",
     "listed_budgets",
     "named",
     "names",

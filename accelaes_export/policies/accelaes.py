@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AccelAes(BasePolicy):
-    """AesMask (Eq. 3-7), SkipSparse (Eq. 8-10) and StepCache (Eq. 12-13) together.
+    """The prompt's focus tokens alone are computed at sparse steps, nothing at skipped ones: AccelAes.
+
+    AesMask (Eq. 3-7), SkipSparse (Eq. 8-10) and StepCache (Eq. 12-13) together.
 
     Attributes:
         skip_ratio: p, the share of tokens a SPARSE step leaves out; the bundle must have the bucket 1 - p.

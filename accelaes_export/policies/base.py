@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import Plan
@@ -14,6 +14,7 @@ from accelaes_export.policies.words import WordScoring
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.policies.drift_plans import DriftSchedule
     from accelaes_export.policies.estimates import Estimates
 
 ORDERS = (0, 1, 2)
@@ -151,6 +152,24 @@ class Gate(Protocol):
         A step's second call gets the answer of the first.
         """
 
+    def observe(self, i: int, hidden_states: torch.Tensor, prediction: torch.Tensor) -> None:
+        """After step i was computed: its latents and what was predicted, [B, ...] both; not a step's second call."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a policy may be suited to: facts of one model, or of one bundle.
+
+    Attributes:
+        steps: T of the model's own runs.
+        buckets: its fractions n/N below 1, ascending.
+        plans: drift's by step budget, which the model brings.
+    """
+
+    steps: int
+    buckets: tuple[float, ...]
+    plans: Mapping[float, DriftSchedule]
+
 
 class Policy(Protocol):
     """A policy = plan + selector + extrapolation + guidance. Frozen, holds no per-image state."""
@@ -197,7 +216,23 @@ class Policy(Protocol):
 
 
 class BasePolicy:
-    """What a policy is where it says nothing else: no focus tokens, words or regions, any number of steps, no gate."""
+    """What a policy is where it says nothing else: no focus tokens, words or regions, any number of steps, no gate.
+
+    Every policy is a frozen dataclass below this one. Its fields are its options, and its docstring is their help:
+    the first line says what it does, and `Attributes` what each option means.
+    """
+
+    @classmethod
+    def check_on(cls, options: Mapping[str, Any], model: ModelFacts) -> None:
+        """InputError for options that can't be on this model, before the policy is made."""
+
+    def suited_to(self, model: ModelFacts) -> Policy:
+        """The policy with what the model knows better in place of options that weren't given."""
+        return cast("Policy", self)
+
+    def default_symbols(self, model: ModelFacts) -> str | None:
+        """The plan that the model brings for runs of as many steps, or None for the policy's own."""
+        return None
 
     @property
     def spatial_guidance(self) -> SpatialGuidance | None:
@@ -221,6 +256,6 @@ class BasePolicy:
         return None
 
     def without_mask(self) -> Policy:
-        from accelaes_export.policies.given import AllTokens
+        from accelaes_export.policies.planned import PolicyWithoutMask
 
-        return AllTokens(cast("Policy", self))
+        return PolicyWithoutMask(cast("Policy", self))

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from accelaes_export.errors import InputError, TooFewStepsError
-from accelaes_export.policies.base import BasePolicy, Extrapolation, SpatialGuidance, require_spatial_guidance
-from accelaes_export.policies.drift_plans import SHARE, TUNED, drift_plan, require_budget, tuned_options, tuned_steps
+from accelaes_export.policies.base import (
+    BasePolicy,
+    Extrapolation,
+    ModelFacts,
+    SpatialGuidance,
+    require_spatial_guidance,
+)
+from accelaes_export.policies.drift_plans import (
+    FEW_STEPS,
+    SHARE,
+    TUNED,
+    DriftSchedule,
+    drift_plan,
+    listed_budgets,
+    require_budget,
+    tuned_options,
+    tuned_steps,
+)
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.schedule import require_steps, require_whole
 from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
@@ -69,6 +85,40 @@ class Drift(BasePolicy):
             raise InputError("order is 0, but drift is the change between a token's last two predictions; give 1 or 2.")
         require_spatial_guidance(self.spatial_cfg)
         _ = self.extrapolation, self.word_scoring  # their own checks
+
+    @classmethod
+    def check_on(cls, options: Mapping[str, Any], model: ModelFacts) -> None:
+        """InputError, which lists the budgets the model has plans for, for a budget below one dense step."""
+        require_budget(options.get("budget"), listed_budgets(model.steps, model.plans))
+
+    def suited_to(self, model: ModelFacts) -> Policy:
+        """With the distances of the model's plan for the budget where they weren't given.
+
+        Without a plan for exactly this budget, a model of many steps keeps what TUNED has, and one of at most FEW_STEPS
+        takes the entry nearest to it.
+        """
+        budget, listed = self._schedule_of(model)
+        if listed is None and model.steps > FEW_STEPS:
+            return self
+        far = listed or tuned_options(budget)
+        return replace(
+            self,
+            theta=far.theta if self.theta is None else self.theta,
+            trend=far.trend if self.trend is None else self.trend,
+            cache_reach=far.cache_reach if self.cache_reach is None else self.cache_reach,
+        )
+
+    def default_symbols(self, model: ModelFacts) -> str | None:
+        """The model's plan for the budget, or for a model of few steps one of the same rule in its own steps."""
+        _, listed = self._schedule_of(model)
+        if listed is not None:
+            return listed.symbols
+        return str(self.plan(model.steps, model.buckets)) if model.steps <= FEW_STEPS else None
+
+    def _schedule_of(self, model: ModelFacts) -> tuple[float, DriftSchedule | None]:
+        """The budget, on a model that may have been asked for none, and its plan for exactly that."""
+        budget = SHARE * model.steps if self.budget is None else self.budget
+        return budget, next((plan for known, plan in model.plans.items() if math.isclose(known, budget)), None)
 
     @property
     def extrapolation(self) -> Extrapolation:

@@ -6,7 +6,7 @@ Tuned on the shipped checkpoint, on prompts that no reported figure uses (docs/q
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +25,10 @@ COARSE = 24
 
 FEWEST = 10
 """T of the shortest tuned plan. In runs of fewer steps the last one is worth computing."""
+
+
+FEW_STEPS = 8
+"""Models made for at most so many steps are distilled to them: no budget gives them more."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,11 @@ def require_budget(budget: object, listed: Iterable[float]) -> None:
     known = [f"{one:g}" for one in listed]
     such_as = f"; there are plans for {', '.join(known)}" if known else ""
     raise InputError(f"budget is {budget!r}; give a number from 1 to {MOST_STEPS}{such_as}.")
+
+
+def listed_budgets(steps: int, plans: Mapping[float, DriftSchedule]) -> tuple[float, ...]:
+    """The budgets there are plans for on a model of T = `steps`, ascending: its own, and TUNED unless T is small."""
+    return tuple(sorted({*plans, *(TUNED if steps > FEW_STEPS else ())}))
 
 
 def tuned_options(budget: float | None) -> DriftSchedule:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RAS(BasePolicy):
-    """Dense beginning, then focus tokens by R (the paper's Eq. 1) against cached keys and values (Eq. 2).
+    """The tokens the model is surest of are computed, anew at every sparse step, after a dense beginning: RAS.
+
+    Focus tokens by R (the paper's Eq. 1) against cached keys and values (Eq. 2).
 
     Attributes:
         ratio: n/N of sparse steps; with `ramp` their average.

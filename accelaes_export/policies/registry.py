@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
+from types import MappingProxyType
 from typing import Any
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.accelaes import AccelAes
-from accelaes_export.policies.base import Policy, SpatialGuidance
+from accelaes_export.policies.base import BasePolicy, ModelFacts, Policy, SpatialGuidance
 from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
+from accelaes_export.policies.described import PolicyHelp, described
 from accelaes_export.policies.drift import Drift
-from accelaes_export.policies.given import WithPlan
+from accelaes_export.policies.easycache import EasyCache
+from accelaes_export.policies.planned import PolicyWithDefaultPlan, PolicyWithPlan
 from accelaes_export.policies.ras import RAS
 from accelaes_export.policies.reuse import Fora, TaylorSeer
 from accelaes_export.policies.stepcache import StepCache
 from accelaes_export.policies.teacache import TeaCache
 
-_POLICIES: dict[str, type[Any]] = {
-    policy.name: policy
-    for policy in (Dense, StepCache, AccelAes, Drift, RAS, Fora, TaylorSeer, TeaCache, DeltaDiT, FewerSteps)
-}
+_REGISTERED: tuple[type[Any], ...] = (
+    *(Dense, FewerSteps, StepCache, AccelAes, Drift, RAS),
+    *(Fora, TaylorSeer, TeaCache, EasyCache, DeltaDiT),  # what other papers do
+)
+_POLICIES: dict[str, type[Any]] = {policy.name: policy for policy in _REGISTERED}
 
 
 def names() -> tuple[str, ...]:
@@ -29,31 +34,54 @@ def names() -> tuple[str, ...]:
     return tuple(_POLICIES)
 
 
-def named(name: str, **options: Any) -> Policy:
-    """The policy called `name` with `options` in place of its defaults.
+def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), model: ModelFacts | None = None) -> Policy:
+    """The policy called `name` with `options` in place of its defaults, suited to a model where one is given.
 
     ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it. ``plan``, which every
-    policy has, is a plan's symbols, carried out in place of the policy's own.
+    policy has, is a plan's symbols, carried out in place of the policy's own. Options and plans given by hand stay as
+    they are on every model; runs of another number of steps than a model's plan get the policy's own.
 
     Raises:
         InputError: for a name or option that doesn't exist (the message lists those that do), or a value out of range.
     """
-    if name not in _POLICIES:
-        raise InputError(f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them.")
-    kind = _POLICIES[name]
+    kind = _kind(name)
     options = dict(options)
     symbols = options.pop("plan", None)
+    if model is not None:
+        kind.check_on(options, model)
     _check_options(f"Policy {name}", kind, options)
     cfg = options.get("spatial_cfg")
     if isinstance(cfg, Mapping):
         _check_options("spatial_cfg", SpatialGuidance, cfg)
         options = {**options, "spatial_cfg": SpatialGuidance(**cfg)}
-    policy: Policy = kind(**options)
-    if symbols is None:
-        return policy
-    if not isinstance(symbols, str):
-        raise InputError(f"plan is {symbols!r}; give one symbol a step, such as DDDD.b.D.b.")
-    return WithPlan(policy, symbols)
+    policy: Any = kind(**options)
+    if model is not None:
+        policy = policy.suited_to(model)
+    if symbols is not None:
+        if not isinstance(symbols, str):
+            raise InputError(f"plan is {symbols!r}; give one symbol a step, such as DDDD.b.D.b.")
+        return PolicyWithPlan(policy, symbols)
+    own = None if model is None else policy.default_symbols(model)
+    made: Policy = policy if own is None else PolicyWithDefaultPlan(policy, own)
+    return made
+
+
+def named(name: str, **options: Any) -> Policy:
+    """`from_name` without a model."""
+    return from_name(name, options)
+
+
+def help_of(name: str) -> PolicyHelp:
+    """What the policy called `name` does and its options mean; InputError for one that doesn't exist."""
+    return described(_kind(name))
+
+
+def _kind(name: str) -> type[BasePolicy]:
+    if name not in _POLICIES:
+        close = difflib.get_close_matches(name, _POLICIES, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise InputError(f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them.{hint}")
+    return _POLICIES[name]
 
 
 def options_of(policy: Policy) -> dict[str, Any]:
@@ -61,7 +89,7 @@ def options_of(policy: Policy) -> dict[str, Any]:
 
     A model's own plan for a budget is among them as one given by hand.
     """
-    if isinstance(policy, WithPlan):
+    if isinstance(policy, PolicyWithPlan):
         return {**options_of(policy.policy), "plan": policy.symbols}
     return asdict(policy)  # type: ignore[call-overload]
 

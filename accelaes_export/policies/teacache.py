@@ -77,6 +77,9 @@ class _AccumulatedChange:
                 self._sum = 0.0
         return self._decided[1]
 
+    def observe(self, i: int, hidden_states: torch.Tensor, prediction: torch.Tensor) -> None:
+        """What was predicted plays no part."""
+
     def _decide(self, hidden_states: torch.Tensor) -> bool:
         before, self._last = self._last, hidden_states.detach().float().clone()
         if before is None or before.shape != self._last.shape:

@@ -20,8 +20,8 @@ from accelaes_export.backends.workspace import Desk
 from accelaes_export.contract.manifest import Guidance, Latents
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Gate, Selector
-from accelaes_export.policies.given import require_runnable
 from accelaes_export.policies.plan import StepKind
+from accelaes_export.policies.planned import require_runnable
 from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
 from accelaes_export.runtime.trajectory import Run, Trajectory
@@ -136,6 +136,8 @@ class Denoiser:
         left_out = planned.left_out if kind is StepKind.PARTIAL else None
         self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
         result = result.to(now.hidden_states)
+        if self._gate is not None and kind is not StepKind.SKIP and branch == CONDITIONAL:
+            self._gate.observe(i, now.hidden_states, result)
         self._count_nonfinite(i, result)
         return result
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
-from accelaes_export.policies import Plan, Policy, for_model
+from accelaes_export.policies import ModelFacts, Plan, Policy, from_name
 
 
 def policy_for(
@@ -22,7 +22,7 @@ def policy_for(
     defaults = manifest.defaults
     if name is None or name == defaults.policy:
         name, options = defaults.policy, defaults.policy_options | dict(options)
-    return for_model(name, options, steps=defaults.steps, buckets=manifest.sparse_fractions, plans=defaults.plans)
+    return from_name(name, options, ModelFacts(defaults.steps, manifest.sparse_fractions, defaults.plans))
 
 
 def plan_for(manifest: Manifest, policy: Policy, steps: int) -> Plan:

@@ -18,8 +18,8 @@ from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError, TooFewStepsError
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
-from accelaes_export.policies.given import relies_on_the_solver
 from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.planned import relies_on_the_solver
 from accelaes_export.runtime.arguments import Arguments, Call
 from accelaes_export.runtime.callers import Caller
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.policies import RAS, AccelAes, Drift, Plan, StepKind, WithPlan
+from accelaes_export.policies import RAS, AccelAes, Drift, Plan, PolicyWithPlan, StepKind
 from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.policies.words import WordWeights
 from accelaes_export.runtime.report import RunReport, StepRecord
@@ -74,7 +74,7 @@ def test_a_budget_or_a_plan_brings_its_own_number_of_steps(
     command(*drift, "--budget", "12", "--steps", "20")
     assert asked["steps"] == 20
     result = command(*drift, "--plan", "DDDD.b.D.b..D.b")
-    assert (asked["policy"], asked["steps"]) == (WithPlan(Drift(), "DDDD.b.D.b..D.b"), 15)
+    assert (asked["policy"], asked["steps"]) == (PolicyWithPlan(Drift(), "DDDD.b.D.b..D.b"), 15)
     assert "Plan of drift, 15 steps\n" in result.stdout and "DDDD.b.D.b ..D.b" in result.stdout
     command("run", bundle.path, "--prompt", "x", "--policy", "fewer-steps", "--budget", "9")
     assert asked["steps"] == 9

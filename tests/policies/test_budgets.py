@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies import (
-    DefaultPlan,
     Drift,
+    ModelFacts,
     Plan,
-    WithPlan,
-    for_model,
+    PolicyWithDefaultPlan,
+    PolicyWithPlan,
+    from_name,
     listed_budgets,
     named,
     names,
     options_of,
 )
-from accelaes_export.policies.budgets import FEW_STEPS
-from accelaes_export.policies.drift_plans import SHARE, TUNED, DriftSchedule
+from accelaes_export.policies.drift_plans import FEW_STEPS, SHARE, TUNED, DriftSchedule
 
 BUCKETS = (0.25, 0.5, 0.75)
 OWN = {
@@ -34,7 +34,7 @@ bucket_sets = st.sampled_from([(), (0.5,), (0.25, 0.5), BUCKETS, (0.3,), (0.1, 0
 
 
 def on_model(name="drift", *, steps=28, buckets=BUCKETS, plans=OWN, **options):
-    return for_model(name, options, steps=steps, buckets=buckets, plans=plans)
+    return from_name(name, options, ModelFacts(steps, buckets, plans))
 
 
 @pytest.mark.parametrize("budget", [9, 9.0, 12, 12 * (1 + 1e-12)])
@@ -84,11 +84,11 @@ def test_a_run_of_another_number_of_steps_gets_a_plan_by_the_rule(budget, T, buc
 
 def test_options_and_plans_given_by_hand_stay_as_they_are():
     policy = on_model(budget=9, theta=0.3, stale_reach=None)
-    assert policy == DefaultPlan(
+    assert policy == PolicyWithDefaultPlan(
         Drift(budget=9, theta=0.3, trend=0.5, cache_reach=0.2, stale_reach=None), OWN[9].symbols
     )
     by_hand = on_model(budget=9, plan="DDb.D")
-    assert by_hand == WithPlan(Drift(budget=9, theta=0.1, trend=0.5, cache_reach=0.2), "DDb.D")
+    assert by_hand == PolicyWithPlan(Drift(budget=9, theta=0.1, trend=0.5, cache_reach=0.2), "DDb.D")
     with pytest.raises(InputError, match="has 5 steps, but the run has 6"):
         by_hand.plan(6, BUCKETS)
 

@@ -21,12 +21,12 @@ from accelaes_export.policies import (
     FewerSteps,
     Fora,
     Plan,
+    PolicyWithPlan,
     SpatialGuidance,
     StepCache,
     StepKind,
     TaylorSeer,
     TeaCache,
-    WithPlan,
     bucket_letter,
     named,
     names,
@@ -178,7 +178,7 @@ def test_any_options_at_all_give_a_valid_plan_or_an_input_error(T, options, buck
         (lambda: Plan(".D"), "first step must be D"),
         (lambda: Plan("DD", (0.5, 0.25)), "ascending"),
         (lambda: Plan("DD", (0.5, 1.0)), "below 1"),
-        (lambda: named("accelAes"), "dense, stepcache, accelaes"),
+        (lambda: named("accelAes"), "dense, fewer-steps, stepcache"),
         (lambda: named("stepcache", skip_ratio=0.5), "no option 'skip_ratio'.*warmup, interval, order, clock"),
         (lambda: named("dense", order=1), "no option 'order'; allowed are theta"),
         (lambda: named("accelaes", spatial_cfg={"focus": 4}), "spatial_cfg lacks 'background'"),
@@ -212,8 +212,9 @@ def test_every_policy_can_be_named_and_comes_back_from_its_options_as_data():
         DeltaDiT(interval=3, boundary=0.3),
         FewerSteps(budget=9),
     ]
-    assert names() == tuple(policy.name for policy in policies)
-    for policy in [*policies, WithPlan(Drift(theta=0.1), "DDb.")]:
+    policies += [named(name) for name in names() if name not in {policy.name for policy in policies}]
+    assert {policy.name for policy in policies} == set(names())
+    for policy in [*policies, PolicyWithPlan(Drift(theta=0.1), "DDb.")]:
         stored = json.loads(json.dumps(options_of(policy)))  # as a manifest has them
         assert named(policy.name, **stored) == policy
 

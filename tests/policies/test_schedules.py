@@ -20,12 +20,12 @@ from accelaes_export.policies import (
     FewerSteps,
     Fora,
     Plan,
+    PolicyWithPlan,
     SpatialGuidance,
     StepCache,
     StepKind,
     TaylorSeer,
     TeaCache,
-    WithPlan,
     named,
 )
 from accelaes_export.policies.drift_plans import TUNED, drift_plan
@@ -196,7 +196,7 @@ def test_every_policy_plans_runs_of_2_to_100_steps(T, policy):
 
 @given(st.text(alphabet="Dabc.", min_size=1, max_size=40), st.sampled_from(POLICIES))
 def test_a_given_plan_is_carried_out_or_refused_with_a_reason(symbols, policy):
-    given_plan = WithPlan(policy, symbols)
+    given_plan = PolicyWithPlan(policy, symbols)
     assert given_plan.own_steps == len(symbols)
     sparse = re.search("[abc]", symbols)
     masked = {"accelaes": 1, "ras": 3}.get(policy.name)

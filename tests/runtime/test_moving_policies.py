@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from accelaes_export.contract.geometry import by_cell, patchify
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
-from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, WithPlan
+from accelaes_export.policies import RAS, AccelAes, Dense, Drift, PolicyWithPlan, StepCache
 from accelaes_export.policies.history import MEMORY
 from accelaes_export.policies.moving import FLOOR
 from accelaes_export.runtime.engine_calls import Conditions
@@ -87,7 +87,7 @@ policies = st.one_of(
 )
 @settings(max_examples=40)
 def test_moving_focus_sets_are_chosen_computed_and_cached_as_the_method_says(policy, tail, form, seed):
-    policy = WithPlan(policy, "DD" + tail)
+    policy = PolicyWithPlan(policy, "DD" + tail)
     plan = policy.plan(2 + len(tail), BUCKETS)
     weights = torch.rand(1, 9, generator=torch.Generator().manual_seed(seed))
     denoiser, session = make(form=form)

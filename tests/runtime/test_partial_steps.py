@@ -13,7 +13,7 @@ from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.ranges import contract_without
-from accelaes_export.policies import Drift, StepCache, StepKind, WithPlan
+from accelaes_export.policies import Drift, PolicyWithPlan, StepCache, StepKind
 from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.trajectory import Run
@@ -63,7 +63,7 @@ def predicted(model, denoiser, inputs, hooked=()):
 def test_a_partial_step_reuses_what_its_blocks_changed_at_the_last_dense_step(rest, images):
     symbols = "D" + "".join(rest)
     denoiser, model = make(batch=2)
-    policy = WithPlan(StepCache(order=0), symbols)
+    policy = PolicyWithPlan(StepCache(order=0), symbols)
     denoiser.start(Run(policy, policy.plan(len(symbols), BUCKETS, SHARES), range(len(symbols))))
     changes, expected = [], None
     for i, symbol in enumerate(symbols):
@@ -83,7 +83,7 @@ def test_a_partial_step_reuses_what_its_blocks_changed_at_the_last_dense_step(re
 
 def test_the_calls_of_a_step_that_guides_separately_have_changes_of_their_own():
     denoiser, model = make(guidance=Guidance(layout="separate"))
-    policy = WithPlan(StepCache(order=0), "D1")
+    policy = PolicyWithPlan(StepCache(order=0), "D1")
     denoiser.start(Run(policy, policy.plan(2, BUCKETS, SHARES), range(2)))
     changes = {}
     for i in range(2):
@@ -99,7 +99,7 @@ def test_the_calls_of_a_step_that_guides_separately_have_changes_of_their_own():
 
 def test_partial_steps_mix_with_sparse_and_skipped_ones():
     denoiser, _ = make()
-    policy = WithPlan(Drift(), "DDb0.1bD")
+    policy = PolicyWithPlan(Drift(), "DDb0.1bD")
     denoiser.start(Run(policy, policy.plan(8, BUCKETS, SHARES), range(8)))
     for i in range(8):
         assert denoiser.step(i, at(denoiser, i, 2)[1]).isfinite().all()
@@ -115,7 +115,7 @@ def test_partial_steps_mix_with_sparse_and_skipped_ones():
 
 def test_a_step_after_guidance_was_switched_off_is_whole_as_its_changes_are_of_other_rows():
     denoiser, model = make()
-    policy = WithPlan(StepCache(order=0), "D11")
+    policy = PolicyWithPlan(StepCache(order=0), "D11")
     denoiser.start(Run(policy, policy.plan(3, BUCKETS, SHARES), range(3)))
     denoiser.step(0, at(denoiser, 0, 2)[1])
     inputs, now = at(denoiser, 1, 1)
@@ -126,6 +126,6 @@ def test_a_step_after_guidance_was_switched_off_is_whole_as_its_changes_are_of_o
 
 def test_a_plan_for_more_ranges_than_the_bundle_has_is_refused():
     denoiser, _ = make()
-    policy = WithPlan(StepCache(order=0), "D2")
+    policy = PolicyWithPlan(StepCache(order=0), "D2")
     with pytest.raises(InputError, match="bundle with 3 block ranges, and this one has 2"):
         denoiser.start(Run(policy, policy.plan(2, BUCKETS, (0.5, 0.5, 0.5)), range(2)))

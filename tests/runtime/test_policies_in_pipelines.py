@@ -9,7 +9,17 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.policies import RAS, Dense, Drift, FewerSteps, Fora, StepCache, TaylorSeer, TeaCache, WithPlan
+from accelaes_export.policies import (
+    RAS,
+    Dense,
+    Drift,
+    FewerSteps,
+    Fora,
+    PolicyWithPlan,
+    StepCache,
+    TaylorSeer,
+    TeaCache,
+)
 from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.runtime.generate import generate
 from tests.shapes_pipeline import load_shapes
@@ -87,7 +97,11 @@ def test_theta_is_left_to_solvers_that_extrapolate_by_themselves(pipe, shapes_bu
 
 @pytest.mark.parametrize(
     ("policy", "steps"),
-    [(Drift(budget=12), Drift(budget=12).own_steps), (FewerSteps(budget=7), 7), (WithPlan(Drift(), "DDDb.bD."), 8)],
+    [
+        (Drift(budget=12), Drift(budget=12).own_steps),
+        (FewerSteps(budget=7), 7),
+        (PolicyWithPlan(Drift(), "DDDb.bD."), 8),
+    ],
 )
 def test_a_picture_is_made_in_the_steps_its_policy_was_made_for(policy, steps, pipe, shapes_bundle):
     result = generate(shapes_bundle, PROMPT, policy=policy, pipe=pipe)
@@ -99,7 +113,7 @@ def test_a_policy_by_name_is_the_bundles_with_its_plan_for_the_budget(pipe, shap
     plan = DriftSchedule(symbols="DDbb.bD.D", theta=0.0, trend=0.5, cache_reach=0.0)
     defaults = shapes_bundle.manifest.defaults.model_copy(update={"plans": {6: plan}})
     bundle = Bundle(shapes_bundle.path, shapes_bundle.manifest.model_copy(update={"defaults": defaults}))
-    ax.accelerate(pipe, bundle, WithPlan(Drift(theta=0.0, trend=0.5, cache_reach=0.0), plan.symbols))
+    ax.accelerate(pipe, bundle, PolicyWithPlan(Drift(theta=0.0, trend=0.5, cache_reach=0.0), plan.symbols))
     expected = latents(pipe)
     ax.accelerate(pipe, bundle, "drift", budget=6)
     assert torch.equal(latents(pipe), expected)
@@ -113,6 +127,6 @@ def test_a_policy_by_name_is_the_bundles_with_its_plan_for_the_budget(pipe, shap
 
 
 def test_a_plan_of_another_length_is_refused_before_anything_is_computed(pipe, shapes_bundle):
-    ax.accelerate(pipe, shapes_bundle, policy=WithPlan(Drift(), "DDDb.bD."))
+    ax.accelerate(pipe, shapes_bundle, policy=PolicyWithPlan(Drift(), "DDDb.bD."))
     with pytest.raises(ax.InputError, match="has 8 steps, but the run has 9"):
         latents(pipe)

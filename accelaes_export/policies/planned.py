@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WithPlan:
+class PolicyWithPlan:
     """A policy with the plan `symbols` in place of its own.
 
     Attributes:
@@ -74,11 +74,11 @@ class WithPlan:
 
     def without_mask(self) -> Policy:
         bare = self.policy.without_mask()
-        return AllTokens(self) if bare.selector() is None else replace(self, policy=bare)
+        return PolicyWithoutMask(self) if bare.selector() is None else replace(self, policy=bare)
 
 
 @dataclass(frozen=True)
-class DefaultPlan(WithPlan):
+class PolicyWithDefaultPlan(PolicyWithPlan):
     """The same for a plan that nobody insists on: a run of another number of steps gets the policy's own."""
 
     def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
@@ -88,7 +88,7 @@ class DefaultPlan(WithPlan):
 
 
 @dataclass(frozen=True)
-class AllTokens:
+class PolicyWithoutMask:
     """A policy that lost its mask: what it would compute of some tokens is computed of all, and no region is guided.
 
     Attributes:
