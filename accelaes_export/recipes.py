@@ -21,9 +21,9 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
+from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError
 from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges, parse_resolution
@@ -70,24 +70,6 @@ class Override(TypedDict, total=False):
     variant: str | None
 
 
-class Compiling(BaseModel):
-    """How kernels are generated, by backends that generate them (see backends.base.CompileOptions)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    autotune: bool = False
-    freezing: bool | None = None
-    per_bucket: bool = False
-
-    @model_validator(mode="after")
-    def _weights_are_shared_or_inside(self) -> Compiling:
-        if self.per_bucket and self.freezing:
-            raise InputError(
-                "Packages per bucket share their weights, and freezing puts them into every package; choose one."
-            )
-        return self
-
-
 class BuildRecipe(BaseModel):
     """Everything a build needs to know beside the weights.
 
@@ -129,7 +111,7 @@ class BuildRecipe(BaseModel):
     form: Literal["token", "component"] = "token"
     weights: Literal["engine", "inputs"] = "engine"
     attention: Literal["auto", "plugin", "native"] = "auto"
-    compiling: Annotated[Compiling, BeforeValidator(parse_compiling)] = Compiling()
+    compiling: Annotated[CompileOptions, BeforeValidator(parse_compiling)] = CompileOptions()
     frames: int | None = Field(default=None, ge=1)
     resolution: Annotated[tuple[int, int], BeforeValidator(parse_resolution)]
     batch: int = Field(ge=1)

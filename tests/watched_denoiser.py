@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.runtime.denoiser import Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 from tests.eager_session import EagerSession
 from tests.tiny_sd3 import SD3, tiny_config, tiny_step, tiny_transformer
 
@@ -31,4 +31,4 @@ def make(batch=1, form="token", guidance=SD3.guidance):
 def conditions(denoiser, seed, rows, paired=True):
     inputs = example_inputs(denoiser.session.contract, denoiser.latents.tokens, B=rows, seed=seed)
     conditioning = {name: inputs[name] for name in denoiser.session.contract.conditioning}
-    return Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, paired)
+    return StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, paired)

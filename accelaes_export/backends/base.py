@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.tensors import GraphContract
 
 if TYPE_CHECKING:
@@ -55,22 +56,6 @@ class FocusProgram(Protocol):
 
 
 @dataclass(frozen=True)
-class CompileOptions:
-    """How kernels are made, by formats that generate them.
-
-    Attributes:
-        autotune: try several kernels for every matrix product on the device and keep the fastest.
-        freezing: let the compiler rearrange weights into its kernels' own layouts; they are then inside the engine.
-            None: where it pays, which is on CPUs.
-        per_bucket: one package for every bucket instead of one for all; they share their weights.
-    """
-
-    autotune: bool = False
-    freezing: bool | None = None
-    per_bucket: bool = False
-
-
-@dataclass(frozen=True)
 class CompileRequest:
     """One engine to make.
 
@@ -98,7 +83,7 @@ class CompileRequest:
     weights: Weights = "engine"
     attention: Attention = "native"
     program: FocusProgram | None = None
-    options: CompileOptions = CompileOptions()
+    options: CompileOptions = field(default_factory=CompileOptions)
 
     @property
     def onnx_file(self) -> Path:

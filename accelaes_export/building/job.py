@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export import __version__
@@ -20,7 +20,7 @@ from accelaes_export.backbones.checkpoints import (
     resolve,
 )
 from accelaes_export.backbones.weights import Read, hollow_transformer, random_weights, stored_weights
-from accelaes_export.backends.base import Backend, CompileOptions
+from accelaes_export.backends.base import Backend
 from accelaes_export.building.attention import Attention, choose_attention
 from accelaes_export.building.stages import stage_key
 from accelaes_export.contract.manifest import Latents, Source
@@ -58,14 +58,9 @@ class Inputs:
     targets: tuple[str, ...]
 
     @property
-    def options(self) -> CompileOptions:
-        """How kernels are made."""
-        return CompileOptions(**self.recipe.compiling.model_dump())
-
-    @property
     def weight_copies(self) -> float:
         """How many times the compiler holds the weights."""
-        return self.backend.weight_copies(self.recipe.weights, self.options, self.targets)
+        return self.backend.weight_copies(self.recipe.weights, self.recipe.compiling, self.targets)
 
     def read_weights(self, dtype: str | None = None) -> Read:
         """The weights, one tensor at a time, in `dtype` or the build's own."""
@@ -244,7 +239,7 @@ def _keys(inputs: Inputs, graph: Graph, attention: Attention) -> Keys:
         targets=inputs.targets,
         weights=recipe.weights,
         attention=attention,
-        compiling=recipe.compiling.model_dump(),
+        compiling=asdict(recipe.compiling),
         contract=graph.contract.model_dump(mode="json"),
     )
     build = stage_key(engine=engine, recipe=recipe.model_dump(mode="json"), package=__version__)

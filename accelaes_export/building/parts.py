@@ -92,7 +92,7 @@ def compiled_part(part: BuildJob, store: StageStore, onnx: Path | None, progress
                     weights=inputs.recipe.weights,
                     attention=part.attention,
                     program=_program(part) if onnx is None else None,
-                    options=inputs.options,
+                    options=inputs.recipe.compiling,
                 )
                 engine = backend.compile(request, lambda note, fraction: stage.update(fraction, note))
                 record = {

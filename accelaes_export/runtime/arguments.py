@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import TIMESTEP
 from accelaes_export.errors import InputError
+from accelaes_export.runtime.step_inputs import StepInputs
 
 ROPE = "image_rotary_emb"
 """An argument some pipelines make at every step: complex rotations [rows, columns, hd/2] of a grid at least the
@@ -21,22 +21,6 @@ IDS = "img_ids"
 
 SHAPES = "img_shapes"
 """The same said in words: for every prompt its pictures' frames, rows and columns of tokens."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the transformer.
-
-    Attributes:
-        hidden_states, timestep: as given.
-        conditioning: the engine's other inputs by name.
-        renewed: whether keys made before were rotated by another table.
-    """
-
-    hidden_states: torch.Tensor
-    timestep: torch.Tensor
-    conditioning: Mapping[str, torch.Tensor]
-    renewed: bool
 
 
 def is_of_size(manifest: Manifest, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
@@ -75,7 +59,7 @@ class Arguments:
         self._rotations: torch.Tensor | None = None
         self._ids: torch.Tensor | None = None
 
-    def read(self, hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def read(self, hidden_states: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> StepInputs:
         """The call's tensors by the engine's names.
 
         Raises:
@@ -116,7 +100,8 @@ class Arguments:
                 f"The transformer call has {timestep.shape[1]} timesteps a row, one for every token (expand_timesteps "
                 "of Wan 2.2), but the engine takes one; ax.restore(pipe) for this pipeline."
             )
-        return Call(hidden_states, timestep, {name: t for name, t in conditioning.items() if t is not None}, renewed)
+        there = {name: tensor for name, tensor in conditioning.items() if tensor is not None}
+        return StepInputs(hidden_states, timestep, there, renewed=renewed)
 
     def _check_grid(self, ids: torch.Tensor | None) -> None:
         """InputError for ids of another grid, which may have as many tokens: 48x64 pixels and 64x48.

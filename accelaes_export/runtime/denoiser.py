@@ -22,8 +22,8 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.policies.planned import require_runnable
-from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run, Trajectory
 
 logger = logging.getLogger("accelaes_export")
@@ -94,14 +94,13 @@ class Denoiser:
         """Drop what was predicted and cached in a branch: its text changed."""
         self._branches.pop(branch, None)
 
-    def step(self, i: int, now: Conditions, *, branch: str = CONDITIONAL, renewed: bool = False) -> torch.Tensor:
+    def step(self, i: int, now: StepInputs, *, branch: str = CONDITIONAL) -> torch.Tensor:
         """What the transformer would return for step i.
 
         Args:
             i: step index in sampling order, 0 … T-1.
             now: the call's tensors, rows of all images.
             branch: which of a step's calls this is.
-            renewed: whether what is cached doesn't hold any more.
 
         Returns:
             [B, ...] such that the pipeline's own u + s(c - u) gives the policy's prediction: each row is predicted
@@ -126,7 +125,7 @@ class Denoiser:
         planned = self._run.plan[i]
         n = 0 if skipped or planned.kind is StepKind.PARTIAL else self._tokens_of[planned.fraction]
         trajectories = self._trajectories_for(images, branch, now.paired)
-        for trajectory in trajectories if renewed else ():
+        for trajectory in trajectories if now.renewed else ():
             trajectory.renew()
         if len(trajectories) == 1:
             kind, result = trajectories[0].step(i, n, now, skipped=skipped)
@@ -164,7 +163,7 @@ class Denoiser:
         return found
 
     def _in_turn(
-        self, trajectories: list[Trajectory], i: int, n: int, now: Conditions, skipped: bool
+        self, trajectories: list[Trajectory], i: int, n: int, now: StepInputs, skipped: bool
     ) -> tuple[StepKind, torch.Tensor]:
         """One step of every trajectory, each with its own rows of the batch, which lie in both halves of the pairs."""
         images = sum(trajectory.images for trajectory in trajectories)
@@ -179,7 +178,7 @@ class Denoiser:
                 return tensor.unflatten(0, (halves, images))[:, first:last].flatten(0, 1)
 
             conditioning = {name: t if name in shared else own(t) for name, t in now.conditioning.items()}
-            part = Conditions(own(now.hidden_states), own(now.timestep), conditioning, now.paired)
+            part = StepInputs(own(now.hidden_states), own(now.timestep), conditioning, now.paired)
             kind, prediction = trajectory.step(i, n, part, skipped=skipped)
             results.append(prediction.unflatten(0, (halves, trajectory.images)))
             first = last
@@ -206,7 +205,7 @@ class Denoiser:
             nonfinite=self._nonfinite_steps(),
         )
 
-    def _check(self, now: Conditions) -> None:
+    def _check(self, now: StepInputs) -> None:
         given = tuple(now.hidden_states.shape[1:])
         if given != self.latents.shape:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -23,23 +22,7 @@ from accelaes_export.contract.tensors import (
     BlockRange,
     TensorSpec,
 )
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """A step's inputs beside its index.
-
-    Attributes:
-        hidden_states: [B, ...] latents as the pipeline hands them over.
-        timestep: [B].
-        conditioning: the remaining inputs by name, [B, ...], or without a batch axis where the contract has none.
-        paired: whether the rows are both halves of guidance pairs, in the order the family's pipelines have.
-    """
-
-    hidden_states: torch.Tensor
-    timestep: torch.Tensor
-    conditioning: Mapping[str, torch.Tensor]
-    paired: bool
+from accelaes_export.runtime.step_inputs import StepInputs
 
 
 class EngineCalls:
@@ -60,7 +43,7 @@ class EngineCalls:
         self._text_axes = {spec.name: spec.shape.index("M") for spec in contract.inputs if "M" in spec.shape}
         self._predictions = [name for name in (FOCUS_PREDICTION, BACKGROUND_PREDICTION) if name in self._dtypes]
 
-    def text_tokens(self, now: Conditions) -> int:
+    def text_tokens(self, now: StepInputs) -> int:
         """M of the call; a fixed window that takes shorter texts runs at its own length."""
         contract = self._session.contract
         given = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
@@ -79,7 +62,7 @@ class EngineCalls:
 
     def run(
         self,
-        now: Conditions,
+        now: StepInputs,
         focus_rows: torch.Tensor,
         background_rows: torch.Tensor,
         weights: torch.Tensor,
@@ -117,7 +100,7 @@ class EngineCalls:
             self._counted[B, a] = self._workspace.holding(OBSERVED_INDEX, places, torch.int64, slot=a)
         return self._counted[B, a]
 
-    def run_without(self, now: Conditions, blocks: BlockRange) -> torch.Tensor:
+    def run_without(self, now: StepInputs, blocks: BlockRange) -> torch.Tensor:
         """The step that leaves `blocks` out, with what they changed at the last dense step: the prediction [B, N, w],
         in a buffer that the next call of this kind writes over."""
         inputs = {**self._conditions(now, self.text_tokens(now)), **self.changes(now, blocks)}
@@ -125,11 +108,11 @@ class EngineCalls:
         self._session.run(inputs, outputs, self._workspace)
         return outputs[FOCUS_PREDICTION]
 
-    def changes(self, now: Conditions, blocks: BlockRange) -> dict[str, torch.Tensor]:
+    def changes(self, now: StepInputs, blocks: BlockRange) -> dict[str, torch.Tensor]:
         """Buffers for what `blocks` change in a dense step of `now`."""
         return self._whole(now, blocks.changes)
 
-    def _whole(self, now: Conditions, specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
+    def _whole(self, now: StepInputs, specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
         """Buffers by name, sized for a step of all N tokens."""
         contract = self._session.contract
         sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
@@ -138,7 +121,7 @@ class EngineCalls:
             for s in specs
         }
 
-    def _conditions(self, now: Conditions, M: int) -> dict[str, torch.Tensor]:
+    def _conditions(self, now: StepInputs, M: int) -> dict[str, torch.Tensor]:
         """The inputs that the pipeline brings, with a text of M tokens."""
         given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
         return {

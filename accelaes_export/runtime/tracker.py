@@ -20,13 +20,13 @@ from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.planned import relies_on_the_solver
-from accelaes_export.runtime.arguments import Arguments, Call
+from accelaes_export.runtime.arguments import Arguments
 from accelaes_export.runtime.callers import Caller
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
 from accelaes_export.runtime.prompts import EncodedPrompts, MaskWords, PromptWeights, Row, repeated, rows_of
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.samplers import adds_noise
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 
 logger = logging.getLogger("accelaes_export")
@@ -149,10 +149,9 @@ class RunTracker:
         paired = self._pairs(caller, call)
         self._follow_the_text(caller, call, i, branch, paired)
         self._seen[branch] = i
-        now = Conditions(call.hidden_states, call.timestep, call.conditioning, paired)
-        return self._denoiser.step(i, now, branch=branch, renewed=call.renewed)
+        return self._denoiser.step(i, replace(call, paired=paired), branch=branch)
 
-    def _begin(self, caller: Caller, call: Call) -> None:
+    def _begin(self, caller: Caller, call: StepInputs) -> None:
         """Begin a run: T from the scheduler, the plan from the policy, token weights from the prompt."""
         scheduler = caller.pipe.scheduler
         self._timesteps, self._thread = None, threading.get_ident()  # not begun until all of it is known
@@ -181,7 +180,7 @@ class RunTracker:
         self._denoiser.start(self._run)
         self._timesteps = scheduler.timesteps
 
-    def _follow_the_text(self, caller: Caller, call: Call, i: int, branch: str, paired: bool) -> None:
+    def _follow_the_text(self, caller: Caller, call: StepInputs, i: int, branch: str, paired: bool) -> None:
         """Notice embeddings that are others than at the step before."""
         order = (UNCONDITIONAL, CONDITIONAL) if self._layout == "uncond_cond" else (CONDITIONAL, UNCONDITIONAL)
         names = (self._contract.text_input, "pooled_projections")
@@ -197,7 +196,7 @@ class RunTracker:
                 self._denoiser.forget(branch)
         self._texts[branch] = now
 
-    def _begin_again(self, caller: Caller, call: Call, i: int) -> None:
+    def _begin_again(self, caller: Caller, call: StepInputs, i: int) -> None:
         """Go on with another prompt from step i, densely at first, as the run began: nothing old is kept."""
         if not self._changed:  # in the log once, though it may be at every step
             _say(_changed((i,)))
@@ -239,7 +238,7 @@ class RunTracker:
         return policy, plan
 
     def _masked(
-        self, caller: Caller, call: Call, policy: Policy, plan: Plan, *, changed: bool = False
+        self, caller: Caller, call: StepInputs, policy: Policy, plan: Plan, *, changed: bool = False
     ) -> tuple[Policy, Plan, MaskWords]:
         """The words behind the mask, or the policy without one where there are none."""
         if not policy.affinity_steps(plan) or self._contract.text_input is None:
@@ -256,7 +255,7 @@ class RunTracker:
             plan = policy.plan(len(plan), self._manifest.sparse_fractions, self._manifest.range_shares)
         return policy, plan, mask
 
-    def _rows(self, caller: Caller, call: Call, *, changed: bool) -> tuple[Row, ...]:
+    def _rows(self, caller: Caller, call: StepInputs, *, changed: bool) -> tuple[Row, ...]:
         """The prompt of every image of this call; empty where one isn't known."""
         text_name = self._contract.text_input
         assert text_name is not None
@@ -275,7 +274,7 @@ class RunTracker:
             )
         return self._settings.encoded.rows(text) or told
 
-    def _pairs(self, caller: Caller, call: Call) -> bool:
+    def _pairs(self, caller: Caller, call: StepInputs) -> bool:
         """Whether this call's rows are guidance pairs."""
         rows = call.hidden_states.shape[0]
         if not self._manifest.call.guidance.pairs or rows % 2:
@@ -301,7 +300,7 @@ class RunTracker:
         return 0 if at is None else at - (getattr(scheduler, "begin_index", None) or 0)
 
     @staticmethod
-    def _check_gradients(call: Call) -> None:
+    def _check_gradients(call: StepInputs) -> None:
         """InputError where a caller would take the engine's output for a function that has a gradient."""
         if torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (call.hidden_states, call.timestep, *call.conditioning.values())

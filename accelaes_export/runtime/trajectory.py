@@ -25,7 +25,8 @@ from accelaes_export.policies.history import History
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.selection import background_of
 from accelaes_export.runtime.cache import BackgroundCache
-from accelaes_export.runtime.engine_calls import Conditions, EngineCalls
+from accelaes_export.runtime.engine_calls import EngineCalls
+from accelaes_export.runtime.step_inputs import StepInputs
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Trajectory:
         """[b, N] the mask was built from."""
         return None if self._selector is None else self._selector.affinity()
 
-    def step(self, i: int, n: int, now: Conditions, *, skipped: bool = False) -> tuple[StepKind, torch.Tensor]:
+    def step(self, i: int, n: int, now: StepInputs, *, skipped: bool = False) -> tuple[StepKind, torch.Tensor]:
         """Carry out step i with n focus tokens; returns its kind and the rows [B, ...] for the pipeline.
 
         The kind is the plan's, or SKIP where the policy's gate `skipped` it, but DENSE while nothing is cached (the
@@ -162,7 +163,7 @@ class Trajectory:
         prediction = self._history.at(target, self._run.policy.extrapolation)  # [B, N, w]
         return kind, unpatchify(self._guided(prediction, mask), self._latents)
 
-    def _dense(self, i: int, now: Conditions) -> torch.Tensor:
+    def _dense(self, i: int, now: StepInputs) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
         assert self._cache is not None
         written = self._cache.renewing(self._run.clock[i])
@@ -173,7 +174,7 @@ class Trajectory:
         self._history.update(None, tokens.float(), self._run.clock[i])
         return tokens
 
-    def _partial(self, i: int, now: Conditions) -> torch.Tensor:
+    def _partial(self, i: int, now: StepInputs) -> torch.Tensor:
         """Compute every token without a range of blocks, which adds what it did at the last dense step: [B, N, w]."""
         left_out = self._run.plan[i].left_out
         assert left_out is not None, "a partial step says which range it leaves out"
@@ -181,7 +182,7 @@ class Trajectory:
         self._history.update(None, tokens.float(), self._run.clock[i])
         return tokens
 
-    def _sparse(self, i: int, n: int, now: Conditions) -> None:
+    def _sparse(self, i: int, n: int, now: StepInputs) -> None:
         """Compute the focus tokens; what the graph needs of the background is read from the cache."""
         assert self._selector is not None and self._cache is not None, "plans with sparse steps have a selector"
         estimates = self._history.estimates(self._conditional, self._run.clock[i])
@@ -210,7 +211,7 @@ class Trajectory:
         i: int,
         focus_rows: torch.Tensor,
         background_rows: torch.Tensor,
-        now: Conditions,
+        now: StepInputs,
         fresh: Mapping[str, torch.Tensor],
     ) -> Mapping[str, torch.Tensor]:
         """One session call: its outputs by name. `fresh` are buffers for what is kept (none: it isn't fetched)."""

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from accelaes_export.backbones.weights import hollow_transformer
 from accelaes_export.backends import backend
 from accelaes_export.backends.aoti import AotiBackend, session, targets
-from accelaes_export.backends.base import Attention, CompileOptions, CompileRequest, Session
+from accelaes_export.backends.base import Attention, CompileRequest, Session
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
+from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.errors import BuildError, BundleError, InputError
 from accelaes_export.graph.focus_step import FocusStep

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from accelaes_export.policies import AccelAes, Dense, Plan, SpatialGuidance, Ste
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.selection import top_tokens
 from accelaes_export.runtime.denoiser import Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from tests.eager_session import EagerSession
 from tests.tiny_sd3 import SD3, tiny_config, tiny_step, tiny_transformer
@@ -38,13 +40,13 @@ def make(model, batch=1, form="token", guidance=SD3.guidance):
 def conditions(denoiser, i, rows, paired=True):
     inputs = example_inputs(denoiser.session.contract, denoiser.latents.tokens, B=rows, seed=i)
     conditioning = {name: inputs[name] for name in denoiser.session.contract.conditioning}
-    return Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, paired)
+    return StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, paired)
 
 
 def rows_of(now, rows):
     """Some rows of a step's conditions."""
     conditioning = {name: tensor[rows] for name, tensor in now.conditioning.items()}
-    return Conditions(now.hidden_states[rows], now.timestep[rows], conditioning, now.paired)
+    return StepInputs(now.hidden_states[rows], now.timestep[rows], conditioning, now.paired)
 
 
 def guided_by_pipeline(rows, scale):
@@ -295,7 +297,7 @@ def test_wrong_latents_name_both_shapes_and_the_right_size(model):
     denoiser, _ = make(model)
     denoiser.start(Run(Dense(), Dense().plan(2, ()), range(2)))
     now = conditions(denoiser, 0, 2)
-    narrow = Conditions(now.hidden_states[..., :-2], now.timestep, now.conditioning, True)
+    narrow = StepInputs(now.hidden_states[..., :-2], now.timestep, now.conditioning, True)
     with pytest.raises(InputError, match="height=128, width=96"):
         denoiser.step(0, narrow)
     with pytest.raises(InputError, match="outside this run's plan of 2 steps"):
@@ -322,7 +324,7 @@ def test_a_second_call_of_a_step_has_caches_of_its_own_and_the_first_ones_focus(
     for i in range(8):
         now = conditions(paired, i, 2)
         uncond, cond = paired.step(i, now).chunk(2)
-        own = [Conditions(*part) for part in ((*_row(now, 0), False), (*_row(now, 1), False))]
+        own = [StepInputs(*part) for part in ((*_row(now, 0), False), (*_row(now, 1), False))]
         assert torch.allclose(split.step(i, own[1], branch="cond"), cond, atol=1e-4)
         assert torch.allclose(split.step(i, own[0], branch="uncond"), uncond, atol=1e-4)
     assert {rows for _, rows in session.calls} == {1}
@@ -341,7 +343,7 @@ def test_a_renewed_cache_makes_the_next_step_dense(model):
     denoiser, _ = make(model)
     denoiser.start(Run(policy, policy.plan(8, FRACTIONS[:-1]), range(8), torch.rand(1, 9)))
     for i in range(8):
-        denoiser.step(i, conditions(denoiser, i, 2), renewed=i == 3)
+        denoiser.step(i, dataclasses.replace(conditions(denoiser, i, 2), renewed=i == 3))
     assert [record.n for record in denoiser.report().steps][3] == 48
 
 

@@ -15,7 +15,7 @@ from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.policies import RAS, AccelAes, DeltaDiT, Dense, Drift, StepCache, StepKind, TeaCache
 from accelaes_export.runtime.denoiser import Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from tests.eager_session import EagerSession
 from tests.families import FAMILIES
@@ -61,7 +61,7 @@ def test_every_policy_runs_on_every_family_in_both_forms_as_planned(family):
                 for i in range(T):
                     inputs = example_inputs(session.contract, session.contract.tokens, B=B, seed=i)
                     conditioning = {name: inputs[name] for name in session.contract.conditioning}
-                    now = Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
+                    now = StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
                     found = denoiser.step(i, now)
                     assert found.shape[0] == B and found.isfinite().all()
                 if policy.gate() is None:
@@ -90,7 +90,7 @@ def test_delta_dit_runs_on_every_family_in_both_forms_and_computes_what_it_says(
         for i in range(T):
             inputs = example_inputs(step.contract, step.contract.tokens, B=2 if guidance.pairs else 1, seed=i)
             conditioning = {name: inputs[name] for name in step.contract.conditioning}
-            now = Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
+            now = StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
             assert denoiser.step(i, now).isfinite().all()
         assert str(denoiser.report().plan) == "D1D0D0"
         assert denoiser.report().cost == pytest.approx(3 + shares[1] + 2 * shares[0])
@@ -119,7 +119,7 @@ def test_teacache_computes_once_the_inputs_have_changed_enough_and_reuses_until_
         computed = i in (0, T - 1) or total >= threshold
         total = 0.0 if computed else total
         expected.append("D" if computed else ".")
-        found = denoiser.step(i, Conditions(latents, first.timestep, first.conditioning, True))
+        found = denoiser.step(i, StepInputs(latents, first.timestep, first.conditioning, True))
         if not computed:
             assert torch.equal(found, kept), "the last computed prediction, as it was"
         kept = found.clone()

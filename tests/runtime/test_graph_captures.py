@@ -16,7 +16,7 @@ from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.policies import named, registry
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from tests.backends import stand_in_tensorrt as stand_in
 from tests.families import FAMILIES
@@ -71,7 +71,7 @@ def denoise(denoiser, policy, T, seed=0, images=1):
             B = 2 * images if guidance.pairs else images
             inputs = example_inputs(contract, contract.tokens, B=B, seed=100 * seed + 10 * k + i)
             conditioning = {name: inputs[name] for name in contract.conditioning}
-            now = Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
+            now = StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, guidance.pairs)
             found.append(denoiser.step(i, now, branch=branch).clone())
     return torch.cat(found), denoiser.report().graphs
 
@@ -169,7 +169,7 @@ def test_guidance_switched_off_in_mid_run_works_in_another_place_and_both_are_ke
             rows = 2 if i < 6 else 1
             inputs = example_inputs(session.contract, session.contract.tokens, B=rows, seed=i)
             conditioning = {name: inputs[name] for name in session.contract.conditioning}
-            denoiser.step(i, Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, rows == 2))
+            denoiser.step(i, StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, rows == 2))
         assert (len(cuda.captured) == before) == (turn > 0)
 
 

@@ -15,7 +15,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, PolicyWithPlan, StepCache
 from accelaes_export.policies.history import MEMORY
 from accelaes_export.policies.moving import FLOOR
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from tests.no_host_sync import NoHostSync
 from tests.watched_denoiser import BUCKETS, N, Watched, conditions, make
@@ -221,7 +221,7 @@ def test_every_image_of_a_batch_has_its_own_focus_set_and_comes_out_as_if_alone(
         for i in range(9):
             now = conditions(alone, i, 6)
             own = torch.tensor([k, 3 + k])
-            part = Conditions(
+            part = StepInputs(
                 now.hidden_states[own], now.timestep[own], {name: t[own] for name, t in now.conditioning.items()}, True
             )
             assert torch.allclose(alone.step(i, part), rows[i][:, k], atol=5e-4), (k, i)
@@ -238,7 +238,7 @@ def test_the_unconditional_call_of_a_step_computes_the_conditional_ones_tokens()
         for branch, row in (("cond", 1), ("uncond", 0)):
             own = torch.tensor([row])
             conditioning = {name: tensor[own] for name, tensor in now.conditioning.items()}
-            split.step(i, Conditions(now.hidden_states[own], now.timestep[own], conditioning, False), branch=branch)
+            split.step(i, StepInputs(now.hidden_states[own], now.timestep[own], conditioning, False), branch=branch)
     calls = iter(session.focus)
     assert all(torch.equal(focus, next(calls)) for focus in calls)
 

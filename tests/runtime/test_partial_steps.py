@@ -15,7 +15,7 @@ from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.policies import Drift, PolicyWithPlan, StepCache, StepKind
 from accelaes_export.runtime.denoiser import Denoiser
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from tests.eager_session import EagerSession
 from tests.families import FAMILIES
@@ -45,7 +45,7 @@ def make(batch=1, guidance=TINY.backbone.guidance):
 def at(denoiser, i, rows):
     inputs = example_inputs(denoiser.session.contract, denoiser.latents.tokens, B=rows, seed=i)
     conditioning = {name: inputs[name] for name in denoiser.session.contract.conditioning}
-    return inputs, Conditions(inputs["hidden_states"], inputs["timestep"], conditioning, rows > 1)
+    return inputs, StepInputs(inputs["hidden_states"], inputs["timestep"], conditioning, rows > 1)
 
 
 def predicted(model, denoiser, inputs, hooked=()):

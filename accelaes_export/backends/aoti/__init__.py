@@ -14,11 +14,11 @@ from accelaes_export.backends.aoti.targets import INSTRUCTIONS, NATIVE, TARGETS,
 from accelaes_export.backends.base import (
     Availability,
     CompiledEngine,
-    CompileOptions,
     CompileRequest,
     Progress,
     Weights,
 )
+from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION

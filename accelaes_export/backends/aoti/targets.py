@@ -6,7 +6,7 @@ import platform
 import re
 from pathlib import Path
 
-from accelaes_export.backends.base import CompileOptions
+from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.errors import BundleError, InputError, MissingComponentError, OtherDeviceError
 
 NATIVE = "native"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelaes_export.backends.base import (
     Availability,
     CompiledEngine,
-    CompileOptions,
     CompileRequest,
     Progress,
     Weights,
@@ -19,6 +18,7 @@ from accelaes_export.backends.tensorrt.attention_plugin import AttentionPlugin
 from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import NATIVE, RTX, STANDARD, Flavour, capability
 from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
+from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION

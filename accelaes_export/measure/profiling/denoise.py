@@ -17,9 +17,9 @@ from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import TIMESTEP
 from accelaes_export.measure.profiling.spans import RUN, STEP, Spans
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 
-Predict = Callable[[int, Conditions, str], torch.Tensor]
+Predict = Callable[[int, StepInputs, str], torch.Tensor]
 """From step index, the call's tensors and the branch to what the transformer would return."""
 
 _DISTILLED = "guidance"  # the input of models that have the scale distilled into them, and need no second pass
@@ -63,12 +63,12 @@ class DenoiseProblem:
         limit = next((spec.limit for spec in contract.inputs if spec.name == TIMESTEP), None) or 1.0
         self._timesteps = [torch.full((rows,), limit * sigma, device=device) for sigma in self.sigmas[:-1]]
 
-    def conditions(self, i: int, latents: torch.Tensor, branch: str = CONDITIONAL) -> Conditions:
+    def conditions(self, i: int, latents: torch.Tensor, branch: str = CONDITIONAL) -> StepInputs:
         """The tensors of step i's call, for latents [b, ...] in fp32."""
         given = latents.to(self._dtype)
         if self.paired:
             given = torch.cat([given, given])
-        return Conditions(given, self._timesteps[i], self._conditioning[branch], self.paired)
+        return StepInputs(given, self._timesteps[i], self._conditioning[branch], self.paired)
 
     def run(self, predict: Predict, spans: Spans, name: str) -> torch.Tensor:
         """From noise to latents [b, ...] fp32. Nothing in here waits for the device."""

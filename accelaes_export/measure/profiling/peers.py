@@ -20,7 +20,7 @@ from accelaes_export.measure.profiling.request import CACHE_DIT, COMPILE, DIFFUS
 from accelaes_export.measure.profiling.spans import Span, Spans
 from accelaes_export.measure.profiling.timing import Timing, first_call, ratios, spread, stopwatch
 from accelaes_export.policies.plan import Plan
-from accelaes_export.runtime.engine_calls import Conditions
+from accelaes_export.runtime.step_inputs import StepInputs
 
 Arguments = Callable[[Mapping[str, torch.Tensor]], Mapping[str, Any]]
 """From a step's inputs by the contract's names to the keyword arguments of the diffusers model."""
@@ -56,7 +56,7 @@ class PeerRun:
             self.cache.begin(self.model, self.problem.steps)
         made: dict[str, dict[str, Any]] = {}  # arguments that are the same at every step, as a pipeline keeps them
 
-        def predict(i: int, now: Conditions, branch: str) -> torch.Tensor:
+        def predict(i: int, now: StepInputs, branch: str) -> torch.Tensor:
             given = {"hidden_states": now.hidden_states, "timestep": now.timestep}
             if branch not in made:
                 made[branch] = dict(self.arguments({**given, **now.conditioning}))
