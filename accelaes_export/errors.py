@@ -5,6 +5,9 @@ A message is one sentence or two: what was given, what is allowed, what to do.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class AccelAesError(Exception):
     """Base of every error this package raises on purpose."""
@@ -50,3 +53,14 @@ class MissingComponentError(AccelAesError):
     """An optional package, plugin, driver or device that this request needs and that isn't there."""
 
     exit_code = 4
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """ " Did you mean x?", or nothing where nothing allowed is near."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's says first, without the full stop; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
 
 _LARGEST_GUIDANCE = 1e4  # beyond, half precision overflows whatever is guided
@@ -137,7 +138,7 @@ def require_seed(seed: object) -> None:
 
 def require_guidance(scale: object) -> None:
     """InputError unless `scale` is a number that a prediction can be multiplied with."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not abs(scale) < _LARGEST_GUIDANCE:
+    if not is_number(scale) or not abs(scale) < _LARGEST_GUIDANCE:
         raise InputError(f"The guidance scale is {scale!r}; give a number such as 4.5, below {_LARGEST_GUIDANCE:g}.")
 
 

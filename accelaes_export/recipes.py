@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from pydantic import (
 
 from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.manifest import TextSegment
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, did_you_mean
 from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges, parse_resolution
 from accelaes_export.policies import Plan
 from accelaes_export.policies.drift_plans import DriftSchedule
@@ -229,9 +228,7 @@ def load(name: str) -> BuildRecipe:
     """The recipe called `name`; InputError lists all names where there is no such recipe."""
     known = names()
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise InputError(f"Model {name!r} is unknown; there are {', '.join(known)}.{hint}")
+        raise InputError(f"Model {name!r} is unknown; there are {', '.join(known)}.{did_you_mean(name, known)}")
     text = (_engines() / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     return parse(text, f"{name}.yaml")
 

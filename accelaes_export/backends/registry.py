@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from typing import TYPE_CHECKING
 
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from accelaes_export.backends.base import Backend
@@ -29,7 +29,9 @@ def names() -> tuple[str, ...]:
 def backend(name: str) -> Backend:
     """The backend called `name`, one object a process; InputError lists the names there are."""
     if name not in _HOMES:
-        raise InputError(f"There is no backend {name!r}; choose one of {', '.join(names())}.")
+        raise InputError(
+            f"There is no backend {name!r}; choose one of {', '.join(names())}." + did_you_mean(name, _HOMES)
+        )
     module, _, kind = _HOMES[name].rpartition(".")
     made: Backend = getattr(importlib.import_module(f"accelaes_export.backends.{module}"), kind)()
     return made

@@ -10,7 +10,7 @@ import click
 from accelaes_export.backends import names
 
 
-@click.command("build")
+@click.command("build", short_help="Build a bundle: a checkpoint compiled for a backend.")
 @click.option("--model", required=True, metavar="NAME", help="What to build; see accelaes-export models.")
 @click.option(
     "--checkpoint",

@@ -1,4 +1,4 @@
-"""The options that every verb has which opens an engine: whose bundles are trusted, and with what."""
+"""Options that several verbs have: whose bundles are trusted, and with what; how many steps are compared."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+STEPS = (
+    "Denoising steps T, but of policies whose length is their own option. [default: what a policy was made for, or the "
+    "bundle's]"
+)
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

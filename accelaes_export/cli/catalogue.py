@@ -47,7 +47,12 @@ class Model:
 
 def models() -> tuple[Model, ...]:
     """Every installed recipe, by name."""
-    return tuple(_model(recipes.load(name)) for name in recipes.names())
+    return tuple(map(model, recipes.names()))
+
+
+def model(name: str) -> Model:
+    """The recipe called `name`; InputError lists all names where there is no such recipe."""
+    return _model(recipes.load(name))
 
 
 def _model(recipe: recipes.BuildRecipe) -> Model:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from accelaes_export.cli.diagnosis import Diagnosis
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Show what this machine can build and run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def command(as_json: bool) -> None:
     """Show which backends, GPUs and versions are usable here, and for each that isn't, why and what would mend it.

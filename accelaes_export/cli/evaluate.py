@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from accelaes_export.cli.bundle_options import trust_options
+from accelaes_export.cli.bundle_options import STEPS, trust_options
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Measure what policies cost in quality, against dense.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--prompts", required=True, metavar="FILE", type=click.Path(path_type=Path), help="One a line; # for comments."
@@ -25,7 +25,7 @@ from accelaes_export.cli.bundle_options import trust_options
     metavar="LIST",
     help="psnr, ssim, lpips, edges, clip, image-reward, hpsv2, aesthetic or MODULE:ATTRIBUTE. [default: all there are]",
 )
-@click.option("--steps", type=int, help="Denoising steps T, but of policies with their own. [default: the bundle's]")
+@click.option("--steps", type=int, help=STEPS)
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
 @click.option(
     "-o",
@@ -35,7 +35,7 @@ from accelaes_export.cli.bundle_options import trust_options
     show_default=True,
     help="Folder of pictures, rows and summary.",
 )
-@click.option("--json", "as_json", type=click.Path(path_type=Path), help="The summary, to this file as well.")
+@click.option("--save-json", type=click.Path(path_type=Path), metavar="FILE", help="The summary, to this file as well.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="One HTML file to look at, complete in itself.")
 @click.option("--force", is_flag=True, help="Begin anew where another evaluation lies in the folder.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
@@ -54,7 +54,7 @@ def command(
     steps: int | None,
     guidance: float | None,
     output: Path,
-    as_json: Path | None,
+    save_json: Path | None,
     page: Path | None,
     force: bool,
     cuda_graphs: bool,
@@ -88,7 +88,7 @@ def command(
     # Everything that can be wrong with the request is found before anything is loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
     manifest = opened.manifest
-    check_writable(as_json, page)
+    check_writable(save_json, page)
     progress = TerminalProgress(progress_lines())
     impossible: dict[str, str] = {}
     if policies is None:
@@ -110,8 +110,8 @@ def command(
 
     quiet_libraries()
     report = evaluate(opened, request, output, force=force, progress=progress)
-    if as_json is not None:
-        write_whole(as_json, report.model_dump_json(indent=1) + "\n")
+    if save_json is not None:
+        write_whole(save_json, report.model_dump_json(indent=1) + "\n")
     if page is not None:
         from accelaes_export.measure.quality.folder import read_rows
         from accelaes_export.measure.report.evaluation_page import evaluation_page
@@ -120,5 +120,5 @@ def command(
     console = results()
     for part in evaluate_tables.everything(report, manifest):
         console.print(part, soft_wrap=isinstance(part, str))
-    written = [output, *(path for path in (as_json, page) if path is not None)]
+    written = [output, *(path for path in (save_json, page) if path is not None)]
     console.print(f"Wrote {', '.join(map(str, written))}", soft_wrap=True)

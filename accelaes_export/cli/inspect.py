@@ -8,11 +8,9 @@ from pathlib import Path
 import click
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show a bundle: manifest, buckets, tensors, plan.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--plan", "steps", type=int, metavar="STEPS", help="Show the plan for so many steps. [default: the bundle's]"
-)
+@click.option("--steps", type=int, help="Show the plan for so many denoising steps T. [default: the bundle's]")
 @click.option("--policy", metavar="NAME", help="Whose plan, as `run` has them. [default: the bundle's]")
 @click.option("--tensors", is_flag=True, help="List every cache tensor instead of one line for all layers.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON, and nothing else.")
@@ -24,7 +22,7 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     \b
     Examples:
         accelaes-export inspect engines/built/shapes
-        accelaes-export inspect engines/built/shapes --plan 28 --policy accelaes
+        accelaes-export inspect engines/built/shapes --steps 28 --policy accelaes
         accelaes-export inspect engines/built/shapes --json
     """
     from accelaes_export.bundle.reading import open_bundle

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 
-@click.group("plugin")
+@click.group("plugin", short_help="Compile the attention kernel of TensorRT engines.")
 def command() -> None:
     """Compile the attention kernel that TensorRT engines built with --attention plugin run; no GPU is needed.
 

@@ -7,21 +7,25 @@ from pathlib import Path
 
 import click
 
-from accelaes_export.cli.bundle_options import trust_options
+from accelaes_export.cli.bundle_options import STEPS, trust_options
 
 
-@click.command("profile")
+@click.command("profile", short_help="Measure where the time goes, beside other accelerators.")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--policies", metavar="NAMES", help="Policies to run. [default: dense, stepcache and the bundle's own]")
-@click.option("--steps", type=int, help="Denoising steps T. [default: the policy's own, or the bundle's]")
+@click.option(
+    "--policies",
+    metavar="LIST",
+    help="Policies to run, as NAME or NAME:OPTION=VALUE. [default: dense, stepcache and the bundle's own]",
+)
+@click.option("--steps", type=int, help=STEPS)
 @click.option("--batches", default="1", show_default=True, metavar="LIST", help="Pictures made together, e.g. 1,2,4.")
-@click.option("--warmup", default=3, show_default=True, help="Rounds that aren't measured.")
+@click.option("--warmup-rounds", default=3, show_default=True, help="Rounds that aren't measured.")
 @click.option("--iterations", default=20, show_default=True, help="Rounds that are.")
 @click.option(
     "--against", metavar="LIST", help="Peers on the same weights: eager, compile, diffusers-caches, cache-dit."
 )
-@click.option("--kernels", is_flag=True, help="Show each bucket's slowest kernels; the JSON always has them.")
-@click.option("--json", "as_json", type=click.Path(path_type=Path), help="Every figure, to this file.")
+@click.option("--kernels", is_flag=True, help="Show each bucket's slowest kernels; --save-json always has them.")
+@click.option("--save-json", type=click.Path(path_type=Path), metavar="FILE", help="Every figure, to this file.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="One HTML file to look at, complete in itself.")
 @click.option("--trace", type=click.Path(path_type=Path), help="One run of each as a Chrome trace, to this file.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
@@ -36,11 +40,11 @@ def command(
     policies: str | None,
     steps: int | None,
     batches: str,
-    warmup: int,
+    warmup_rounds: int,
     iterations: int,
     against: str | None,
     kernels: bool,
-    as_json: Path | None,
+    save_json: Path | None,
     page: Path | None,
     trace: Path | None,
     cuda_graphs: bool,
@@ -56,12 +60,12 @@ def command(
     \b
     Examples:
         accelaes-export profile engines/built/shapes
-        accelaes-export profile engines/built/shapes --batches 1,4 --json shapes.json --trace shapes-trace.json
+        accelaes-export profile engines/built/shapes --batches 1,4 --save-json shapes.json --trace shapes-trace.json
         accelaes-export profile engines/built/shapes --against eager,compile,diffusers-caches --report page.html
     """
     from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import profile_tables
-    from accelaes_export.cli.policy_options import chosen_policy
+    from accelaes_export.cli.policy_options import labelled_policies
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.files.writing import check_writable, write_whole
@@ -72,15 +76,14 @@ def command(
     # Everything that can be wrong with the request is found before anything is loaded.
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
     manifest = opened.manifest
-    check_writable(as_json, page, trace)
-    names = (
-        ("dense", "stepcache", manifest.defaults.policy) if policies is None else parse_names("--policies", policies)
-    )
+    check_writable(save_json, page, trace)
+    if policies is None:
+        policies = ",".join(dict.fromkeys(("dense", "stepcache", manifest.defaults.policy)))
     request = ProfileRequest(
-        policies=tuple(chosen_policy(manifest, name) for name in (dict.fromkeys(names) if policies is None else names)),
+        policies=labelled_policies(manifest, policies),
         steps=steps,
         batches=parse_counts("--batches", batches),
-        warmup=warmup,
+        warmup=warmup_rounds,
         iterations=iterations,
         against=() if against is None else parse_names("--against", against),
         checkpoint=checkpoint,
@@ -97,9 +100,9 @@ def command(
     console = results()
     for part in profile_tables.everything(report, manifest, kernels=kernels):
         console.print(part, soft_wrap=isinstance(part, str))
-    if as_json is not None:
-        write_whole(as_json, report.model_dump_json(indent=1) + "\n")
-        written.append(as_json)
+    if save_json is not None:
+        write_whole(save_json, report.model_dump_json(indent=1) + "\n")
+        written.append(save_json)
     if page is not None:
         from accelaes_export.measure.report.profile_page import profile_page
 

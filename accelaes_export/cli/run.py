@@ -12,7 +12,7 @@ from accelaes_export.errors import AccelAesError
 from accelaes_export.policies import names
 
 
-@click.command("run", epilog=policies_help())
+@click.command("run", short_help="Make a picture from a prompt.", epilog=policies_help())
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="What to draw.")
 @click.option("--negative-prompt", default="", help="What not to draw.")
@@ -58,7 +58,12 @@ from accelaes_export.policies import names
 @click.option(
     "--mask-out", type=click.Path(path_type=Path, dir_okay=False), help="The picture with its focus tokens shown."
 )
-@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Plan, step times and words as JSON.")
+@click.option(
+    "--save-json",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Plan, step times and words, to this file.",
+)
 @click.option("--allow-nonfinite", is_flag=True, help="Write the picture even where a prediction was no number.")
 @click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
@@ -85,7 +90,7 @@ def command(
     policy_options: tuple[str, ...],
     output: Path,
     mask_out: Path | None,
-    trace: Path | None,
+    save_json: Path | None,
     allow_nonfinite: bool,
     cuda_graphs: bool,
     checkpoint: str | None,
@@ -120,7 +125,7 @@ def command(
     manifest = opened.manifest
     for path in (output, mask_out):
         run_report.require_picture_path(path, video=manifest.latents.moves)
-    check_writable(output, mask_out, trace)
+    check_writable(output, mask_out, save_json)
     guidance = manifest.defaults.guidance if guidance is None else guidance
     require_guidance(guidance)
     require_seed(seed)
@@ -170,7 +175,7 @@ def command(
             f"{nonfinite_sentence(result.report.nonfinite)} Nothing was written; --allow-nonfinite writes it "
             "all the same."
         )
-    written = run_report.save(result, manifest, output, mask_out, trace)
+    written = run_report.save(result, manifest, output, mask_out, save_json)
     console.print()
     console.print(run_report.step_times(result.report))
     for line in run_report.summary(result.report):

@@ -9,7 +9,7 @@ import click
 from accelaes_export.cli.bundle_options import trust_options
 
 
-@click.command("verify")
+@click.command("verify", short_help="Check a bundle's files, and its engine against the model.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--checkpoint",

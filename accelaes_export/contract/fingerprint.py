@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.records import Record
 from accelaes_export.errors import BundleError, InputError
 from accelaes_export.files.reading import parse_json, read_given
 
@@ -26,20 +25,16 @@ FINGERPRINT = "fingerprint.json"
 _SAMPLED = 4
 
 
-class TensorPrint(BaseModel):
+class TensorPrint(Record):
     """One parameter: some of its numbers, evenly spaced from the first to the last, and the hash of all."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[int, ...]
     numbers: tuple[float, ...]
     blake2b: str
 
 
-class Fingerprint(BaseModel):
+class Fingerprint(Record):
     """Every parameter of the transformer a bundle was built of, in the bundle's dtype."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: str
     tensors: dict[str, TensorPrint]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
 
+from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count, GraphContract
 from accelaes_export.policies.drift_plans import DriftSchedule
 
 SCHEMA_VERSION = 4
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Record):
+class Source(Record):
     """Where the weights came from.
 
     `location` is a folder, a hub id (`revision` is its commit), "shipped:NAME" for a checkpoint installed with this
@@ -32,7 +29,7 @@ class Source(_Record):
     seed: int | None = None
 
 
-class Latents(_Record):
+class Latents(Record):
     """Geometry between pixels, latents and tokens. Tokens are row-major, of videos frame by frame.
 
     N = (frames / patch_frames) * (height / patch) * (width / patch).
@@ -91,7 +88,7 @@ class Latents(_Record):
         return ", ".join(f"{name}={value}" for name, value in self.size.items())
 
 
-class Guidance(_Record):
+class Guidance(Record):
     """How the family's pipelines apply classifier-free guidance.
 
     Attributes:
@@ -111,7 +108,7 @@ class Guidance(_Record):
         return self.layout in ("uncond_cond", "cond_uncond")
 
 
-class TransformerCall(_Record):
+class TransformerCall(Record):
     """How pipelines call the transformer that the bundle stands for.
 
     Attributes:
@@ -131,7 +128,7 @@ class TransformerCall(_Record):
     attributes: dict[str, Any] = Field(default_factory=dict)
 
 
-class TextSegment(_Record):
+class TextSegment(Record):
     """A run of text positions and the pipeline's tokenizers that fill it (they share positions channel-wise).
 
     SD3: 77 positions of `tokenizer` and `tokenizer_2`, then up to 256 of `tokenizer_3`.
@@ -145,12 +142,12 @@ class TextSegment(_Record):
     drop: int = Field(default=0, ge=0)
 
 
-class FileRecord(_Record):
+class FileRecord(Record):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int = Field(ge=0)
 
 
-class Parity(_Record):
+class Parity(Record):
     """One comparison of a session with its reference, made while building or verifying; of the output that is farthest.
 
     Attributes:
@@ -179,7 +176,7 @@ class Parity(_Record):
         return f"{said}, and {self.norm_rel:.2g} of its norm, where {self.norm_tolerance:g} is,"
 
 
-class BackendRecord(_Record):
+class BackendRecord(Record):
     name: str
     versions: dict[str, str]
     targets: tuple[str, ...]
@@ -188,7 +185,7 @@ class BackendRecord(_Record):
     notes: tuple[str, ...] = ()
 
 
-class EngineWithout(_Record):
+class EngineWithout(Record):
     """The engine of a step that leaves a range of blocks out.
 
     Attributes:
@@ -203,7 +200,7 @@ class EngineWithout(_Record):
     flops: int = Field(ge=0)
 
 
-class Defaults(_Record):
+class Defaults(Record):
     """What `run` does when nothing else is asked for."""
 
     steps: int = Field(ge=1, le=1000)
@@ -214,7 +211,7 @@ class Defaults(_Record):
     plans: dict[float, DriftSchedule] = Field(default_factory=dict)  # drift's by step budget, ascending
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """manifest.json. `dense_flops` and `bucket_flops` count one call at the largest B (multiply-adds times two)."""
 
     schema_version: int = SCHEMA_VERSION

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import Field, FiniteFloat
+
+from accelaes_export.contract.records import Record
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """How many of something there are, or how large a dimension is: engines count in 32 bits."""
@@ -36,11 +38,7 @@ BACKGROUND_PREDICTION = "background_prediction"
 AFFINITY = "affinity"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TensorSpec(_Frozen):
+class TensorSpec(Record):
     """One input or output: its engine tensor name, dtype and shape (an int, or a letter that varies).
 
     Attributes:
@@ -61,7 +59,7 @@ class TensorSpec(_Frozen):
         return tuple(d if isinstance(d, int) else sizes[d] for d in self.shape)
 
 
-class CacheEntry(_Frozen):
+class CacheEntry(Record):
     """One cached tensor: ``<name>`` is the fresh one among the outputs, ``<name>_bg`` the background's input."""
 
     name: str  # "cache.3.k"; component form "cache.3.ff"
@@ -69,7 +67,7 @@ class CacheEntry(_Frozen):
     head_dim: Count  # hd; component form D
 
 
-class BlockRange(_Frozen):
+class BlockRange(Record):
     """Blocks `first` to `last` - 1, which a step may leave out, adding what they added when they were last computed.
 
     Attributes:
@@ -95,7 +93,7 @@ class BlockRange(_Frozen):
         return f"{self.first}:{self.last}"
 
 
-class GraphContract(_Frozen):
+class GraphContract(Record):
     """What goes into one focus step and what comes out.
 
     Attributes:

@@ -12,7 +12,7 @@ import torch
 import torch.fx.config
 
 from accelaes_export.contract.tensors import GraphContract
-from accelaes_export.errors import BuildError
+from accelaes_export.errors import BuildError, first_line
 from accelaes_export.graph import streaming
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_inputs
 from accelaes_export.graph.function import OPSET, finish_model, translate
@@ -53,7 +53,7 @@ def trace(step: FocusStep, n: int | None = None) -> torch.export.ExportedProgram
                 strict=False,
             )
     except Exception as error:
-        raise BuildError(f"torch.export could not trace the focus step: {_first_line(error)}") from error
+        raise BuildError(f"torch.export could not trace the focus step: {first_line(error)}") from error
     used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     lost = [name for name in program.graph_signature.user_inputs if name not in used]
     if len(program.graph_signature.user_inputs) != len(contract.inputs) or lost:
@@ -98,7 +98,7 @@ def save_onnx(
             assert exported is not None
             streaming.optimize(exported.model)
     except Exception as error:
-        raise BuildError(f"The ONNX exporter failed: {_first_line(error)}") from error
+        raise BuildError(f"The ONNX exporter failed: {first_line(error)}") from error
     if read is not None:
         streaming.fill(exported.model, read)
     exported.save(str(path), external_data=external or weight_bytes(program) > EXTERNAL_FROM)
@@ -129,7 +129,3 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         torch.fx.config.do_not_emit_stack_traces = kept
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
+from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import Plan
-from accelaes_export.policies.schedule import is_number
 from accelaes_export.policies.words import WordScoring
 
 if TYPE_CHECKING:
@@ -194,6 +194,10 @@ class Policy(Protocol):
     def own_steps(self) -> int | None:
         """The T this policy was made for, where nobody asks for another; None: any."""
 
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether there is no other T for it: its length is what was asked for."""
+
     def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The plan for T = `steps`; InputError where the options can't make one.
 
@@ -245,6 +249,10 @@ class BasePolicy:
     @property
     def own_steps(self) -> int | None:
         return None
+
+    @property
+    def keeps_steps(self) -> bool:
+        return False
 
     def selector(self) -> Selector | None:
         return None

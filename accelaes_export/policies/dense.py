@@ -59,6 +59,10 @@ class FewerSteps(Dense):
     def own_steps(self) -> int | None:
         return int(self.budget)
 
+    @property
+    def keeps_steps(self) -> bool:
+        return True
+
     def plan(self, steps: int, buckets: Sequence[float] = (), shares: Sequence[float] = ()) -> Plan:
         """``D`` for each of the steps, of which there may be fewer (img2img), but no more than the budget."""
         if isinstance(steps, int) and steps > self.budget:

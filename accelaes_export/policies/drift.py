@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from accelaes_export.checks import is_finite
 from accelaes_export.errors import InputError, TooFewStepsError
 from accelaes_export.policies.base import (
     BasePolicy,
@@ -77,9 +78,8 @@ class Drift(BasePolicy):
 
     def __post_init__(self) -> None:
         require_budget(self.budget, TUNED)
-        weight = self.mask_weight
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-            raise InputError(f"mask_weight is {weight!r}; give a number of at least 0.")
+        if not is_finite(self.mask_weight) or self.mask_weight < 0:
+            raise InputError(f"mask_weight is {self.mask_weight!r}; give a number of at least 0.")
         require_whole("mask_step", self.mask_step, at_least=0)
         if self.order == 0:
             raise InputError("order is 0, but drift is the change between a token's last two predictions; give 1 or 2.")

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
 from accelaes_export.policies.plan import bucket_letter
-from accelaes_export.policies.schedule import MOST_STEPS, is_number
+from accelaes_export.policies.schedule import MOST_STEPS
 
 SHARE = 12 / 28
 """Of a run's steps: the budget where none is given."""

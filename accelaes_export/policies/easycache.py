@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from accelaes_export.checks import is_finite
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation
 from accelaes_export.policies.plan import Plan
-from accelaes_export.policies.schedule import is_number, require_steps, require_whole
+from accelaes_export.policies.schedule import require_steps, require_whole
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class EasyCache(BasePolicy):
     name: ClassVar[str] = "easycache"
 
     def __post_init__(self) -> None:
-        if not is_number(self.threshold) or not 0 < self.threshold < float("inf"):
+        if not is_finite(self.threshold) or self.threshold <= 0:
             raise InputError(f"threshold is {self.threshold!r}; give a number above 0.")
         require_whole("warmup", self.warmup, at_least=2)
 

@@ -48,6 +48,10 @@ class PolicyWithPlan:
         """As many as the plan has symbols."""
         return len(self.symbols)
 
+    @property
+    def keeps_steps(self) -> bool:
+        return True
+
     def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The given plan.
 
@@ -80,6 +84,10 @@ class PolicyWithPlan:
 @dataclass(frozen=True)
 class PolicyWithDefaultPlan(PolicyWithPlan):
     """The same for a plan that nobody insists on: a run of another number of steps gets the policy's own."""
+
+    @property
+    def keeps_steps(self) -> bool:
+        return False
 
     def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The plan for T = `steps`; InputError for what the policy can't carry out."""
@@ -116,6 +124,10 @@ class PolicyWithoutMask:
     @property
     def own_steps(self) -> int | None:
         return self.policy.own_steps
+
+    @property
+    def keeps_steps(self) -> bool:
+        return self.policy.keeps_steps
 
     def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The policy's, with D in place of its letters."""

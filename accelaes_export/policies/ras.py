@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation
 from accelaes_export.policies.plan import Plan, StepKind, bucket_letter
 from accelaes_export.policies.schedule import (
     computed_steps,
-    is_number,
     predictions_needed,
     require_steps,
     require_whole,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from types import MappingProxyType
 from typing import Any
 
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, did_you_mean
 from accelaes_export.policies.accelaes import AccelAes
 from accelaes_export.policies.base import BasePolicy, ModelFacts, Policy, SpatialGuidance
 from accelaes_export.policies.delta_dit import DeltaDiT
@@ -78,9 +77,10 @@ def help_of(name: str) -> PolicyHelp:
 
 def _kind(name: str) -> type[BasePolicy]:
     if name not in _POLICIES:
-        close = difflib.get_close_matches(name, _POLICIES, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise InputError(f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them.{hint}")
+        raise InputError(
+            f"There is no policy {name!r}; allowed are {', '.join(_POLICIES)}: give one of them."
+            + did_you_mean(name, _POLICIES)
+        )
     return _POLICIES[name]
 
 

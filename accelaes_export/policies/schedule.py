@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 from accelaes_export.errors import InputError, TooFewStepsError
 
 MOST_STEPS = 1000
@@ -25,11 +23,6 @@ def predictions_needed(order: int) -> int:
     Order 2 starts with two as well: until a token has its third prediction it is extrapolated linearly.
     """
     return 1 if order == 0 else 2
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether an option is a number; True and False aren't."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def require_whole(option: str, value: object, at_least: int) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from accelaes_export.checks import is_finite
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import BasePolicy, Extrapolation
 from accelaes_export.policies.plan import Plan
@@ -40,10 +40,10 @@ class TeaCache(BasePolicy):
     name: ClassVar[str] = "teacache"
 
     def __post_init__(self) -> None:
-        if not _is_finite(self.threshold) or self.threshold <= 0:
+        if not is_finite(self.threshold) or self.threshold <= 0:
             raise InputError(f"threshold is {self.threshold!r}; give a number above 0.")
         given = self.coefficients
-        if not isinstance(given, (tuple, list)) or not given or not all(_is_finite(c) for c in given):
+        if not isinstance(given, (tuple, list)) or not given or not all(is_finite(c) for c in given):
             raise InputError(f"coefficients are {given!r}; give a list of numbers, the highest power's first.")
         object.__setattr__(self, "coefficients", tuple(given))  # a manifest stores a list
 
@@ -87,7 +87,3 @@ class _AccumulatedChange:
         change = float((self._last - before).abs().mean() / before.abs().mean())  # waits for the device
         self._sum += sum(c * change**power for power, c in enumerate(reversed(self._coefficients)))
         return not self._sum < self._threshold  # a change that is no number computes
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import compress, groupby
 from typing import Literal, Protocol, get_args
 
+from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
 from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.policies.notation import without_notation
-from accelaes_export.policies.schedule import is_number
 from accelaes_export.policies.stop_words import is_stop_word
 
 THRESHOLD = 0.60  # table 3: minimum score for anchor weighting

@@ -22,6 +22,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.policies.planned import require_runnable
+from accelaes_export.runtime.policy_choice import require_text_for
 from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run, Trajectory
@@ -64,11 +65,7 @@ class Denoiser:
                 f"The plan is for a bundle with {len(run.plan.shares)} block ranges, and this one has {len(ranges)}; "
                 "plan with this bundle's."
             )
-        if run.policy.affinity_steps(run.plan) and "affinity" not in self.session.contract.has:
-            raise InputError(
-                f"Policy {run.policy.name} needs a mask from the text, and this model has no text; "
-                "take --policy drift, ras, stepcache or dense, without a mask."
-            )
+        require_text_for(run.policy, run.plan, self.session.contract)
         if run.policy.spatial_guidance is not None and not self.guidance.pairs:
             raise InputError(
                 "Guidance by region needs both halves of a guidance pair in one call, and this family's pipelines "

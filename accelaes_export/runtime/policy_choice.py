@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.policies import ModelFacts, Plan, Policy, from_name
 
@@ -25,9 +26,27 @@ def policy_for(
     return from_name(name, options, ModelFacts(defaults.steps, manifest.sparse_fractions, defaults.plans))
 
 
+def steps_beside(policy: Policy, asked: int | None, default: int) -> int:
+    """T of a policy among others that it is compared with.
+
+    What is asked for holds for all but those whose length is their own option (fewer-steps, a plan by hand); where
+    nothing is asked, each has what it was made for, else the bundle's.
+    """
+    own = policy.own_steps
+    return own if own is not None and policy.keeps_steps else asked or own or default
+
+
 def plan_for(manifest: Manifest, policy: Policy, steps: int) -> Plan:
     """The policy's plan of T = `steps`; InputError where it has none, or the model lacks the text it needs."""
     plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
-    if policy.affinity_steps(plan) and "affinity" not in manifest.contract.has:
-        raise InputError(f"Policy {policy.name} needs a mask from the text, and this model has no text; leave it out.")
+    require_text_for(policy, plan, manifest.contract)
     return plan
+
+
+def require_text_for(policy: Policy, plan: Plan, contract: GraphContract) -> None:
+    """InputError where the plan needs a mask from the text and the model has none."""
+    if policy.affinity_steps(plan) and "affinity" not in contract.has:
+        raise InputError(
+            f"Policy {policy.name} needs a mask from the text, and this model has no text; take a policy without a "
+            "mask, such as drift, ras, stepcache or dense."
+        )

@@ -87,7 +87,7 @@ class RunReport:
         return times
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, e.g. for `run --trace`."""
+        """Plain data, e.g. for `run --save-json`."""
         return {
             "policy": self.policy,
             "weights": self.weights,

@@ -53,7 +53,13 @@ def main() -> None:
     policies, against = SETS[asked.stage]
     measured = profile(
         open_bundle(folder, check_hashes=False, allow_code=True),
-        ProfileRequest(policies, asked.steps, warmup=1, iterations=asked.rounds, against=against),
+        ProfileRequest(
+            {policy.name: policy for policy in policies},
+            asked.steps,
+            warmup=1,
+            iterations=asked.rounds,
+            against=against,
+        ),
         TerminalProgress(progress_lines()),
         known=earlier(asked.work, asked.model),
         partial=lambda report: write_whole(written, report.model_dump_json(indent=1)),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from accelaes_export.backends.aoti import AotiBackend, compiling, targets, toolchain
+from accelaes_export.backends.aoti import AotiBackend, targets, toolchain
+from accelaes_export.backends.aoti import compile as compiling
 from accelaes_export.backends.aoti.toolchain import CudaToolchain, what_failed
 from accelaes_export.errors import BuildError, MissingComponentError
 

@@ -68,7 +68,7 @@ def test_verify_and_inspect_tell_of_every_range(bundle: Path) -> None:
 
 def test_run_and_evaluate_leave_blocks_out(bundle: Path, tmp_path: Path) -> None:
     picture, trace = tmp_path / "star.png", tmp_path / "trace.json"
-    options = f"--policy delta-dit --steps 6 -o {picture} --trace {trace}"
+    options = f"--policy delta-dit --steps 6 -o {picture} --save-json {trace}"
     result = command("run", bundle, "--prompt", PROMPT, *options.split())
     assert result.exit_code == 0, result.stderr
     assert picture.stat().st_size > 1000 and "partial" in result.stdout
@@ -84,7 +84,7 @@ def test_run_and_evaluate_leave_blocks_out(bundle: Path, tmp_path: Path) -> None
 
 def test_profile_counts_what_a_partial_step_computes(bundle: Path, tmp_path: Path) -> None:
     written = tmp_path / "profile.json"
-    options = f"--steps 4 --policies dense,delta-dit --warmup 0 --iterations 1 --json {written}"
+    options = f"--steps 4 --policies dense,delta-dit --warmup-rounds 0 --iterations 1 --save-json {written}"
     result = command("profile", bundle, *options.split())
     assert result.exit_code == 0, result.stderr
     dense, found = json.loads(written.read_text())["policies"]

@@ -73,7 +73,7 @@ def test_run_makes_a_picture(bundle: Path, tmp_path: Path) -> None:
 
 def test_profile_measures_buckets_and_policies_and_names_kernels(bundle: Path, tmp_path: Path) -> None:
     written = tmp_path / "profile.json"
-    asked = f"--steps 8 --policies dense,accelaes --warmup 0 --iterations 2 --json {written}"
+    asked = f"--steps 8 --policies dense,accelaes --warmup-rounds 0 --iterations 2 --save-json {written}"
     command("profile", bundle, *asked.split())
     report = json.loads(written.read_text())
     assert report["bundle"]["backend"] == "aoti"

@@ -48,7 +48,7 @@ def test_a_damaged_manifest_is_refused_or_shown(shapes_bundle: Bundle, damaged: 
             assert len(str(error)) < 2000, touched
             ends["refused"] += 1
             continue
-        for more in ([], ["--json"], ["--plan", "9", "--tensors"]):
+        for more in ([], ["--json"], ["--steps", "9", "--tensors"]):
             result = CliRunner().invoke(main, ["inspect", str(damaged), *more])
             assert result.exit_code in (0, 2), (touched, result.stderr)
             assert "error: unexpected" not in result.stderr, (touched, result.stderr)

@@ -35,7 +35,16 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, Pict
 def test_shows_one_table_of_cost_time_and_metrics_and_writes_the_summary(
     command: Command, world: tuple[Bundle, Pictures], prompts: Path, tmp_path: Path
 ) -> None:
-    options = ["--policies", "stepcache,fewer-steps:budget=9", "--seeds", "0,4", "--steps", "12", "--json", "a/s.json"]
+    options = [
+        "--policies",
+        "stepcache,fewer-steps:budget=9",
+        "--seeds",
+        "0,4",
+        "--steps",
+        "12",
+        "--save-json",
+        "a/s.json",
+    ]
     result = command("evaluate", world[0].path, "--prompts", prompts, *options, "--metrics", "psnr,edges", "-o", "ev")
     assert result.exit_code == 0, result.stderr
     for text in ("2 prompt(s) x 2 seed(s)", "dense / this", "PSNR ↑", "Plan of fewer-steps:budget=9, 9 steps"):
@@ -150,7 +159,7 @@ def test_policies_that_can_not_be_read_are_one_sentence(given: str, said: str) -
         (["--policies", "accelaes:skip_ratio=0.9"], "0.9"),
         (["--metrics", "psnr,"], "has an empty name"),
         (["--metrics", "beauty"], "no metric 'beauty'"),
-        (["--json", "."], "is a folder"),
+        (["--save-json", "."], "is a folder"),
         (["--checkpoint", "."], "has no model_index.json"),
         (["--policies", "dense", "-o", "prompts.txt"], "is a file"),
     ],
@@ -213,7 +222,7 @@ def test_tables_show_every_digit_however_many_metrics_and_long_labels_there_are(
     many = [Metric(f"metric-{k}", lambda sample, k=k: -(k + 1) * 0.0012345 * len(sample.prompt)) for k in range(11)]
     monkeypatch.setattr("accelaes_export.measure.quality.evaluation.load_metrics", lambda names, device: (many, []))
     label = "ras:resets=[0.41,0.72]:starvation=0.125:interval=2:metric=norm"
-    options = ["--policies", label, "--seeds", "1", "--json", "s.json"]
+    options = ["--policies", label, "--seeds", "1", "--save-json", "s.json"]
     result = command("evaluate", world[0].path, "--prompts", prompts, *options)
     assert result.exit_code == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line[:1] in "│┃┏└"]

@@ -13,11 +13,11 @@ from tests.cli.conftest import Command
 OPTIONS = """
 build --model --checkpoint --random-weights --backend --target --resolution --batch --dtype --buckets
 build --affinity-layers --output --force
-inspect --plan --policy --json
+inspect --steps --policy --json
 run --prompt --policy --steps --guidance --seed --skip-ratio --mask-step --warmup --interval --refresh-every
-run --output --mask-out --trace
-profile --policies --steps --batches --warmup --iterations --against --json --trace --checkpoint
-evaluate --prompts --policies --seeds --metrics --steps --guidance --output --json --force --checkpoint
+run --output --mask-out --save-json
+profile --policies --steps --batches --warmup-rounds --iterations --against --save-json --trace --checkpoint
+evaluate --prompts --policies --seeds --metrics --steps --guidance --output --save-json --force --checkpoint
 """
 
 
@@ -26,6 +26,7 @@ def test_the_group_lists_every_verb_with_a_sentence(command: Command) -> None:
     for verb in VERBS:
         assert re.search(rf"^  {verb} +[A-Z]\w+ ", text, re.MULTILINE), verb
     assert "Exit codes: 0 done" in text
+    assert "..." not in text.split("Commands:")[1], "what a verb does is not cut off"
 
 
 @pytest.mark.parametrize("verb", VERBS)

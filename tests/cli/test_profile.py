@@ -15,7 +15,7 @@ from accelaes_export.policies import AccelAes, Dense, StepCache
 from tests.cli.conftest import Command
 from tests.measure.profiling.tiny import tiny_bundle
 
-QUICK = ["--steps", "6", "--warmup", "0", "--iterations", "1"]
+QUICK = ["--steps", "6", "--warmup-rounds", "0", "--iterations", "1"]
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def eager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 
 
 def test_shows_every_table_and_writes_what_was_asked_for(command: Command, eager: Bundle, tmp_path: Path) -> None:
-    files = ["--json", "a/profile.json", "--trace", "b/trace.json"]
+    files = ["--save-json", "a/profile.json", "--trace", "b/trace.json"]
     options = ["--batches", "1,2", "--against", "eager", "--policies", "dense,stepcache", "--kernels", *files]
     result = command("profile", eager.path, *QUICK, *options)
     assert result.exit_code == 0, result.stderr
@@ -64,19 +64,20 @@ def test_runs_dense_stepcache_and_the_bundles_own_policy_by_default(
 ) -> None:
     command("profile", bundle.path)
     (request,) = asked
-    assert request.policies == (Dense(), StepCache(), AccelAes())
+    assert request.policies == {"dense": Dense(), "stepcache": StepCache(), "accelaes": AccelAes()}
     assert (request.steps, request.batches, request.warmup, request.iterations) == (None, (1,), 3, 20)
     assert (request.against, request.checkpoint) == ((), None)
 
 
 def test_hands_on_what_is_asked_for(command: Command, bundle: Bundle, asked: list[ProfileRequest]) -> None:
-    options = "--policies accelaes,dense --steps 12 --batches 4,1 --warmup 0 --iterations 5 --against compile,cache-dit"
-    command("profile", bundle.path, *options.split())
-    assert asked == [ProfileRequest((AccelAes(), Dense()), 12, (4, 1), 0, 5, ("compile", "cache-dit"))]
+    options = "--policies accelaes:interval=3,dense --steps 12 --batches 4,1 --warmup-rounds 0 --iterations 5"
+    command("profile", bundle.path, *options.split(), "--against", "compile,cache-dit")
+    wanted = {"accelaes:interval=3": AccelAes(interval=3), "dense": Dense()}
+    assert asked == [ProfileRequest(wanted, 12, (4, 1), 0, 5, ("compile", "cache-dit"))]
 
 
 def test_profiles_the_shipped_checkpoint_on_its_engine(command: Command, shapes_bundle: Bundle, tmp_path: Path) -> None:
-    result = command("profile", shapes_bundle.path, *QUICK, "--kernels", "--json", "profile.json")
+    result = command("profile", shapes_bundle.path, *QUICK, "--kernels", "--save-json", "profile.json")
     assert result.exit_code == 0, result.stderr
     report = ProfileReport.model_validate_json((tmp_path / "profile.json").read_text())
     assert [part.name for part in report.parts] == ["text_encoder", "text_encoder_2", "vae"]
@@ -99,11 +100,11 @@ def test_profiles_the_shipped_checkpoint_on_its_engine(command: Command, shapes_
         (["--batches", "1,two"], "--batches has 'two'"),
         (["--batches", "0"], "--batches has '0'"),
         (["--batches", "2,2"], "Batch 2 is given twice"),
-        (["--warmup", "-1"], "-1 warm-up"),
+        (["--warmup-rounds", "-1"], "-1 warm-up"),
         (["--iterations", "0"], "0 measured rounds"),
         (["--iterations", "many"], "not a valid integer"),
         (["--against", "teacache"], "no peer 'teacache'"),
-        (["--json", "."], "is a folder"),
+        (["--save-json", "."], "is a folder"),
         (["--trace", "."], "is a folder"),
         (["--checkpoint", "."], "has no model_index.json"),
     ],
@@ -134,7 +135,7 @@ def test_ctrl_c_leaves_nothing_half_written(
 
     monkeypatch.setattr("accelaes_export.measure.profiling.parts.profile_parts", interrupt)  # the last that is measured
     before = set(tmp_path.iterdir())
-    result = command("profile", eager.path, *QUICK, "--json", "profile.json", "--trace", "trace.json")
+    result = command("profile", eager.path, *QUICK, "--save-json", "profile.json", "--trace", "trace.json")
     assert result.exit_code == 130 and result.stdout == ""
     assert result.stderr.strip().endswith("error: interrupted")
     assert set(tmp_path.iterdir()) == before

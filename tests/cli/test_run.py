@@ -148,7 +148,7 @@ def test_prints_the_plan_then_times_cost_and_words(command: Command, bundle: Bun
 def test_writes_picture_mask_and_trace_into_new_folders(
     command: Command, bundle: Bundle, asked: dict[str, Any], tmp_path: Path
 ) -> None:
-    files = ["-o", "a/out.png", "--mask-out", "b/mask.png", "--trace", "c/trace.json"]
+    files = ["-o", "a/out.png", "--mask-out", "b/mask.png", "--save-json", "c/trace.json"]
     result = command("run", bundle.path, "--prompt", "x", *files)
     assert result.exit_code == 0, result.stderr
     assert Image.open(tmp_path / "a/out.png").size == (16, 16)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from accelaes_export import recipes
 from accelaes_export.backends.base import Availability
 from accelaes_export.building import builder
 from accelaes_export.bundle.reading import Bundle
@@ -23,10 +24,19 @@ from tests.fake_bundle import fake_contract, fake_manifest, write_fake_bundle
 
 class TestModels:
     def test_shows_every_recipe_and_explains_buckets(self, command: Command) -> None:
-        text = command("models").stdout
-        assert "N = 4096 at 1024x1024" in text and "N = 144 at 48x48" in text
-        assert "skip ratio p needs the bucket 1 - p" in text
+        lines = command("models").stdout.splitlines()
+        (head,) = [line.split() for line in lines if line.startswith("model ")]
+        rows = {line.split()[0]: dict(zip(head, line.split(), strict=False)) for line in lines}
+        assert set(recipes.names()) <= set(rows), "a line each"
+        assert (rows["sd3"]["N"], rows["sd3"]["size"], rows["sd3"]["tested"]) == ("4096", "1024x1024", "no")
+        assert (rows["shapes"]["N"], rows["shapes"]["tested"]) == ("144", "yes")
+
+    def test_says_all_about_one(self, command: Command) -> None:
+        text = command("models", "sd3").stdout
+        assert "N = 4096 at 1024x1024" in text and "skip ratios 0.25, 0.5, 0.75" in text
         assert "architecture only" in text  # sd3's published weights were never tested
+        wrong = command("models", "sd33")
+        assert wrong.exit_code == 2 and "Did you mean sd3" in wrong.stderr
 
     def test_json_is_alone_on_stdout(self, command: Command) -> None:
         models = {model["name"]: model for model in json.loads(command("models", "--json").stdout)}
@@ -133,8 +143,8 @@ class TestInspect:
     @pytest.mark.parametrize(
         ("options", "plan"),
         [
-            (["--plan", "12"], "DDDDDD.b.D .b"),
-            (["--plan", "4", "--policy", "dense"], "DDDD\n"),
+            (["--steps", "12"], "DDDDDD.b.D .b"),
+            (["--steps", "4", "--policy", "dense"], "DDDD\n"),
             (["--policy", "stepcache"], "DDDDD.D.D. D.D.D.D.D. D.D.D.DD"),
         ],
     )

@@ -23,7 +23,7 @@ from tests.thorough import thorough_but
 
 FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].backbone.forms]
 # The pipelines' tests export every other family, and compare each bucket.
-EXPORTED = [("sd3", "dual attention, as in SD3.5", "component"), ("flux", "dev, guidance embedded", "component")]
+EXPORTED = [("sd3", "dual attention, as in SD3.5", "component")]
 
 
 def reference(step, inputs):
@@ -228,7 +228,7 @@ def test_flops_of_a_dense_step_are_the_models_and_grow_with_focus_tokens(family,
 @pytest.mark.parametrize(
     ("family", "form"),
     thorough_but(
-        [("lumina", "token")],
+        [],
         sorted({(family, form) for family, _, form in FORMS}),
     ),
 )

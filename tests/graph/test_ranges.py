@@ -14,9 +14,9 @@ from accelaes_export.errors import InputError
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, count_flops, example_inputs
 from accelaes_export.graph.ranges import contract_without
-from tests.families import FAMILIES
+from tests.families import FAMILIES, cases
 from tests.left_out_blocks import Change, blocks_of
-from tests.thorough import cases, thorough_but
+from tests.thorough import thorough_but
 
 FORMS = [(family, variant, form) for family, variant in cases() for form in FAMILIES[family].backbone.forms]
 

@@ -227,6 +227,7 @@ def test_run_guides_with_the_true_scale_and_says_which_words_have_no_room(pipe, 
     assert long.cut.endswith(f"star {OTHER}")
 
 
+@pytest.mark.thorough
 def test_an_engine_with_a_fixed_window_takes_shorter_texts_and_refuses_longer_ones(
     checkpoint, pipe, tmp_path, monkeypatch
 ):

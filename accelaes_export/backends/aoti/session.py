@@ -18,7 +18,7 @@ from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.backends.workspace import Workspace, Workspaces
 from accelaes_export.contract.tensors import GraphContract
-from accelaes_export.errors import AccelAesError, BundleError, InputError
+from accelaes_export.errors import AccelAesError, BundleError, InputError, first_line
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 
@@ -80,7 +80,7 @@ class AotiSession:
             with torch.no_grad():
                 results = self._packages[sizes.n].run(given)
         except RuntimeError as error:
-            raise AccelAesError(f"AOTInductor failed in a focus step: {_first_line(error)}.") from error
+            raise AccelAesError(f"AOTInductor failed in a focus step: {first_line(error)}.") from error
         made = dict(zip((spec.name for spec in self.contract.outputs), results, strict=True))
         torch._foreach_copy_(list(outputs.values()), [made[name] for name in outputs])
 
@@ -143,7 +143,7 @@ def _open(path: Path, device: torch.device, weights: Mapping[str, torch.Tensor])
             package.load_constants({name: weights[name] for name in wanted}, check_full_update=True, user_managed=True)
     except RuntimeError as error:
         raise BundleError(
-            f"torch {torch.__version__} can't open {path.name}: {_first_line(error)}. Build the bundle again."
+            f"torch {torch.__version__} can't open {path.name}: {first_line(error)}. Build the bundle again."
         ) from error
     return _Runner(package.loader, weights)
 
@@ -174,7 +174,3 @@ def _check_torch(built: str) -> None:
             f"This package was compiled with torch {built} and here is {here}; install torch {built.split('+')[0]}, or "
             "build the bundle again."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,10 +15,10 @@ from accelaes_export.backends.base import (
     Weights,
 )
 from accelaes_export.backends.onnx_files import copy_model
-from accelaes_export.backends.onnxruntime.session import OnnxRuntimeSession, first_line
+from accelaes_export.backends.onnxruntime.session import OnnxRuntimeSession
 from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.tensors import GraphContract
-from accelaes_export.errors import BundleError, InputError, MissingComponentError
+from accelaes_export.errors import BundleError, InputError, MissingComponentError, first_line
 from accelaes_export.memory import lacks_memory
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backends.base import KernelTime
 from accelaes_export.backends.tensor_table import TensorTable
 from accelaes_export.contract.tensors import GraphContract
-from accelaes_export.errors import AccelAesError, BundleError
+from accelaes_export.errors import AccelAesError, BundleError, first_line
 from accelaes_export.memory import lacks_memory
 
 if TYPE_CHECKING:
@@ -108,8 +108,3 @@ def _check_names(kind: str, wanted: list[str], found: list[str]) -> None:
         raise BundleError(
             f"The engine's {kind} differ from the manifest's contract in {different}; build the bundle again."
         )
-
-
-def first_line(error: BaseException) -> str:
-    """What ONNX Runtime says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

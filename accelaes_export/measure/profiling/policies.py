@@ -34,8 +34,10 @@ class PolicyRun:
         taken: the spans of every measured run.
     """
 
-    def __init__(self, policy: Policy, session: Session, manifest: Manifest, problem: DenoiseProblem, spans: Spans):
-        self.name = policy.name
+    def __init__(
+        self, label: str, policy: Policy, session: Session, manifest: Manifest, problem: DenoiseProblem, spans: Spans
+    ) -> None:
+        self.name = label
         self.policy = policy
         self.plan: Plan = policy.plan(problem.steps, manifest.sparse_fractions, manifest.range_shares)
         self.taken: list[tuple[Span, ...]] = []

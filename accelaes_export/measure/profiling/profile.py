@@ -161,7 +161,7 @@ class _Measurement:
         with self._stage("load", manifest.source.location):
             model = source_model(manifest, self._request.checkpoint).to(session.device).eval().requires_grad_(False)
         # Equal work: as many full computes as StepCache's own plan has, with the options it is measured with.
-        stepcache = next((p for p in self._request.policies if isinstance(p, StepCache)), StepCache())
+        stepcache = next((p for p in self._request.policies.values() if isinstance(p, StepCache)), StepCache())
         plan = stepcache.plan(self._request.steps_of(None, manifest))
         return Peers(model, model_arguments(manifest, model), self._request.against, plan)
 
@@ -176,12 +176,12 @@ class _Measurement:
         T = request.steps_of(None, manifest)
         problems = {
             steps: DenoiseProblem(manifest, images, steps, session.device)
-            for steps in {T, *(request.steps_of(policy, manifest) for policy in request.policies)}
+            for steps in {T, *(request.steps_of(policy, manifest) for policy in request.policies.values())}
         }
         spans = Spans(watch, ranges=session.device.type == "cuda")
         runs = [
-            PolicyRun(policy, session, manifest, problems[request.steps_of(policy, manifest)], spans)
-            for policy in request.policies
+            PolicyRun(label, policy, session, manifest, problems[request.steps_of(policy, manifest)], spans)
+            for label, policy in request.policies.items()
         ]
         others: list[PeerRun] = []
         absent: list[AbsentPeer] = []

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from accelaes_export.contract.records import Record
 
 SCHEMA_VERSION = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Spread(_Record):
+class Spread(Record):
     """Of one quantity over `count` rounds."""
 
     median: float
@@ -27,7 +25,7 @@ class Spread(_Record):
     count: int
 
 
-class Ceilings(_Record):
+class Ceilings(Record):
     """What the device reaches in this run, at its best: matrix products in the bundle's dtype, and copies.
 
     `copy_bytes_per_second` counts what is read and what is written.
@@ -40,7 +38,7 @@ class Ceilings(_Record):
     copy_bytes: int
 
 
-class Kernel(_Record):
+class Kernel(Record):
     """One kernel, operator or layer of the engine's: how often a step calls it, and its time in a step."""
 
     name: str
@@ -48,7 +46,7 @@ class Kernel(_Record):
     seconds: float
 
 
-class BucketProfile(_Record):
+class BucketProfile(Record):
     """One focus step with n tokens at the engine's largest B.
 
     Attributes:
@@ -86,7 +84,7 @@ class BucketProfile(_Record):
     kernels_from: str = ""
 
 
-class StepKindTime(_Record):
+class StepKindTime(Record):
     """All steps of one kind and focus count in a run: how many, and the time of one."""
 
     kind: str
@@ -95,7 +93,7 @@ class StepKindTime(_Record):
     seconds: Spread
 
 
-class Runtime(_Record):
+class Runtime(Record):
     """What a denoise spends outside the engine, per step.
 
     Attributes:
@@ -117,7 +115,7 @@ class Runtime(_Record):
     graphs_replayed: int = 0
 
 
-class DenoiseProfile(_Record):
+class DenoiseProfile(Record):
     """A whole denoise of `images` pictures: T steps from noise to latents, without text encoders and VAE.
 
     Attributes:
@@ -152,10 +150,10 @@ class DenoiseProfile(_Record):
     runtime: Runtime | None = None
     full_computes: int | None = None
     wanted_computes: int | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Part(_Record):
+class Part(Record):
     """A part of the pipeline beside the transformer: a text encoder or the VAE, for one picture."""
 
     name: str
@@ -164,7 +162,7 @@ class Part(_Record):
     seconds: Spread
 
 
-class AbsentPeer(_Record):
+class AbsentPeer(Record):
     """A peer that was asked for and not measured, why, and what mends it."""
 
     name: str
@@ -172,8 +170,8 @@ class AbsentPeer(_Record):
     remedy: str
 
 
-class ProfileReport(_Record):
-    """A whole profile, as `--json` writes it."""
+class ProfileReport(Record):
+    """A whole profile, as `--save-json` writes it."""
 
     schema_version: int = SCHEMA_VERSION
     created_by: str

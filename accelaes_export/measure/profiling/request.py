@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelaes_export.contract.manifest import Manifest
-from accelaes_export.errors import InputError
+from accelaes_export.errors import InputError, did_you_mean
 from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
+from accelaes_export.policies.dense import Dense
 from accelaes_export.policies.plan import Plan
-from accelaes_export.runtime.policy_choice import plan_for
+from accelaes_export.runtime.policy_choice import plan_for, steps_beside
 
 EAGER, COMPILE, DIFFUSERS, CACHE_DIT = "eager", "compile", "diffusers-caches", "cache-dit"
 PEERS = (EAGER, COMPILE, DIFFUSERS, CACHE_DIT)
@@ -26,8 +27,8 @@ class ProfileRequest:
     """What to measure.
 
     Attributes:
-        policies: by distinct names; "dense" is what the others are compared with.
-        steps: T of all; None: of every policy its own, where it was made for one, else the bundle's.
+        policies: by label, in order; "dense" is what the others are compared with.
+        steps: T; see `steps_beside`.
         batches: pictures made together; more than one engine call takes are worked in turns.
         warmup: rounds before the measured ones.
         iterations: measured rounds.
@@ -38,7 +39,7 @@ class ProfileRequest:
         InputError: a value outside its range, or one given twice.
     """
 
-    policies: tuple[Policy, ...]
+    policies: Mapping[str, Policy]
     steps: int | None = None
     batches: tuple[int, ...] = (1,)
     warmup: int = 3
@@ -49,7 +50,6 @@ class ProfileRequest:
     def __post_init__(self) -> None:
         if not self.policies:
             raise InputError("No policy was given; name at least one, such as dense.")
-        _once("Policy", [policy.name for policy in self.policies])
         _once("Batch", self.batches)
         _once("Peer", self.against)
         for batch in self.batches:
@@ -64,21 +64,25 @@ class ProfileRequest:
             )
         for name in self.against:
             if name not in PEERS:
-                raise InputError(f"There is no peer {name!r}; allowed are {', '.join(PEERS)}.")
+                raise InputError(
+                    f"There is no peer {name!r}; allowed are {', '.join(PEERS)}.{did_you_mean(name, PEERS)}"
+                )
 
     def steps_of(self, policy: Policy | None, manifest: Manifest) -> int:
         """T of a policy; of None that of dense, which all are compared with."""
-        own = None if policy is None else policy.own_steps
-        return self.steps or own or manifest.defaults.steps
+        return steps_beside(Dense() if policy is None else policy, self.steps, manifest.defaults.steps)
 
     def plans(self, manifest: Manifest) -> dict[str, Plan]:
         """Every policy's plan on this bundle; InputError where it has none, or the model lacks what it needs."""
-        return {p.name: plan_for(manifest, p, self.steps_of(p, manifest)) for p in self.policies}
+        return {label: plan_for(manifest, p, self.steps_of(p, manifest)) for label, p in self.policies.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "policies": [{"name": p.name, "options": registry.options_of(p)} for p in self.policies],
+            "policies": [
+                {"label": label, "name": p.name, "options": registry.options_of(p)}
+                for label, p in self.policies.items()
+            ],
             "steps": self.steps,
             "batches": list(self.batches),
             "warmup": self.warmup,

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from accelaes_export.errors import first_line
 from accelaes_export.measure.quality.metrics import MEAN_ERROR, Metric, MetricAbsentError, Sample
 
 if TYPE_CHECKING:
@@ -136,8 +137,3 @@ def tensors_alone() -> Iterator[None]:
             del os.environ[_FORCE]
         else:
             os.environ[_FORCE] = before
-
-
-def first_line(error: Any) -> str:
-    """An error's first line, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from accelaes_export.errors import InputError, MissingComponentError
+from accelaes_export.errors import InputError, MissingComponentError, did_you_mean
 from accelaes_export.measure.quality import distances, preferences
 from accelaes_export.measure.quality.metrics import Metric, MetricAbsentError
 from accelaes_export.measure.quality.report import AbsentMetric
@@ -18,8 +18,17 @@ from accelaes_export.measure.quality.report import AbsentMetric
 if TYPE_CHECKING:
     import torch
 
-BUILT_IN = ("psnr", "ssim", "lpips", "edges", "clip", "image-reward", "hpsv2", "aesthetic")
-"""The names `load_metrics` knows by itself."""
+BUILT_IN: dict[str, Callable[[torch.device], Metric]] = {
+    "psnr": lambda _: distances.PSNR,
+    "ssim": distances.ssim,
+    "lpips": distances.lpips,
+    "edges": lambda _: distances.EDGES,
+    "clip": preferences.clip_score,
+    "image-reward": preferences.image_reward,
+    "hpsv2": preferences.hpsv2,
+    "aesthetic": preferences.aesthetic,
+}
+"""What `load_metrics` knows by itself: a name, and what loads it onto a device. A new one is a line here."""
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -32,7 +41,7 @@ def check_names(names: Iterable[str]) -> None:
         if name not in BUILT_IN and not _is_reference(name):
             raise InputError(
                 f"There is no metric {name!r}; allowed are {', '.join(BUILT_IN)}, or module:attribute for one of "
-                "your own."
+                f"your own.{did_you_mean(name, BUILT_IN)}"
             )
 
 
@@ -55,7 +64,7 @@ def load_metrics(names: Sequence[str] | None, device: torch.device) -> tuple[lis
             metrics += _referenced(name)
             continue
         try:
-            metrics.append(_built_in(name, device))
+            metrics.append(BUILT_IN[name](device))
         except MetricAbsentError as error:
             if names is not None:
                 raise MissingComponentError(f"Metric {name}: {error.reason}; {error.remedy}.") from error
@@ -64,20 +73,6 @@ def load_metrics(names: Sequence[str] | None, device: torch.device) -> tuple[lis
         if [other.name for other in metrics].count(metric.name) > 1:
             raise InputError(f"Two metrics are named {metric.name}; give one of them, or another name.")
     return metrics, absent
-
-
-def _built_in(name: str, device: torch.device) -> Metric:
-    loaders: dict[str, Callable[[torch.device], Metric]] = {
-        "psnr": lambda _: distances.PSNR,
-        "ssim": distances.ssim,
-        "lpips": distances.lpips,
-        "edges": lambda _: distances.EDGES,
-        "clip": preferences.clip_score,
-        "image-reward": preferences.image_reward,
-        "hpsv2": preferences.hpsv2,
-        "aesthetic": preferences.aesthetic,
-    }
-    return loaders[name](device)
 
 
 def _is_reference(name: str) -> bool:

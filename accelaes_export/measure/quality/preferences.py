@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.measure.quality.distances import as_tensor, first_line, tensors_alone
+from accelaes_export.errors import first_line
+from accelaes_export.measure.quality.distances import as_tensor, tensors_alone
 from accelaes_export.measure.quality.metrics import Metric, MetricAbsentError, Sample
 
 if TYPE_CHECKING:

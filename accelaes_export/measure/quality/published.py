@@ -10,8 +10,9 @@ import re
 from importlib import resources
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from accelaes_export.contract.records import Record
 from accelaes_export.errors import InputError
 from accelaes_export.measure.quality.report import Better
 
@@ -21,11 +22,7 @@ LABEL = "Published, not measured here"
 _FIGURE = re.compile(r"~?-?\d+(\.\d+)?")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Column(_Record):
+class Column(Record):
     """What a column of figures is.
 
     Attributes:
@@ -38,7 +35,7 @@ class Column(_Record):
     better: Better = "neither"
 
 
-class PublishedTable(_Record):
+class PublishedTable(Record):
     """One table, or one model's part of one.
 
     Attributes:
@@ -95,7 +92,7 @@ class PublishedTable(_Record):
         return f"{prompts} {self.note}".strip()
 
 
-class Paper(_Record):
+class Paper(Record):
     """A paper and those of its tables that a reader of measured figures would compare with.
 
     Attributes:

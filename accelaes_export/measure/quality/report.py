@@ -1,4 +1,4 @@
-"""What an evaluation says, as data: a row for every picture, and the summary `--json` writes.
+"""What an evaluation says, as data: a row for every picture, and the summary `--save-json` writes.
 
 Rows are JSON lines in `pictures.jsonl` of the evaluation's folder, the summary is `summary.json` beside it. Numbers may
 be infinite (PSNR of equal pictures); JSON has them as the strings "Infinity" and "-Infinity".
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
+
+from accelaes_export.contract.records import Record
 
 SCHEMA_VERSION = 1
 DENSE = "dense"
@@ -17,11 +19,11 @@ DENSE = "dense"
 Better = Literal["higher", "lower", "neither"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+class _Row(Record):
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
-class Words(_Record):
+class Words(_Row):
     """The prompt's words behind the mask and their weights α, by whom they were scored ("clip" or "lexical"), and
     whether none scored high enough, so that all weigh the same."""
 
@@ -31,7 +33,7 @@ class Words(_Record):
     weights: tuple[float, ...]
 
 
-class PictureRow(_Record):
+class PictureRow(_Row):
     """One picture: who made it, what it took and what was measured on it.
 
     Attributes:
@@ -76,7 +78,7 @@ class PictureRow(_Record):
         return self.policy, self.prompt_index, self.seed
 
 
-class Interval(_Record):
+class Interval(_Row):
     """A figure over pictures, with its 95 % confidence interval from resampled prompts.
 
     Attributes:
@@ -91,7 +93,7 @@ class Interval(_Record):
     prompts: int
 
 
-class MetricAbout(_Record):
+class MetricAbout(_Row):
     """What a metric is.
 
     Attributes:
@@ -111,7 +113,7 @@ class MetricAbout(_Record):
     source: str
 
 
-class AbsentMetric(_Record):
+class AbsentMetric(_Row):
     """A metric that wasn't measured, why, and what mends it."""
 
     name: str
@@ -119,7 +121,7 @@ class AbsentMetric(_Record):
     remedy: str
 
 
-class PolicyQuality(_Record):
+class PolicyQuality(_Row):
     """One policy over all prompts and seeds.
 
     Attributes:
@@ -153,8 +155,8 @@ class PolicyQuality(_Record):
     differences: dict[str, Interval]
 
 
-class QualityReport(_Record):
-    """A whole evaluation, as `--json` writes it."""
+class QualityReport(_Row):
+    """A whole evaluation, as `--save-json` writes it."""
 
     schema_version: int = SCHEMA_VERSION
     created_by: str

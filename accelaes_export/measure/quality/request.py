@@ -15,7 +15,7 @@ from accelaes_export.measure.quality.report import DENSE
 from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.dense import Dense
-from accelaes_export.runtime.policy_choice import plan_for, policy_for
+from accelaes_export.runtime.policy_choice import plan_for, policy_for, steps_beside
 
 _LARGEST_SEED = 2**63 - 1
 
@@ -28,7 +28,7 @@ class EvaluationRequest:
         prompts: distinct ones, in order.
         policies: by label, in order; dense is evaluated in any case, as the reference.
         seeds: of the first noise: every prompt is drawn with each.
-        steps: T of dense, and of policies that weren't made for a T of their own; None: the bundle's.
+        steps: T; see `steps_beside`.
         guidance: scale; None: the bundle's.
         metrics: names of `metrics.load_metrics`; None: whatever is built in and there.
         checkpoint: where the pipeline is, if not where the manifest says.
@@ -73,7 +73,7 @@ class EvaluationRequest:
 
     def steps_of(self, policy: Policy, manifest: Manifest) -> int:
         """T of a policy."""
-        return policy.own_steps or self.steps or manifest.defaults.steps
+        return steps_beside(policy, self.steps, manifest.defaults.steps)
 
     def check(self, bundle: Bundle) -> None:
         """InputError where a policy has no plan on this bundle, or the bundle has no pipeline to draw in."""
@@ -110,7 +110,7 @@ def possible_policies(manifest: Manifest, steps: int | None) -> tuple[dict[str, 
     for name in registry.names():
         try:
             policy = policy_for(manifest, name)
-            plan_for(manifest, policy, policy.own_steps or steps or defaults.steps)
+            plan_for(manifest, policy, steps_beside(policy, steps, defaults.steps))
         except InputError as error:
             impossible[name] = str(error)
         else:

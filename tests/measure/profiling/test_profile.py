@@ -23,6 +23,10 @@ T = 8
 ALL = (Dense(), StepCache(), AccelAes())
 
 
+def by_name(*given: policies.Policy) -> dict[str, policies.Policy]:
+    return {policy.name: policy for policy in given}
+
+
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return tiny_bundle(tmp_path / "bundle", monkeypatch)
@@ -32,7 +36,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """Everything of the tiny bundle, at two batches, two rounds."""
     request = ProfileRequest(
-        (*ALL, policies.named("fewer-steps", budget=4)),
+        by_name(*ALL, policies.named("fewer-steps", budget=4)),
         batches=(3, 1),
         warmup=0,
         iterations=2,
@@ -92,8 +96,7 @@ def test_time_adds_up(measured: Profile) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"policies": ()}, "No policy was given"),
-        ({"policies": (Dense(), Dense())}, "Policy dense is given twice"),
+        ({"policies": {}}, "No policy was given"),
         ({"batches": (1, 1)}, "Batch 1 is given twice"),
         ({"batches": (0,)}, "allowed are 1 to 1024"),
         ({"batches": (2000,)}, "Batch 2000 was given"),
@@ -106,21 +109,22 @@ def test_time_adds_up(measured: Profile) -> None:
 )
 def test_a_request_that_cannot_be_is_refused(changes: dict, said: str) -> None:
     with pytest.raises(InputError, match=said.replace("(", r"\(")):
-        ProfileRequest(**{"policies": (Dense(),), "steps": T, **changes})
+        ProfileRequest(**{"policies": by_name(Dense()), "steps": T, **changes})
 
 
-def test_a_policy_made_for_a_number_of_steps_runs_that_many_unless_told(bundle: Bundle) -> None:
+def test_a_policy_whose_budget_is_a_number_of_steps_keeps_to_it_whatever_the_others_are_told(bundle: Bundle) -> None:
     own = policies.named("fewer-steps", budget=4)
-    assert len(ProfileRequest((Dense(), own)).plans(bundle.manifest)["fewer-steps"]) == 4
-    assert len(ProfileRequest((Dense(), own)).plans(bundle.manifest)["dense"]) == bundle.manifest.defaults.steps
-    assert len(ProfileRequest((Dense(), own), 3).plans(bundle.manifest)["fewer-steps"]) == 3
+    assert len(ProfileRequest(by_name(Dense(), own)).plans(bundle.manifest)["fewer-steps"]) == 4
+    assert len(ProfileRequest(by_name(Dense(), own)).plans(bundle.manifest)["dense"]) == bundle.manifest.defaults.steps
+    assert len(ProfileRequest(by_name(Dense(), own), 3).plans(bundle.manifest)["fewer-steps"]) == 4
+    assert len(ProfileRequest(by_name(Dense(), own), 3).plans(bundle.manifest)["dense"]) == 3
 
 
 def test_a_model_without_text_has_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", monkeypatch, "dit")
     with pytest.raises(InputError, match="Policy accelaes needs a mask from the text"):
-        profile(bundle, ProfileRequest(ALL, T))
-    plans = ProfileRequest((Dense(), StepCache()), T).plans(bundle.manifest)
+        profile(bundle, ProfileRequest(by_name(*ALL), T))
+    plans = ProfileRequest(by_name(Dense(), StepCache()), T).plans(bundle.manifest)
     assert list(plans) == ["dense", "stepcache"]
 
 
@@ -130,7 +134,7 @@ def test_a_checkpoint_that_is_no_pipeline_is_refused_before_anything_is_opened(
     bundle = tiny_bundle(tmp_path / "bundle", monkeypatch)
     monkeypatch.setattr(Bundle, "session", lambda self: pytest.fail("it was opened"))
     with pytest.raises(InputError, match="has no model_index.json"):
-        profile(bundle, ProfileRequest((Dense(),), T, checkpoint=tmp_path))
+        profile(bundle, ProfileRequest(by_name(Dense()), T, checkpoint=tmp_path))
 
 
 def test_the_last_threads_are_put_back_when_a_profile_is_interrupted(
@@ -143,7 +147,7 @@ def test_the_last_threads_are_put_back_when_a_profile_is_interrupted(
 
     monkeypatch.setattr("accelaes_export.measure.profiling.ceilings.measure_ceilings", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        profile(bundle, ProfileRequest((Dense(),), T, warmup=0, iterations=1))
+        profile(bundle, ProfileRequest(by_name(Dense()), T, warmup=0, iterations=1))
     assert os.sched_getaffinity(0) == before
 
 
@@ -159,7 +163,7 @@ def test_what_there_is_can_be_kept_after_every_part_and_later_profiles_need_not_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, kept = tiny_bundle(tmp_path / "bundle", monkeypatch), []
-    request = ProfileRequest((Dense(), StepCache()), steps=8, warmup=0, iterations=2)
+    request = ProfileRequest(by_name(Dense(), StepCache()), steps=8, warmup=0, iterations=2)
     whole = profile(bundle, request, partial=kept.append).report
     expected = ["buckets", "denoises", "more rounds of batch 1", "more rounds of batch 1", "text encoders and VAE"]
     assert [report.unfinished for report in kept] == [*expected, "kernels"]
