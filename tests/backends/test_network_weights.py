@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
-from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.network_weights import write_weights
 from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
@@ -55,7 +55,7 @@ def opened(folder: Path, engine: stand_in.Engine) -> object:
     (folder / "focus_step.engine").write_bytes(b"plan of an engine")
     source = EngineSource(folder, ("focus_step.engine", WEIGHTS_FILE), TABLE, {}, ())
     trt = stand_in.module(engine)
-    return open_session(trt, RTX, None, Messages(), source, stand_in.Cuda(), cuda_graphs=False)
+    return open_session(Library(trt, RTX), source, stand_in.Cuda(), cuda_graphs=False)
 
 
 def test_every_bucket_is_bound_to_the_same_weights(tmp_path: Path) -> None:

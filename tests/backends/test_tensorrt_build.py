@@ -18,7 +18,7 @@ from accelaes_export.backends.base import CompiledEngine, CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.driver import CudaDevice, DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD
-from accelaes_export.backends.tensorrt.preparation import prepare, refuse_shared_keys
+from accelaes_export.backends.tensorrt.preparation import Wanted, prepare, refuse_shared_keys
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import EngineProgress
 from accelaes_export.contract.tensors import DTypeName, GraphContract
@@ -155,7 +155,7 @@ def test_only_fp32_attention_for_rtx_is_marked_decomposable(tmp_path: Path) -> N
     path = tiny.save(tmp_path, tiny.contract("fp32", dynamic_text=False))
 
     def marked(dtype: str, flavour: Any) -> list[str]:
-        prepared = prepare(path, dtype, flavour)
+        prepared = prepare(path, Wanted(dtype, flavour))
         graph, notes = prepared.graph, prepared.notes
         assert bool(notes) == (graph is not None)
         model = onnx.ModelProto.FromString(graph or path.read_bytes())
@@ -261,18 +261,16 @@ def test_tensorrt_proper_needs_a_gpu_and_builds_for_one_target(monkeypatch: pyte
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_kernel_timings_are_kept_in_a_file_where_the_library_has_them(
-    rtx: TensorRTBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernel_timings_are_kept_in_a_file_where_the_library_has_them(rtx: TensorRTBackend, tmp_path: Path) -> None:
     # TensorRT-RTX still has the calls, though it times nothing: enough to see the file come, and be read again.
     cache = tmp_path / "caches" / "tensorrt.timing"
     asked = request(tmp_path, tiny.contract("fp16", dynamic_text=False, buckets=(16,)), timing_cache=cache)
     rtx.compile(asked, silent)
     assert not cache.exists()
-    monkeypatch.setattr(rtx, "flavour", replace(RTX, timing_cache=True))
-    rtx.compile(asked, silent)
+    timing = TensorRTBackend(replace(RTX, timing_cache=True))
+    timing.compile(asked, silent)
     first = cache.read_bytes()
     cache.write_bytes(b"of another version")
-    rtx.compile(asked, silent)
+    timing.compile(asked, silent)
     assert len(cache.read_bytes()) == len(first) > 0
     assert [path.name for path in cache.parent.iterdir()] == ["tensorrt.timing"]

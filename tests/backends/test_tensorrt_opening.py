@@ -11,7 +11,7 @@ from accelaes_export.backends.cuda import TorchCuda
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.driver import CudaDevice, DriverReport
 from accelaes_export.backends.tensorrt.flavour import RTX, Flavour, fits
-from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.opening import EngineSource, open_session
 from accelaes_export.backends.tensorrt.session import TensorRTSession
 from accelaes_export.errors import BundleError, InputError, MissingComponentError
@@ -32,7 +32,7 @@ def opening(
     (folder / "focus_step.engine").write_bytes(b"plan of an engine")
     source = EngineSource(folder, ("focus_step.engine",), TABLE, versions or {}, targets)
     trt = stand_in.module(engine, diagnostics=diagnostics)
-    return open_session(trt, RTX, None, Messages(), source, stand_in.Cuda(), cuda_graphs=False)
+    return open_session(Library(trt, RTX), source, stand_in.Cuda(), cuda_graphs=False)
 
 
 def test_an_engine_file_opens_as_a_session(tmp_path: Path) -> None:

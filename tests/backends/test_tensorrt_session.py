@@ -9,7 +9,7 @@ import torch
 
 from accelaes_export.backends.cuda_graphs import GraphCache
 from accelaes_export.backends.tensorrt.flavour import RTX, STANDARD, Flavour
-from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.session import TensorRTSession
 from accelaes_export.backends.workspace import Workspace
 from accelaes_export.errors import AccelAesError, InputError
@@ -33,7 +33,7 @@ def cuda() -> stand_in.Cuda:
 def session_on(
     engine: stand_in.Engine, cuda: stand_in.Cuda, *, cuda_graphs: bool = False, flavour: Flavour = RTX
 ) -> TensorRTSession:
-    return TensorRTSession(stand_in.module(engine), flavour, engine, TABLE, cuda, Messages(), cuda_graphs=cuda_graphs)
+    return TensorRTSession(Library(stand_in.module(engine), flavour), engine, TABLE, cuda, cuda_graphs=cuda_graphs)
 
 
 def step(n: int, B: int = 2) -> tuple[Tensors, Tensors]:

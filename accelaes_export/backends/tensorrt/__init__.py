@@ -17,6 +17,7 @@ from accelaes_export.backends.base import (
 from accelaes_export.backends.tensorrt.attention_plugin import AttentionPlugin
 from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import NATIVE, RTX, STANDARD, Flavour, capability
+from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
 from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.tensors import GraphContract
@@ -53,8 +54,7 @@ class TensorRTBackend:
         self.packages: tuple[str, ...] = (flavour.package,)
         self.flavour = flavour
         self._driver = driver
-        self._messages = Messages()
-        self._logger: Any = None
+        self._loaded: Library | None = None
         self._plugin = AttentionPlugin()
         self._lock = threading.Lock()
 
@@ -127,7 +127,7 @@ class TensorRTBackend:
         plugin = {NAME: VERSION} if request.attention == "plugin" else {}
         if plugin:
             self._plugin.load(trt)
-        notes = EngineBuild(trt, self.flavour, self._log(trt), self._messages, request, targets).run(progress)
+        notes = EngineBuild(self._library(), request, targets).run(progress)
         files = (ENGINE_FILE, WEIGHTS_FILE) if request.weights == "inputs" else (ENGINE_FILE,)
         return CompiledEngine(files, {self.flavour.module: trt.__version__, **plugin}, targets, notes)
 
@@ -154,13 +154,15 @@ class TensorRTBackend:
         cuda = TorchCuda.on(device)
         if NAME in source.versions:
             self._plugin.require(trt, contract, cuda.compute_capability)
-        return open_session(trt, self.flavour, self._log(trt), self._messages, source, cuda, cuda_graphs=cuda_graphs)
+        return open_session(self._library(), source, cuda, cuda_graphs=cuda_graphs)
 
-    def _log(self, trt: Any) -> Any:
+    def _library(self) -> Library:
+        """The library with its logger: TensorRT takes one a process."""
         with self._lock:
-            if self._logger is None:
-                self._logger = tensorrt_logger(trt, self._messages)
-            return self._logger
+            if self._loaded is None:
+                trt, messages = self.flavour.load(), Messages()
+                self._loaded = Library(trt, self.flavour, tensorrt_logger(trt, messages), messages)
+            return self._loaded
 
     def _resolve(self, targets: tuple[str, ...]) -> tuple[str, ...]:
         """`targets` with `NATIVE` replaced by this machine's compute capability."""

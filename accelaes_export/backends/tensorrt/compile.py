@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from accelaes_export.backends.base import CompileRequest, Progress
 from accelaes_export.backends.onnx_files import external_files, read_graph
 from accelaes_export.backends.tensorrt.attention_plugin import check_layers
-from accelaes_export.backends.tensorrt.flavour import Flavour
-from accelaes_export.backends.tensorrt.messages import Messages, one_line
+from accelaes_export.backends.tensorrt.library import Library
+from accelaes_export.backends.tensorrt.messages import one_line
 from accelaes_export.backends.tensorrt.network_weights import write_weights
-from accelaes_export.backends.tensorrt.preparation import prepare
+from accelaes_export.backends.tensorrt.preparation import Wanted, prepare
 from accelaes_export.backends.tensorrt.profiles import profiles
 from accelaes_export.backends.tensorrt.progress import EngineProgress, tensorrt_monitor
 from accelaes_export.backends.tensorrt.writing import file_writer
@@ -28,27 +28,13 @@ class EngineBuild:
     """One build. Everything TensorRT needs to outlive it (network, config, monitor) is held here.
 
     Args:
-        trt: the library's module.
-        logger, messages: the process's TensorRT logger and what it collects.
         targets: compute capabilities, `NATIVE` already replaced by what it stands for.
     """
 
-    def __init__(
-        self,
-        trt: Any,
-        flavour: Flavour,
-        logger: Any,
-        messages: Messages,
-        request: CompileRequest,
-        targets: tuple[str, ...],
-    ) -> None:
-        self._trt, self._flavour, self._messages, self._request, self._targets = (
-            trt,
-            flavour,
-            messages,
-            request,
-            targets,
-        )
+    def __init__(self, library: Library, request: CompileRequest, targets: tuple[str, ...]) -> None:
+        trt, logger = library.trt, library.logger
+        self._trt, self._flavour, self._messages = trt, library.flavour, library.messages
+        self._request, self._targets = request, targets
         self._builder = trt.Builder(logger)
         self._network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parser = trt.OnnxParser(self._network, logger)
@@ -87,23 +73,23 @@ class EngineBuild:
 
     def _parse(self) -> tuple[str, ...]:
         request = self._request
-        prepared = prepare(
-            request.onnx_file,
+        wanted = Wanted(
             request.contract.dtype,
             self._flavour,
             weights_as_inputs=request.weights == "inputs",
             for_plugin=request.attention == "plugin",
         )
+        prepared = prepare(request.onnx_file, wanted)
         graph, notes, self._weights = prepared.graph, prepared.notes, prepared.weights
         path = str(request.onnx_file)
         if not (self._parser.parse_from_file(path) if graph is None else self._parser.parse(graph, path)):
             raise BuildError(f"{self._flavour.name} can't read {request.onnx_file.name}: {self._parser_errors()}.")
         found = {self._network.get_input(i).name for i in range(self._network.num_inputs)}
-        wanted = {spec.name for spec in request.contract.inputs} | self._weights
-        if found != wanted:
+        named = {spec.name for spec in request.contract.inputs} | self._weights
+        if found != named:
             raise BuildError(
                 f"The inputs of {request.onnx_file.name} differ from its contract in "
-                f"{', '.join(sorted(found ^ wanted))}; export it again."
+                f"{', '.join(sorted(found ^ named))}; export it again."
             )
         if request.attention == "plugin":
             notes = (*notes, check_layers(self._trt, self._network, request.onnx_file.name))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from accelaes_export.backends.cuda import Cuda
-from accelaes_export.backends.tensorrt.flavour import Flavour, fits
-from accelaes_export.backends.tensorrt.messages import Messages
+from accelaes_export.backends.tensorrt.flavour import fits
+from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.session import TensorRTSession
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.contract.tensors import GraphContract
@@ -37,9 +37,7 @@ class EngineSource:
         return self.folder / engines[0]
 
 
-def open_session(
-    trt: Any, flavour: Flavour, logger: Any, messages: Messages, source: EngineSource, cuda: Cuda, *, cuda_graphs: bool
-) -> TensorRTSession:
+def open_session(library: Library, source: EngineSource, cuda: Cuda, *, cuda_graphs: bool) -> TensorRTSession:
     """Deserialise the engine on `cuda`.
 
     Raises BundleError for an engine of another GPU, version or contract, MissingComponentError for a driver that
@@ -52,27 +50,25 @@ def open_session(
             f"This engine was built for {', '.join(source.targets)} and this GPU is {own}; "
             f"build the bundle again with {own} as target."
         )
-    messages.clear()
+    library.messages.clear()
     with cuda.current():
-        runtime = trt.Runtime(logger)
+        runtime = library.trt.Runtime(library.logger)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = runtime.deserialize_cuda_engine(plan)
             if engine is None:
-                raise _refusal(trt, flavour, runtime, plan, messages, source, own)
+                raise _refusal(library, runtime, plan, source, own)
     weights = {}
     if WEIGHTS_FILE in source.files:
         weights = load_weights(source.folder / WEIGHTS_FILE, cuda.device)
     _check_engine(engine, source.contract, path, frozenset(weights))
-    return TensorRTSession(
-        trt, flavour, engine, source.contract, cuda, messages, cuda_graphs=cuda_graphs, weights=weights
-    )
+    return TensorRTSession(library, engine, source.contract, cuda, cuda_graphs=cuda_graphs, weights=weights)
 
 
 def _refusal(
-    trt: Any, flavour: Flavour, runtime: Any, plan: Any, messages: Messages, source: EngineSource, own: str
+    library: Library, runtime: Any, plan: Any, source: EngineSource, own: str
 ) -> BundleError | MissingComponentError:
     """Why the engine didn't deserialise: what the library says, and both sides of what differs."""
-    said = messages.quote()
+    said, trt, flavour = library.messages.quote(), library.trt, library.flavour
     here, built = trt.__version__, source.versions.get(flavour.module)
     found = _diagnostics(trt, runtime, plan)
     if "OLD_CUDA_DRIVER" in found or "OLD_CUDA_RUNTIME" in found:

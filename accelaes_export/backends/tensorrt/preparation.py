@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,34 @@ _BIAS = 5  # its place among the attention's inputs
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a build asks of the graph: its dtype, the library, whether matrices become inputs, whether attention will be
+    our plugin's layers."""
+
+    dtype: str
+    flavour: Flavour
+    weights_as_inputs: bool = False
+    for_plugin: bool = False
+
+
+@dataclass(frozen=True)
+class GraphPass:
+    """One look at the graph, or change of it.
+
+    Attributes:
+        promise: what holds of the graph afterwards.
+        needed: whether a build needs it.
+        apply: does it; returns how many places were changed. Raises BuildError where it can't keep the promise.
+        note: for the manifest, with the count in it.
+    """
+
+    promise: str
+    needed: Callable[[Wanted], bool]
+    apply: Callable[[onnx.ModelProto], int]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The graph to parse in place of the file, serialised (None: the file as it is), notes on what was changed, and
     the weights that became inputs."""
@@ -29,33 +57,30 @@ class Prepared:
     weights: frozenset[str] = frozenset()
 
 
-def prepare(
-    path: Path, dtype: str, flavour: Flavour, *, weights_as_inputs: bool = False, for_plugin: bool = False
-) -> Prepared:
+def prepare(path: Path, wanted: Wanted) -> Prepared:
     """What the parser takes together with `path`, beside which it finds the external weights.
 
-    Nothing is written and nothing is duplicated. With `weights_as_inputs`, every matrix of a model with external
-    weights becomes an input of its fixed shape. `for_plugin`: attention will be our plugin's layers.
+    Nothing is written and nothing is duplicated: the `PASSES` that are needed, one after the other.
     """
     model = read_graph(path)
     for name in external_files(model):
         if not (path.parent / name).is_file():
             raise InputError(f"The ONNX model {path.name} needs {name} beside it, and {path.parent} has no such file.")
-    if flavour.shared_keys_crash:
-        refuse_shared_keys(model)
-    decomposed = flavour.decompose_fp32_attention and dtype == "fp32"
-    narrowed = narrow_biases(model) if for_plugin else 0
-    if not (decomposed or weights_as_inputs or narrowed):
-        return Prepared(None)
-    notes: tuple[str, ...] = ()
-    if decomposed:
-        notes = (f"fp32 attention is decomposed: {mark_decomposable(model)} node(s) marked {DECOMPOSABLE}",)
-    weights = inputs_for_weights(model) if weights_as_inputs else frozenset()
-    return Prepared(model.SerializeToString(), notes, weights)
+    before = {value.name for value in model.graph.input}
+    changed, notes = 0, []
+    for one in PASSES:
+        if one.needed(wanted):
+            count = one.apply(model)
+            changed += count
+            if one.note:
+                notes.append(one.note.format(count))
+    weights = frozenset(value.name for value in model.graph.input) - before
+    # A note without a change is still one: it says how the engine was made.
+    return Prepared(model.SerializeToString() if changed or notes else None, tuple(notes), weights)
 
 
-def inputs_for_weights(model: onnx.ModelProto) -> frozenset[str]:
-    """Turn every matrix kept in external data into a graph input; returns their names."""
+def inputs_for_weights(model: onnx.ModelProto) -> int:
+    """Turn every matrix kept in external data into a graph input of its fixed shape; returns how many."""
     import onnx
 
     moved = [tensor for tensor in model.graph.initializer if tensor.external_data and len(tensor.dims) == 2]
@@ -64,7 +89,7 @@ def inputs_for_weights(model: onnx.ModelProto) -> frozenset[str]:
     model.graph.initializer.extend(kept)
     for tensor in moved:
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    return frozenset(tensor.name for tensor in moved)
+    return len(moved)
 
 
 def narrow_biases(model: onnx.ModelProto) -> int:
@@ -96,7 +121,7 @@ def mark_decomposable(model: onnx.ModelProto) -> int:
     return marked
 
 
-def refuse_shared_keys(model: onnx.ModelProto) -> None:
+def refuse_shared_keys(model: onnx.ModelProto) -> int:
     """Raise BuildError where two attentions read the same keys: the builder would crash the process on them."""
     producers = {name: node for node in model.graph.node for name in node.output}
     seen: dict[tuple[str, ...], str] = {}
@@ -111,6 +136,7 @@ def refuse_shared_keys(model: onnx.ModelProto) -> None:
                 "TensorRT-RTX crashes; give each its own keys in the graph, or build with another backend."
             )
         seen[keys] = name
+    return 0
 
 
 def _key_source(node: onnx.NodeProto, producers: Mapping[str, onnx.NodeProto]) -> Iterator[str]:
@@ -136,3 +162,29 @@ def _origin(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
 
 def _is_attention(node: onnx.NodeProto) -> bool:
     return bool(node.op_type == "Attention" and node.domain in ("", "ai.onnx"))
+
+
+PASSES = (
+    GraphPass(
+        promise="no two attentions share keys",
+        needed=lambda wanted: wanted.flavour.shared_keys_crash,
+        apply=refuse_shared_keys,
+    ),
+    GraphPass(
+        promise="a bias that is the same for all queries is one row",
+        needed=lambda wanted: wanted.for_plugin,
+        apply=narrow_biases,
+    ),
+    GraphPass(
+        promise="every standard attention is marked decomposable",
+        needed=lambda wanted: wanted.flavour.decompose_fp32_attention and wanted.dtype == "fp32",
+        apply=mark_decomposable,
+        note=f"fp32 attention is decomposed: {{}} node(s) marked {DECOMPOSABLE}",
+    ),
+    GraphPass(
+        promise="every matrix kept in external data is an input of the graph",
+        needed=lambda wanted: wanted.weights_as_inputs,
+        apply=inputs_for_weights,
+    ),
+)
+"""In the order they are applied."""

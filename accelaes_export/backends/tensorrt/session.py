@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backends.cuda import Cuda, Stream
 from accelaes_export.backends.cuda_graphs import GraphedCalls
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
-from accelaes_export.backends.tensorrt.flavour import Flavour
+from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.messages import Messages
 from accelaes_export.backends.workspace import Workspace, Workspaces
 from accelaes_export.contract.tensors import GraphContract
@@ -43,19 +43,18 @@ class TensorRTSession:
 
     def __init__(
         self,
-        trt: Any,
-        flavour: Flavour,
+        library: Library,
         engine: Any,
         contract: GraphContract,
         cuda: Cuda,
-        messages: Messages,
         *,
         cuda_graphs: bool,
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.contract = contract
         self.device: torch.device = cuda.device
-        self._trt, self._flavour, self._engine, self._cuda, self._messages = trt, flavour, engine, cuda, messages
+        self._trt, self._flavour, self._messages = library.trt, library.flavour, library.messages
+        self._engine, self._cuda = engine, cuda
         self._table = TensorTable(contract, cuda.device, ADDRESS_ALIGNMENT)
         self.workspaces = Workspaces(cuda.device, cuda)
         self._graphed = GraphedCalls(cuda, cuda_graphs)
