@@ -21,6 +21,7 @@ from accelaes_export.bundle.own_bundles import is_own
 from accelaes_export.bundle.signing import SIGNATURE, require_signature
 from accelaes_export.contract.consistency import contradiction
 from accelaes_export.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest
+from accelaes_export.contract.upgrade import upgraded
 from accelaes_export.errors import BundleError, InputError
 from accelaes_export.files.hashing import sha256_of
 from accelaes_export.files.reading import parse_json, read_given
@@ -197,7 +198,7 @@ def _parsed(folder: Path, written: bytes) -> Manifest:
             f"this release reads up to schema {SCHEMA_VERSION}: pip install --upgrade accelaes-export."
         )
     try:
-        manifest = Manifest.model_validate(data)
+        manifest = Manifest.model_validate(upgraded(data))
     except RecursionError as error:
         raise BundleError(f"{path} is damaged: it is nested too deep; build the bundle again.") from error
     except ValidationError as error:
