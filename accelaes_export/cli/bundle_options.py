@@ -12,6 +12,19 @@ STEPS = (
     "bundle's]"
 )
 
+
+class LateHelp(click.Option):
+    """An option whose help is made when it is shown: it lists names whose home takes long to import."""
+
+    def __init__(self, *names: Any, late_help: Callable[[], str], **options: Any) -> None:
+        super().__init__(*names, **options)
+        self._late_help = late_help
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = self._late_help()
+        return super().get_help_record(ctx)
+
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from accelaes_export.cli.bundle_options import STEPS, trust_options
+from accelaes_export.cli.bundle_options import STEPS, LateHelp, trust_options
+
+
+def _metrics() -> tuple[str, ...]:
+    from accelaes_export.measure.quality.metric_names import BUILT_IN
+
+    return tuple(BUILT_IN)
 
 
 @click.command("evaluate", short_help="Measure what policies cost in quality, against dense.")
@@ -23,7 +29,8 @@ from accelaes_export.cli.bundle_options import STEPS, trust_options
 @click.option(
     "--metrics",
     metavar="LIST",
-    help="psnr, ssim, lpips, edges, clip, image-reward, hpsv2, aesthetic or MODULE:ATTRIBUTE. [default: all there are]",
+    cls=LateHelp,
+    late_help=lambda: f"{', '.join(_metrics())} or MODULE:ATTRIBUTE. [default: all there are]",
 )
 @click.option("--steps", type=int, help=STEPS)
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -137,3 +137,12 @@ def tensors_alone() -> Iterator[None]:
             del os.environ[_FORCE]
         else:
             os.environ[_FORCE] = before
+
+
+METRICS: dict[str, Callable[[torch.device], Metric]] = {
+    "psnr": lambda _: PSNR,
+    "ssim": ssim,
+    "lpips": lpips,
+    "edges": lambda _: EDGES,
+}
+"""By what `--metrics` calls them. A new one is a function above and a line here."""

@@ -18,17 +18,8 @@ from accelaes_export.measure.quality.report import AbsentMetric
 if TYPE_CHECKING:
     import torch
 
-BUILT_IN: dict[str, Callable[[torch.device], Metric]] = {
-    "psnr": lambda _: distances.PSNR,
-    "ssim": distances.ssim,
-    "lpips": distances.lpips,
-    "edges": lambda _: distances.EDGES,
-    "clip": preferences.clip_score,
-    "image-reward": preferences.image_reward,
-    "hpsv2": preferences.hpsv2,
-    "aesthetic": preferences.aesthetic,
-}
-"""What `load_metrics` knows by itself: a name, and what loads it onto a device. A new one is a line here."""
+BUILT_IN: dict[str, Callable[[torch.device], Metric]] = {**distances.METRICS, **preferences.METRICS}
+"""What `load_metrics` knows by itself: a name, and what loads it onto a device."""
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ nothing is downloaded. A video's score is the mean over its frames.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -130,3 +130,12 @@ def _is_stored(location: str) -> bool:
     except (LocalEntryNotFoundError, OSError):
         return False
     return True
+
+
+METRICS: dict[str, Callable[[torch.device], Metric]] = {
+    "clip": clip_score,
+    "image-reward": image_reward,
+    "hpsv2": hpsv2,
+    "aesthetic": aesthetic,
+}
+"""By what `--metrics` calls them."""
