@@ -17,7 +17,7 @@ import accelaes_export as ax
 from accelaes_export.cli.terminal import quiet_libraries
 from accelaes_export.cli.timeline import timeline
 from accelaes_export.runtime.generate import GenerationResult, generate, load_pipeline
-from accelaes_export.runtime.pictures import mask_overlay
+from accelaes_export.runtime.images import mask_overlay
 
 ENLARGE = 8  # the pictures are 48 x 48 pixels
 ROUNDS = 7  # of which the first warms up

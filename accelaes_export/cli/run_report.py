@@ -23,7 +23,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 _ANIMATIONS = (".png", ".webp", ".gif")
 
 
-def require_picture_path(path: Path | None, *, video: bool = False) -> None:
+def require_image_path(path: Path | None, *, video: bool = False) -> None:
     """InputError where no picture, or no video as an animated picture, could be saved at `path`."""
     allowed, kind = (_ANIMATIONS, "animated") if video else (_PICTURES, "picture")
     if path is not None and path.suffix.lower() not in allowed:
@@ -49,12 +49,12 @@ def save(
 ) -> list[Path]:
     """Write the picture and what else was asked for; returns the paths written. Folders are made as needed."""
     written = [output]
-    from accelaes_export.runtime.pictures import mask_overlays, save_pictures
+    from accelaes_export.runtime.images import mask_overlays, save_images
 
     frames, focus_index = result.frames, result.report.focus_index
-    save_pictures(frames, output)
+    save_images(frames, output)
     if mask_out is not None and focus_index is not None:
-        save_pictures(mask_overlays(frames, focus_index[0], manifest.latents), mask_out)
+        save_images(mask_overlays(frames, focus_index[0], manifest.latents), mask_out)
         written.append(mask_out)
     if trace is not None:
         write_whole(trace, json.dumps(result.report.as_dict(), indent=2) + "\n")

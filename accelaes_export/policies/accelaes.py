@@ -27,7 +27,7 @@ class AccelAes(BasePolicy):
         mask_step: the step after which the mask is built. It and all before it are DENSE.
         warmup: T_w, dense steps before the first skip. Orders 1 and 2 compute at least two, whatever it says.
         interval: Δ, one computed step in `interval` after that; 1 never skips.
-        refresh_every: every so-manieth computed step after the mask is DENSE and renews the background; 0: none is.
+        refresh_every: each n-th computed step after the mask is DENSE and renews the background; 0: none is.
         order: 0 holds a token's last prediction, 1 is linear (the paper's), 2 quadratic.
         clock: "step" or "sigma", what the extrapolation distance is counted in.
         spatial_cfg: region-wise guidance (Eq. 11), or None for the pipeline's own scale everywhere.

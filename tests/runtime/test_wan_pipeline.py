@@ -10,7 +10,7 @@ import accelaes_export as ax
 from accelaes_export.backbones import backbone_of
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind
 from accelaes_export.runtime.generate import generate, load_pipeline
-from accelaes_export.runtime.pictures import mask_overlays
+from accelaes_export.runtime.images import mask_overlays
 from tests.families.wan import FAMILY
 from tests.policies.small_tokenizers import t5_tokenizer
 from tests.trajectories import difference, sampled

@@ -164,7 +164,7 @@ class MagCache(StepCachePeer):
 
 
 class TaylorSeer(StepCachePeer):
-    """Predicts the outputs of attention modules at every so-manieth step; feed-forward parts still run."""
+    """Predicts the outputs of attention modules at each n-th step; feed-forward parts still run."""
 
     name = "TaylorSeer"
 

@@ -14,10 +14,10 @@ from accelaes_export import __version__
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError
 from accelaes_export.files.writing import write_whole
-from accelaes_export.measure.quality.folder import SUMMARY, EvaluationFolder, picture_name
+from accelaes_export.measure.quality.folder import SUMMARY, EvaluationFolder, image_name
 from accelaes_export.measure.quality.metric_names import load_metrics
 from accelaes_export.measure.quality.metrics import Metric, Sample
-from accelaes_export.measure.quality.report import DENSE, PictureRow, QualityReport, Words
+from accelaes_export.measure.quality.report import DENSE, ImageRow, QualityReport, Words
 from accelaes_export.measure.quality.request import EvaluationRequest
 from accelaes_export.policies.base import Policy
 from accelaes_export.progress import BuildProgress, Silent, Stage
@@ -141,7 +141,7 @@ class _Evaluation:
             if row is None:
                 done = len(self.folder.rows)
                 stage.update(done / total, f"{done + 1} of {total}: prompt {k + 1}, seed {seed}, {label}")
-                frames = self._picture(label, picture_name(positions[label], label, k, seed), k, seed, dense)
+                frames = self._picture(label, image_name(positions[label], label, k, seed), k, seed, dense)
                 dense = frames if label == DENSE else dense
             elif label == DENSE and not self._whole(k, seed):
                 dense = self.folder.frames(row)
@@ -172,13 +172,11 @@ class _Evaluation:
             pipe=self._pipe,
         )
 
-    def _row(
-        self, label: str, k: int, sample: Sample, result: GenerationResult, name: str, seconds: float
-    ) -> PictureRow:
+    def _row(self, label: str, k: int, sample: Sample, result: GenerationResult, name: str, seconds: float) -> ImageRow:
         from accelaes_export.measure.profiling.policies import flop_cost
 
         report, manifest = result.report, self.bundle.manifest
-        return PictureRow(
+        return ImageRow(
             policy=label,
             prompt_index=k,
             prompt=sample.prompt,
@@ -199,7 +197,7 @@ class _Evaluation:
         )
 
 
-def _cut(rows: Iterable[PictureRow]) -> tuple[str, ...]:
+def _cut(rows: Iterable[ImageRow]) -> tuple[str, ...]:
     """What to say of prompts that were longer than the text window."""
     cut = {row.prompt_index + 1: row.cut for row in rows if row.cut}
     if not cut:

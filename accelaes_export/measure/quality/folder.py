@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from accelaes_export.errors import InputError
 from accelaes_export.files.reading import parse_json, read_given
 from accelaes_export.files.writing import append_line, whole_file, write_whole
-from accelaes_export.measure.quality.report import PictureRow
+from accelaes_export.measure.quality.report import ImageRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +43,7 @@ class EvaluationFolder:
     def __init__(self, path: Path, *, force: bool = False) -> None:
         """Nothing is read or written yet. With `force`, what an earlier evaluation left here is removed by `start`."""
         self.path = path
-        self.rows: dict[tuple[str, int, int], PictureRow] = {}
+        self.rows: dict[tuple[str, int, int], ImageRow] = {}
         self.attempt = 0
         self._force = force
 
@@ -90,7 +90,7 @@ class EvaluationFolder:
         # What was half-written or has lost its picture is left out for good.
         write_whole(self.path / ROWS, "".join(row.model_dump_json() + "\n" for row in self.rows.values()))
 
-    def add(self, row: PictureRow, frames: Sequence[Image]) -> None:
+    def add(self, row: ImageRow, frames: Sequence[Image]) -> None:
         """Write a picture, then its row, to disk."""
         path = self.path / row.file
         with whole_file(path) as file:  # of a video an animated PNG: pixels come back as they were
@@ -98,7 +98,7 @@ class EvaluationFolder:
         append_line(self.path / ROWS, row.model_dump_json())
         self.rows[row.key] = row
 
-    def frames(self, row: PictureRow) -> tuple[Image, ...]:
+    def frames(self, row: ImageRow) -> tuple[Image, ...]:
         """A picture that was added, as it was."""
         from PIL import Image as Pillow
         from PIL import ImageSequence
@@ -117,13 +117,13 @@ class EvaluationFolder:
         return dict(found)
 
 
-def picture_name(position: int, label: str, prompt_index: int, seed: int) -> str:
+def image_name(position: int, label: str, prompt_index: int, seed: int) -> str:
     """Where a picture lies in the folder; `position` of the policy tells labels apart that look alike as names."""
     slug = re.sub(r"[^A-Za-z0-9.=-]+", "_", label)[:60]
     return f"{PICTURES}/{position}-{slug}/{prompt_index:05d}-seed{seed}.png"
 
 
-def read_rows(folder: Path) -> Iterator[PictureRow]:
+def read_rows(folder: Path) -> Iterator[ImageRow]:
     """The rows of an evaluation's folder; a last line that was cut off is left out.
 
     Raises:
@@ -135,7 +135,7 @@ def read_rows(folder: Path) -> Iterator[PictureRow]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline isn't whole
         try:
-            row = PictureRow.model_validate_json(line)
+            row = ImageRow.model_validate_json(line)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]["msg"]
             raise InputError(

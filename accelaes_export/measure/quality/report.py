@@ -33,7 +33,7 @@ class Words(_Row):
     weights: tuple[float, ...]
 
 
-class PictureRow(_Row):
+class ImageRow(_Row):
     """One picture: who made it, what it took and what was measured on it.
 
     Attributes:

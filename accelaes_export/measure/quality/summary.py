@@ -8,13 +8,13 @@ import numpy as np
 
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.measure.quality.metrics import MEAN_ERROR
-from accelaes_export.measure.quality.report import DENSE, Interval, MetricAbout, PictureRow, PolicyQuality
+from accelaes_export.measure.quality.report import DENSE, ImageRow, Interval, MetricAbout, PolicyQuality
 from accelaes_export.measure.quality.request import EvaluationRequest
 from accelaes_export.measure.quality.statistics import Statistic, Values, interval, mean, median, psnr_of_mean_error
 from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
 
-Rows = Mapping[tuple[str, int, int], PictureRow]
+Rows = Mapping[tuple[str, int, int], ImageRow]
 
 
 def summarise(
@@ -69,12 +69,12 @@ class _Policy:
             },
         )
 
-    def _figure(self, of: Callable[[PictureRow], float], statistic: Statistic) -> Interval:
+    def _figure(self, of: Callable[[ImageRow], float], statistic: Statistic) -> Interval:
         found = interval(np.array([[of(row) for row in line] for line in self._own], dtype=np.float64), statistic)
         assert found is not None, "every row has it"
         return found
 
-    def _ratios(self, of: Callable[[PictureRow], float]) -> Values:
+    def _ratios(self, of: Callable[[ImageRow], float]) -> Values:
         """Dense's time over this one's, NaN where they were not made moments apart."""
         lines = [
             [of(dense) / of(own) if dense.attempt == own.attempt else np.nan for dense, own in zip(*pair, strict=True)]
@@ -83,7 +83,7 @@ class _Policy:
         return np.array(lines, dtype=np.float64)
 
 
-def _metric(lines: Sequence[Sequence[PictureRow]], name: str) -> Values:
+def _metric(lines: Sequence[Sequence[ImageRow]], name: str) -> Values:
     """[prompts, seeds], NaN where the metric says nothing."""
     return np.array([[row.metrics.get(name, np.nan) for row in line] for line in lines], dtype=np.float64)
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.measure.quality import published
-from accelaes_export.measure.quality.report import DENSE, MetricAbout, PictureRow, PolicyQuality, QualityReport
+from accelaes_export.measure.quality.report import DENSE, ImageRow, MetricAbout, PolicyQuality, QualityReport
 from accelaes_export.measure.report.chart import Point, Scatter, Timeline, scatter
 from accelaes_export.measure.report.formats import significant
 from accelaes_export.measure.report.gallery import gallery
+from accelaes_export.measure.report.images import HEAT_GRADIENT
 from accelaes_export.measure.report.page import render
-from accelaes_export.measure.report.pictures import HEAT_GRADIENT
 from accelaes_export.policies.plan import Plan
 
 
-def evaluation_page(report: QualityReport, rows: Sequence[PictureRow], folder: Path, manifest: Manifest) -> str:
+def evaluation_page(report: QualityReport, rows: Sequence[ImageRow], folder: Path, manifest: Manifest) -> str:
     """The whole file.
 
     Args:
@@ -92,7 +92,7 @@ def own_policy(report: QualityReport, manifest: Manifest) -> PolicyQuality | Non
     return next((policy for policy in others if policy.name == manifest.defaults.policy), others[0] if others else None)
 
 
-def summary(report: QualityReport, manifest: Manifest, rows: Sequence[PictureRow]) -> list[tuple[str, str, str]]:
+def summary(report: QualityReport, manifest: Manifest, rows: Sequence[ImageRow]) -> list[tuple[str, str, str]]:
     """What to know first, as (figure, unit, what it is): of the bundle's own policy, or the first that isn't dense."""
     prompts = len({row.prompt_index for row in rows})
     found = [(str(len(rows)), "", f"pictures of {prompts} prompt{'s' if prompts > 1 else ''}")]

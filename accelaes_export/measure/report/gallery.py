@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelaes_export.contract.manifest import Latents
-from accelaes_export.measure.quality.report import DENSE, PictureRow
-from accelaes_export.measure.report.pictures import data_uri, heat_map, read_picture
+from accelaes_export.measure.quality.report import DENSE, ImageRow
+from accelaes_export.measure.report.images import data_uri, heat_map, read_image
 
 LARGEST = 3_000_000
 """Characters of all pictures together."""
@@ -26,7 +26,7 @@ class Shown:
     `small` pictures are enlarged on the page, and keep every pixel as it is.
     """
 
-    row: PictureRow
+    row: ImageRow
     picture: str
     mask: str
     heat: str
@@ -60,7 +60,7 @@ class Scene:
         return self.dense.size + sum(shown.size for shown in self.others)
 
 
-def gallery(rows: Sequence[PictureRow], folder: Path, latents: Latents, largest: int = LARGEST) -> tuple[Scene, ...]:
+def gallery(rows: Sequence[ImageRow], folder: Path, latents: Latents, largest: int = LARGEST) -> tuple[Scene, ...]:
     """As many prompts, each with its first seed, as fit into `largest` characters; smaller pictures before none.
 
     Args:
@@ -88,7 +88,7 @@ def gallery(rows: Sequence[PictureRow], folder: Path, latents: Latents, largest:
     return ()
 
 
-def _scene(rows: Sequence[PictureRow], folder: Path, latents: Latents, side: int) -> Scene:
+def _scene(rows: Sequence[ImageRow], folder: Path, latents: Latents, side: int) -> Scene:
     shown = {row.policy: _shown(row, folder, latents, side) for row in rows}
     dense = shown.pop(DENSE)
     cut = next((row.cut for row in rows if row.cut), "")
@@ -97,12 +97,12 @@ def _scene(rows: Sequence[PictureRow], folder: Path, latents: Latents, side: int
     )
 
 
-def _shown(row: PictureRow, folder: Path, latents: Latents, side: int) -> Shown:
+def _shown(row: ImageRow, folder: Path, latents: Latents, side: int) -> Shown:
     import torch
 
-    from accelaes_export.runtime.pictures import mask_overlay
+    from accelaes_export.runtime.images import mask_overlay
 
-    picture = read_picture(folder / row.file, side)
+    picture = read_image(folder / row.file, side)
     small = max(picture.size) < _SMALL
     mask = heat = ""
     rows, columns = latents.grid

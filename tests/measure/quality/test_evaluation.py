@@ -16,7 +16,7 @@ from accelaes_export.contract.tensors import BlockRange
 from accelaes_export.errors import InputError
 from accelaes_export.measure.quality.evaluation import evaluate
 from accelaes_export.measure.quality.folder import read_rows
-from accelaes_export.measure.quality.report import PictureRow, QualityReport
+from accelaes_export.measure.quality.report import ImageRow, QualityReport
 from accelaes_export.measure.quality.request import EvaluationRequest, possible_policies
 from accelaes_export.policies import named
 from accelaes_export.progress import Silent
@@ -48,7 +48,7 @@ def measured(world: tuple[Bundle, Pictures], folder: Path, request: EvaluationRe
     return evaluate(world[0], request, folder)
 
 
-def rows_of(folder: Path) -> dict[tuple[str, int, int], PictureRow]:
+def rows_of(folder: Path) -> dict[tuple[str, int, int], ImageRow]:
     return {row.key: row for row in read_rows(folder)}
 
 
@@ -160,7 +160,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped_and_loses_nothing(
             assert row.metrics["psnr"] == pytest.approx(-10 * math.log10(((ours - dense) ** 2).mean()))
 
 
-def whole(rows: dict[tuple[str, int, int], PictureRow]) -> set[str]:
+def whole(rows: dict[tuple[str, int, int], ImageRow]) -> set[str]:
     """Labels with nothing left to draw, which aren't warmed up again."""
     return {label for label in LABELS if sum(key[0] == label for key in rows) == 6}
 

@@ -11,19 +11,19 @@ import pytest
 from PIL import Image
 
 from accelaes_export.errors import InputError
-from accelaes_export.measure.quality.folder import ROWS, EvaluationFolder, picture_name, read_rows
-from accelaes_export.measure.quality.report import PictureRow
+from accelaes_export.measure.quality.folder import ROWS, EvaluationFolder, image_name, read_rows
+from accelaes_export.measure.quality.report import ImageRow
 from tests.measure.quality.fake_pictures import picture
 
 WANTED = {"build_key": "k1", "seeds": [1, 2], "prompts": ["a", "b"], "metrics": ["psnr"], "guidance": 4.5}
 WANTED_POLICIES = [{"label": "dense", "options": {}}, {"label": "drift", "options": {"budget": None}}]
 
 
-def row(policy: str = "dense", k: int = 0, seed: int = 1, **changes: Any) -> PictureRow:
+def row(policy: str = "dense", k: int = 0, seed: int = 1, **changes: Any) -> ImageRow:
     fields: dict[str, Any] = {"policy": policy, "prompt_index": k, "prompt": "a red star", "seed": seed}
-    fields |= {"file": picture_name(0, policy, k, seed), "steps": 2, "plan": "DD", "token_cost": 2, "flop_cost": 2}
+    fields |= {"file": image_name(0, policy, k, seed), "steps": 2, "plan": "DD", "token_cost": 2, "flop_cost": 2}
     fields |= {"seconds": 1, "denoise_seconds": 0.5, "attempt": 0, "metrics": {"psnr": math.inf, "edges": 0.25}}
-    return PictureRow(**fields | changes)
+    return ImageRow(**fields | changes)
 
 
 def test_rows_and_pictures_come_back_as_they_were_even_infinite_numbers(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_rows_that_are_none_or_point_elsewhere_are_one_sentence(tmp_path: Path) 
 
 def test_labels_become_names_that_differ_and_stay_inside() -> None:
     labels = ["dense", "drift:budget=12", "drift:budget=12.5", "ras:resets=[0.4,0.7]", "a/../../b", "ü" * 200]
-    names = [picture_name(position, label, 3, 7) for position, label in enumerate(labels)]
+    names = [image_name(position, label, 3, 7) for position, label in enumerate(labels)]
     assert len(set(names)) == len(labels)
     assert names[1] == "pictures/1-drift_budget=12/00003-seed7.png"
     for name in names:

@@ -25,9 +25,9 @@ from accelaes_export.measure.profiling.report import (
 from accelaes_export.measure.quality.report import (
     DENSE,
     AbsentMetric,
+    ImageRow,
     Interval,
     MetricAbout,
-    PictureRow,
     PolicyQuality,
     QualityReport,
     Words,
@@ -248,7 +248,7 @@ def quality_report() -> QualityReport:
     )
 
 
-def rows(folder: Path, prompts: int = 2, side: int = 32, grain: int = 8) -> tuple[PictureRow, ...]:
+def rows(folder: Path, prompts: int = 2, side: int = 32, grain: int = 8) -> tuple[ImageRow, ...]:
     """A picture and a row for every policy, prompt and two seeds; files are in `folder`, rows in no order.
 
     Pictures are noise with spots of `grain` pixels, the same every time.
@@ -264,7 +264,7 @@ def rows(folder: Path, prompts: int = 2, side: int = 32, grain: int = 8) -> tupl
                 Image.merge("RGB", (noise, noise.transpose(Image.Transpose.ROTATE_90), noise)).save(folder / name)
                 masked = label == "accelaes"
                 found.append(
-                    PictureRow(
+                    ImageRow(
                         policy=label,
                         prompt_index=index,
                         prompt=f"{HOSTILE} {index}",

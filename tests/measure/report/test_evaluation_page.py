@@ -14,10 +14,10 @@ from PIL import Image
 
 from accelaes_export.errors import InputError
 from accelaes_export.measure.quality.published import LABEL, Column, Paper, PublishedTable, papers_about
-from accelaes_export.measure.quality.report import Interval, PictureRow
+from accelaes_export.measure.quality.report import ImageRow, Interval
 from accelaes_export.measure.report.evaluation_page import evaluation_page
 from accelaes_export.measure.report.gallery import gallery
-from accelaes_export.measure.report.pictures import heat, heat_map
+from accelaes_export.measure.report.images import heat, heat_map
 from tests.fake_bundle import fake_manifest
 from tests.measure.report.samples import HOSTILE, POLICIES, Element, Page, quality_report, rows
 from tests.measure.report.test_profile_page import assert_self_contained
@@ -31,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> tuple[PictureRow, ...]:
+def made(folder: Path) -> tuple[ImageRow, ...]:
     return rows(folder)
 
 
 @pytest.fixture(scope="module")
-def html(folder: Path, made: tuple[PictureRow, ...]) -> str:
+def html(folder: Path, made: tuple[ImageRow, ...]) -> str:
     return evaluation_page(quality_report(), made, folder, fake_manifest())
 
 
@@ -113,9 +113,7 @@ def test_the_data_inside_is_the_summary(page: Page) -> None:
     assert data["evaluation"] == quality_report().model_dump(mode="json")
 
 
-def test_every_policys_picture_is_there_as_it_is_on_disk(
-    page: Page, folder: Path, made: tuple[PictureRow, ...]
-) -> None:
+def test_every_policys_picture_is_there_as_it_is_on_disk(page: Page, folder: Path, made: tuple[ImageRow, ...]) -> None:
     for index, scene in enumerate(page.all("article", "scene")):
         figures = [
             e for e in page.all("figure") if scene in e.around and ("data-policy" in e.attributes or e.has("reference"))
@@ -138,7 +136,7 @@ def test_a_large_picture_is_as_near_to_the_one_on_disk_as_webp_leaves_it(tmp_pat
 
 
 def test_only_policies_with_a_mask_show_mask_heat_map_and_words(
-    page: Page, made: tuple[PictureRow, ...], folder: Path
+    page: Page, made: tuple[ImageRow, ...], folder: Path
 ) -> None:
     panel, other = (
         next(e for e in page.all("div", "where") if e.attributes["data-policy"] == name)
@@ -198,7 +196,7 @@ def test_a_large_evaluation_makes_a_page_of_a_few_megabytes(tmp_path: Path) -> N
 
 
 def test_equal_pictures_have_an_infinite_psnr_in_the_table_and_no_point(
-    folder: Path, made: tuple[PictureRow, ...]
+    folder: Path, made: tuple[ImageRow, ...]
 ) -> None:
     report = quality_report()
     endless = Interval(value=math.inf, low=math.inf, high=math.inf, pictures=4, prompts=2)
@@ -211,7 +209,7 @@ def test_equal_pictures_have_an_infinite_psnr_in_the_table_and_no_point(
     assert json.loads(page.all("script")[0].text)["evaluation"]["policies"][1]["metrics"]["psnr"]["value"] == "Infinity"
 
 
-def test_dense_alone_is_shown_without_comparisons(folder: Path, made: tuple[PictureRow, ...]) -> None:
+def test_dense_alone_is_shown_without_comparisons(folder: Path, made: tuple[ImageRow, ...]) -> None:
     report = quality_report()
     alone = report.model_copy(update={"policies": report.policies[:1], "absent": ()})
     page = Page(evaluation_page(alone, made, folder, fake_manifest()))
@@ -220,7 +218,7 @@ def test_dense_alone_is_shown_without_comparisons(folder: Path, made: tuple[Pict
     assert any("No metric has figures of two policies" in e.text for e in page.all("p", "note"))
 
 
-def test_a_missing_picture_is_named(tmp_path: Path, folder: Path, made: tuple[PictureRow, ...]) -> None:
+def test_a_missing_picture_is_named(tmp_path: Path, folder: Path, made: tuple[ImageRow, ...]) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     gone = next(row.file for row in made if row.key == ("accelaes", 0, 1))
     (tmp_path / "copy" / gone).write_bytes(b"no picture")
@@ -229,7 +227,7 @@ def test_a_missing_picture_is_named(tmp_path: Path, folder: Path, made: tuple[Pi
 
 
 def test_published_figures_stand_in_folded_tables_of_their_own_under_their_label(
-    folder: Path, made: tuple[PictureRow, ...], page: Page
+    folder: Path, made: tuple[ImageRow, ...], page: Page
 ) -> None:
     html = evaluation_page(quality_report(), made, folder, fake_manifest(model="lumina-next"))
     shown = Page(html)
@@ -256,7 +254,7 @@ def test_published_figures_stand_in_folded_tables_of_their_own_under_their_label
 
 
 def test_published_texts_are_shown_and_are_not_markup(
-    folder: Path, made: tuple[PictureRow, ...], monkeypatch: pytest.MonkeyPatch
+    folder: Path, made: tuple[ImageRow, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = PublishedTable(
         number=HOSTILE,

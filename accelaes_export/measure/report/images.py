@@ -16,7 +16,7 @@ _HEAT = ((13, 18, 54), (38, 62, 140), (96, 108, 150), (196, 158, 92), (255, 221,
 """From least to most: lightness rises all the way, and no two ends of it are a red and a green."""
 
 
-def read_picture(path: Path, side: int) -> Image.Image:
+def read_image(path: Path, side: int) -> Image.Image:
     """The picture (of a video the first frame), no longer than `side` pixels either way.
 
     Raises:

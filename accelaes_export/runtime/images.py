@@ -80,7 +80,7 @@ def mask_overlays(frames: Sequence[Image], focus_index: torch.Tensor, latents: L
     ]
 
 
-def save_pictures(frames: Sequence[Image], path: Path) -> None:
+def save_images(frames: Sequence[Image], path: Path) -> None:
     """A picture, or a video's frames as an animated one that repeats, 16 a second; in the format `path` ends with.
 
     Raises:
