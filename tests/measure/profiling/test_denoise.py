@@ -32,7 +32,7 @@ def test_the_dense_policy_and_the_diffusers_model_walk_the_same_way(family: str)
     """Same weights, noise, conditioning and loop: pairs in one call, a second call, or a single one."""
     manifest, model, step = tiny(family)
     problem = DenoiseProblem(manifest, 1, 4, CPU)
-    ours = PolicyRun(Dense(), EagerSession(step), manifest, problem, spans())()
+    ours = PolicyRun("dense", Dense(), EagerSession(step), manifest, problem, spans())()
     theirs = PeerRun("eager", model, problem, spans(), model_arguments(manifest, model))()
     assert (ours != problem.noise).any()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -92,7 +92,7 @@ def test_a_profile_says_what_was_run_and_what_it_would_cost() -> None:
     manifest, _, step = tiny("sd3")
     session, recorder = EagerSession(step), spans()
     problem = DenoiseProblem(manifest, 3, T, CPU)  # more pictures than one call takes
-    runs = [PolicyRun(policy, session, manifest, problem, recorder) for policy in (Dense(), AccelAes())]
+    runs = [PolicyRun(policy.name, policy, session, manifest, problem, recorder) for policy in (Dense(), AccelAes())]
     for run in runs:
         run()
         run.keep()
@@ -113,7 +113,9 @@ def test_a_profile_says_what_was_run_and_what_it_would_cost() -> None:
 
 def test_without_dense_nothing_is_compared() -> None:
     manifest, _, step = tiny("sd3")
-    run = PolicyRun(StepCache(), EagerSession(step), manifest, DenoiseProblem(manifest, 1, T, CPU), spans())
+    run = PolicyRun(
+        "stepcache", StepCache(), EagerSession(step), manifest, DenoiseProblem(manifest, 1, T, CPU), spans()
+    )
     run()
     run.keep()
     found = run.profile({"stepcache": Timing(1.0, [1.0], [1.0])}, T)
@@ -165,7 +167,7 @@ def test_policies_never_make_the_host_wait_and_the_counter_sees_who_does() -> No
                 tensor.fill_(1.0)
 
     problem = DenoiseProblem(manifest, 1, T, CPU)
-    run = PolicyRun(AccelAes(), Silent(step), manifest, problem, spans())
+    run = PolicyRun("accelaes", AccelAes(), Silent(step), manifest, problem, spans())
     assert run.host_waits() == 0
     with HostWaits(CPU) as waits:
         torch.ones(3).sum().item()
