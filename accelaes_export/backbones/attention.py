@@ -59,13 +59,13 @@ def text_bias(mask: torch.Tensor) -> torch.Tensor:
 
 
 def rotated_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [B, t, H, hd] with neighbouring numbers turned in pairs by the angles of [B or 1, t, hd/2].
+    """x [B, H, t, hd] with neighbouring numbers turned in pairs by the angles of [B or 1, t, hd/2].
 
     The product of complex numbers in real arithmetic, in fp32: the same sums, to the last bit.
     """
     import torch
 
     real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
+    cos, sin = cos[:, None], sin[:, None]
     turned = torch.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)
     return turned.flatten(3).to(x.dtype)

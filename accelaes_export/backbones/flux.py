@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import split_heads
+from accelaes_export.backbones.attention import rotated_pairs, split_heads
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
 from accelaes_export.contract.manifest import Guidance, Latents
@@ -97,9 +97,9 @@ class FluxBackbone(Backbone):
         return sites
 
     def tables(self, model: Any, latents: Latents) -> Mapping[str, torch.Tensor]:
-        """Cosines and sines [N, hd] of the picture's grid."""
+        """Cosines and sines [N, hd/2] of the picture's grid: diffusers has each twice, for both numbers of a pair."""
         cos, sin = model.pos_embed(_image_ids(latents))
-        return {"cos": cos, "sin": sin}
+        return {"cos": cos[:, ::2].contiguous(), "sin": sin[:, ::2].contiguous()}
 
     def forward(
         self, model: Any, inputs: Mapping[str, torch.Tensor], tables: Mapping[str, torch.Tensor], focus: Focus
@@ -113,7 +113,7 @@ class FluxBackbone(Backbone):
         cos, sin = focus.rows(tables["cos"]), focus.rows(tables["sin"])  # [B, s, hd]
         # Text stands at the origin, where nothing is turned.
         still = cos.new_zeros((text.shape[0], text.shape[1], cos.shape[2]))
-        rotation = torch.cat([still + 1, cos], dim=1), torch.cat([still, sin], dim=1)  # [B, M + s, hd]
+        rotation = torch.cat([still + 1, cos], dim=1), torch.cat([still, sin], dim=1)  # [B, M + s, hd/2]
         for block in (*model.transformer_blocks, *model.single_transformer_blocks):
             text, x = block(hidden_states=x, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotation)
         prediction: torch.Tensor = model.proj_out(model.norm_out(x, temb))
@@ -140,7 +140,7 @@ class FluxAttnProcessor:
         hidden_states: torch.Tensor,  # [B, s, D]; without a text stream [B, M + s, D]
         encoder_hidden_states: torch.Tensor | None = None,  # [B, M, D]
         attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # [B, M + s, hd], cosines and sines
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # [B, M + s, hd/2], cosines and sines
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         import torch
 
@@ -156,23 +156,14 @@ class FluxAttnProcessor:
             q, k, v = (torch.cat(pair, dim=2) for pair in ((text_q, q), (text_k, k), (text_v, v)))
         assert image_rotary_emb is not None, "forward gives one"
         cos, sin = image_rotary_emb
-        q = _rotated(q, focus.queries(cos, text_first=True), focus.queries(sin, text_first=True))
-        k = _rotated(k, cos, sin)
+        q = rotated_pairs(q, focus.queries(cos, text_first=True), focus.queries(sin, text_first=True))
+        k = rotated_pairs(k, cos, sin)
         focus.observe(self.layer, q[:, :, M:], k[:, :, :M])
         out = focus.attend(self.slot, q, k, v, text=M, text_first=True).transpose(1, 2).flatten(2)
         if single:
             return out
         image: torch.Tensor = attn.to_out[1](attn.to_out[0](out[:, M:].contiguous()))  # the last is dropout
         return image, attn.to_add_out(out[:, :M].contiguous())
-
-
-def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`x` [B, H, tokens, hd] with each pair of neighbouring numbers turned by its token's angles [B, tokens, hd]."""
-    import torch
-
-    real, imaginary = x.unflatten(3, (-1, 2)).unbind(-1)
-    turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    return (x.float() * cos[:, None] + turned.float() * sin[:, None]).to(x.dtype)
 
 
 def _image_ids(latents: Latents) -> torch.Tensor:

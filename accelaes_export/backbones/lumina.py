@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import normed, rotated_pairs, text_attention, text_bias
+from accelaes_export.backbones.attention import normed, rotated_pairs, split_heads, text_attention, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
 from accelaes_export.contract.manifest import Guidance, Latents
@@ -151,7 +151,6 @@ class SelfAttnProcessor:
         q = _queries(attn, hidden_states, query_rotary_emb, self.focus)
         k = rotated_pairs(_heads(attn, normed(attn.norm_k, attn.to_k(hidden_states))), *key_rotary_emb)
         v = _heads(attn, attn.to_v(hidden_states))
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return self.focus.attend(self.slot, q, k, v, scale=proportion * attn.scale).transpose(1, 2)
 
 
@@ -171,18 +170,18 @@ class CrossAttnProcessor:
         key_rotary_emb: None,
         proportion: float,
     ) -> torch.Tensor:
-        q = _queries(attn, hidden_states, query_rotary_emb, self.focus).transpose(1, 2)
-        k = _heads(attn, normed(attn.norm_k, attn.to_k(encoder_hidden_states))).transpose(1, 2)
-        v = _heads(attn, attn.to_v(encoder_hidden_states)).transpose(1, 2)
+        q = _queries(attn, hidden_states, query_rotary_emb, self.focus)
+        k = _heads(attn, normed(attn.norm_k, attn.to_k(encoder_hidden_states)))
+        v = _heads(attn, attn.to_v(encoder_hidden_states))
         return text_attention(self.focus, self.layer, q, k, v, attention_mask).transpose(1, 2)
 
 
 def _queries(attn: Any, tokens: torch.Tensor, rotation: Sequence[torch.Tensor], focus: Focus) -> torch.Tensor:
-    """Rotated queries of the tokens computed now, [B, n, H, hd]."""
+    """Rotated queries of the tokens computed now, [B, H, n, hd]."""
     q = _heads(attn, normed(attn.norm_q, attn.to_q(focus.queries(tokens))))
     return rotated_pairs(q, *(focus.queries(table) for table in rotation))
 
 
 def _heads(attn: Any, x: torch.Tensor) -> torch.Tensor:
-    """[B, t, Hkv·hd] or [B, t, H·hd] to [B, t, ·, hd]: Lumina's norms come before, and go across the heads."""
-    return x.unflatten(2, (-1, attn.inner_dim // attn.heads))
+    """[B, t, Hkv·hd] or [B, t, H·hd] to [B, ·, t, hd]: Lumina's norms come before, and go across the heads."""
+    return split_heads(x, x.shape[2] * attn.heads // attn.inner_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import rotated_pairs, text_bias
+from accelaes_export.backbones.attention import rotated_pairs, split_heads, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
 from accelaes_export.contract.manifest import Guidance, Latents
@@ -152,19 +152,18 @@ class QwenDoubleStreamAttnProcessor:
         focus, M, bias = self.focus, self.focus.text_tokens, encoder_hidden_states_mask
         rotation, text_rotation = image_rotary_emb
         own = [focus.queries(table) for table in rotation]
-        q = rotated_pairs(attn.norm_q(_heads(attn, attn.to_q(focus.queries(hidden_states)))), *own)
-        k = rotated_pairs(attn.norm_k(_heads(attn, attn.to_k(hidden_states))), *rotation)
-        v = _heads(attn, attn.to_v(hidden_states))
-        text_q = rotated_pairs(attn.norm_added_q(_heads(attn, attn.add_q_proj(encoder_hidden_states))), *text_rotation)
-        text_k = rotated_pairs(attn.norm_added_k(_heads(attn, attn.add_k_proj(encoder_hidden_states))), *text_rotation)
-        text_v = _heads(attn, attn.add_v_proj(encoder_hidden_states))
-        q, k, v = (torch.cat(pair, dim=1).transpose(1, 2) for pair in ((text_q, q), (text_k, k), (text_v, v)))
+        q = rotated_pairs(attn.norm_q(split_heads(attn.to_q(focus.queries(hidden_states)), attn.heads)), *own)
+        k = rotated_pairs(attn.norm_k(split_heads(attn.to_k(hidden_states), attn.heads)), *rotation)
+        v = split_heads(attn.to_v(hidden_states), attn.heads)
+        text_q = rotated_pairs(
+            attn.norm_added_q(split_heads(attn.add_q_proj(encoder_hidden_states), attn.heads)), *text_rotation
+        )
+        text_k = rotated_pairs(
+            attn.norm_added_k(split_heads(attn.add_k_proj(encoder_hidden_states), attn.heads)), *text_rotation
+        )
+        text_v = split_heads(attn.add_v_proj(encoder_hidden_states), attn.heads)
+        q, k, v = (torch.cat(pair, dim=2) for pair in ((text_q, q), (text_k, k), (text_v, v)))
         focus.observe(self.layer, q[:, :, M:], k[:, :, :M], bias)
         out = focus.attend(self.slot, q, k, v, text=M, text_first=True, bias=bias).transpose(1, 2).flatten(2)
         image: torch.Tensor = attn.to_out[1](attn.to_out[0](out[:, M:].contiguous()))  # the last is dropout
         return image, attn.to_add_out(out[:, :M].contiguous())
-
-
-def _heads(attn: Any, x: torch.Tensor) -> torch.Tensor:
-    """[B, t, H·hd] to [B, t, H, hd]."""
-    return x.unflatten(2, (attn.heads, -1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.attention import projected, rotated_pairs, text_attention
+from accelaes_export.backbones.attention import projected, rotated_pairs, split_heads, text_attention
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_frames, check_sides
 from accelaes_export.contract.manifest import Guidance, Latents
@@ -124,12 +124,12 @@ class WanSelfAttnProcessor:
     ) -> torch.Tensor:
         cos, sin = rotary_emb
         # The norms go over all heads at once, so the heads are split behind them.
-        q = attn.norm_q(attn.to_q(self.focus.queries(hidden_states))).unflatten(2, (attn.heads, -1))
-        k = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
-        v = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
+        q = split_heads(attn.norm_q(attn.to_q(self.focus.queries(hidden_states))), attn.heads)
+        k = split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
+        v = split_heads(attn.to_v(hidden_states), attn.heads)
         q = rotated_pairs(q, self.focus.queries(cos), self.focus.queries(sin))
         k = rotated_pairs(k, cos, sin)
-        out = self.focus.attend(self.slot, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        out = self.focus.attend(self.slot, q, k, v)
         return projected(attn, out)
 
 
@@ -147,7 +147,7 @@ class WanCrossAttnProcessor:
         attention_mask: None,
         rotary_emb: None,
     ) -> torch.Tensor:
-        q = attn.norm_q(attn.to_q(self.focus.queries(hidden_states))).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+        q = split_heads(attn.norm_q(attn.to_q(self.focus.queries(hidden_states))), attn.heads)
+        k = split_heads(attn.norm_k(attn.to_k(encoder_hidden_states)), attn.heads)
+        v = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
         return projected(attn, text_attention(self.focus, self.layer, q, k, v))

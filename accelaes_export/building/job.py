@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from accelaes_export.graph.focus_step import FocusStep
 
-_GRAPH_VERSION = 3  # raise whenever the exported graph changes for the same model
+_GRAPH_VERSION = 4  # raise whenever the exported graph changes for the same model
 
 
 @dataclass(frozen=True)
