@@ -9,24 +9,18 @@ import argparse
 import statistics
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 import accelaes_export as ax
 from accelaes_export.cli.terminal import quiet_libraries
 from accelaes_export.cli.timeline import timeline
-from accelaes_export.runtime.generate import GenerationResult, generate, load_pipeline
+from accelaes_export.measure.quality.distances import psnr
+from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.images import mask_overlay
 
 ENLARGE = 8  # the pictures are 48 x 48 pixels
 ROUNDS = 7  # of which the first warms up
-
-
-def psnr(a: GenerationResult, b: GenerationResult) -> float:
-    """Peak signal-to-noise ratio of two pictures in dB."""
-    error = np.square(np.asarray(a.image, dtype=np.float64) - np.asarray(b.image, dtype=np.float64)).mean()
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def main() -> None:
@@ -78,7 +72,7 @@ def main() -> None:
             f"{last[name].report.cost:g} of {last[name].report.dense_cost:g}",
             f"{statistics.median(times):.0f} ({min(times):.0f}-{max(times):.0f})",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
-            "" if name == "dense" else f"{psnr(last['dense'], last[name]):.1f}",
+            "" if name == "dense" else f"{psnr([last['dense'].image], [last[name].image]):.1f}",
         )
     console.print(table)
     console.print(
