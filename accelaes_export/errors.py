@@ -64,3 +64,9 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's says first, without the full stop; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value as text that fits into a sentence: what was damaged may be of any length."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

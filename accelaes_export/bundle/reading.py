@@ -22,7 +22,7 @@ from accelaes_export.bundle.signing import SIGNATURE, require_signature
 from accelaes_export.contract.consistency import contradiction
 from accelaes_export.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest
 from accelaes_export.contract.upgrade import upgraded
-from accelaes_export.errors import BundleError, InputError
+from accelaes_export.errors import BundleError, InputError, shortened
 from accelaes_export.files.hashing import sha256_of
 from accelaes_export.files.reading import parse_json, read_given
 from accelaes_export.files.replacing import bring_back
@@ -193,8 +193,9 @@ def _parsed(folder: Path, written: bytes) -> Manifest:
         raise BundleError(f"{path} is not a manifest of accelaes-export: it has no schema_version.")
     version = data["schema_version"]
     if version > SCHEMA_VERSION:
+        writer = shortened(data.get("created_by", "a newer accelaes-export"))
         raise BundleError(
-            f"{folder} has schema {version} and was written by {data.get('created_by', 'a newer accelaes-export')}; "
+            f"{folder} has schema {version} and was written by {writer}; "
             f"this release reads up to schema {SCHEMA_VERSION}: pip install --upgrade accelaes-export."
         )
     try:
@@ -203,7 +204,7 @@ def _parsed(folder: Path, written: bytes) -> Manifest:
         raise BundleError(f"{path} is damaged: it is nested too deep; build the bundle again.") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = shortened(".".join(str(part) for part in first["loc"]), 120)
         raise BundleError(
             f"{path} is damaged at {field or 'its top'}: {first['msg']}; build the bundle again."
         ) from error
@@ -216,14 +217,18 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
     path = folder / MANIFEST
     for name in manifest.files:
         if not is_plain_name(name):
-            raise BundleError(f"{path} names the file {name!r}, which lies outside the bundle; nothing was read.")
+            raise BundleError(
+                f"{path} names the file {shortened(name)!r}, which lies outside the bundle; nothing was read."
+            )
     files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.without for name in e.files)]
     unlisted = [name for name in files if name not in manifest.files]
     if unlisted:
-        raise BundleError(f"{path} lists the engine file {unlisted[0]!r} without its hash; build the bundle again.")
+        raise BundleError(
+            f"{path} lists the engine file {shortened(unlisted[0])!r} without its hash; build the bundle again."
+        )
     clause = contradiction(manifest)
     if clause is not None:
-        raise BundleError(f"{path} contradicts itself: {clause}; build the bundle again.")
+        raise BundleError(f"{path} contradicts itself: {shortened(clause, 300)}; build the bundle again.")
 
 
 def is_plain_name(name: str) -> bool:

@@ -18,6 +18,7 @@ from accelaes_export.contract.tensors import (
     TIMESTEP,
     GraphContract,
 )
+from accelaes_export.errors import shortened
 
 _SHARE_TOLERANCE = 0.01  # a bucket is rounded to a multiple of 8 tokens where that moves n/N no more
 
@@ -190,11 +191,6 @@ def _recipe(manifest: Manifest) -> Iterator[str]:
         said["anchors"] = list(manifest.anchors)
     for name, value in said.items():
         if name in manifest.recipe and manifest.recipe[name] != value:
-            yield f"{name} was asked for as {_short(manifest.recipe[name])} and is {_short(value)}"
+            yield f"{name} was asked for as {shortened(manifest.recipe[name])} and is {shortened(value)}"
     if len(defaults["plan"]) != defaults["steps"] and manifest.recipe.get("policy"):
         yield f"its plan has {len(defaults['plan'])} steps and its default is {defaults['steps']}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -66,6 +66,23 @@ class TestOpening:
         with pytest.raises(BundleError, match=r"accelaes-export 9\.0.*--upgrade"):
             open_bundle(bundle.path)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda data, text: data.update(schema_version=99, created_by=text),
+            lambda data, text: data["call"].update(signature=[text]),
+            lambda data, text: data["contract"]["cache"][0].update(name=text),
+            lambda data, text: data["backend"].update(files=[text]),
+            lambda data, text: data.update(files={f"../{text}": {"sha256": "0", "size": 0}}),
+            lambda data, text: data.update({text: 1}),
+        ],
+    )
+    def test_what_was_damaged_beyond_all_length_is_quoted_in_short(self, bundle: Bundle, change: Any) -> None:
+        edit(bundle, lambda data: change(data, 5000 * "x"))
+        with pytest.raises(BundleError) as caught:
+            open_bundle(bundle.path)
+        assert len(str(caught.value)) < 600
+
     def test_an_unknown_or_missing_field_is_named(self, bundle: Bundle) -> None:
         edit(bundle, lambda data: data.pop("family"))
         with pytest.raises(BundleError, match="family"):
