@@ -32,7 +32,7 @@ class EasyCache(BasePolicy):
         warmup: steps computed before the first may be skipped, at least 2; the last one always is.
     """
 
-    threshold: float = 0.2
+    threshold: float = 0.05
     warmup: int = 4
 
     name: ClassVar[str] = "easycache"
