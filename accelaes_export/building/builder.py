@@ -82,9 +82,9 @@ def build(
     progress = progress or Silent()
     require_seed(seed)
     key = None if sign is None else signing_key(sign)
-    given = checkpoint is not None, override.get("variant") is not None
-    if random_weights and any(given):
-        beside = f"checkpoint {checkpoint}" if checkpoint is not None else f"variant {override['variant']}"
+    variant = override.get("variant")
+    if random_weights and (checkpoint is not None or variant is not None):
+        beside = f"checkpoint {checkpoint}" if checkpoint is not None else f"variant {variant}"
         raise InputError(f"Random weights were asked for beside {beside}; leave one of them out.")
     job = build_job(
         _recipe(model, checkpoint, override),

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from textwrap import fill
 
+import click
+
 from accelaes_export.policies import help_of, names
 
 _WIDTH = 78
+
+
+class PoliciesBelow(click.Command):
+    """A command whose help ends with the policies, which are put into words when it is shown."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.epilog = policies_help()
+        super().format_epilog(ctx, formatter)
 
 
 def policies_help() -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from accelaes_export.cli.bundle_options import trust_options
-from accelaes_export.cli.policy_help import policies_help
+from accelaes_export.cli.policy_help import PoliciesBelow
 from accelaes_export.errors import AccelAesError
 from accelaes_export.policies import names
 
 
-@click.command("run", short_help="Make a picture from a prompt.", epilog=policies_help())
+@click.command("run", short_help="Make a picture from a prompt.", cls=PoliciesBelow)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", required=True, help="What to draw.")
 @click.option("--negative-prompt", default="", help="What not to draw.")

@@ -157,15 +157,6 @@ def _call(manifest: Manifest) -> Iterator[str]:
         yield "it serves no pipeline"
 
 
-def _as_asked(segments: list[dict[str, Any]], asked: Any) -> list[dict[str, Any]]:
-    """Text segments without the fields that the recipe doesn't have, as those of older releases."""
-    known = asked if isinstance(asked, list) and len(asked) == len(segments) else [None] * len(segments)
-    return [
-        {name: value for name, value in segment.items() if not isinstance(one, dict) or name in one}
-        for segment, one in zip(segments, known, strict=True)
-    ]
-
-
 def _recipe(manifest: Manifest) -> Iterator[str]:
     """What the build was asked for, against what came of it."""
     written = manifest.model_dump(mode="json", include={"text", "defaults", "bucket_fractions"})
@@ -177,7 +168,7 @@ def _recipe(manifest: Manifest) -> Iterator[str]:
         "dtype": manifest.contract.dtype,
         "batch": manifest.contract.batch,
         "buckets": written["bucket_fractions"][:-1],
-        "text": _as_asked(written["text"], manifest.recipe.get("text")),
+        "text": written["text"],
         "spatial_cfg": manifest.spatial_cfg,
         "token_scorer": manifest.token_scorer,
         "vae_scale": manifest.latents.vae_scale,

@@ -152,8 +152,8 @@ class Gate(Protocol):
         A step's second call gets the answer of the first.
         """
 
-    def observe(self, i: int, hidden_states: torch.Tensor, prediction: torch.Tensor) -> None:
-        """After step i was computed: its latents and what was predicted, [B, ...] both; not a step's second call."""
+    def observe(self, i: int, prediction: torch.Tensor) -> None:
+        """After step i was computed: what was predicted, [B, ...]; not of a step's second call."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +222,8 @@ class Policy(Protocol):
 class BasePolicy:
     """What a policy is where it says nothing else: no focus tokens, words or regions, any number of steps, no gate.
 
-    Every policy is a frozen dataclass below this one. Its fields are its options, and its docstring is their help:
-    the first line says what it does, and `Attributes` what each option means.
+    Every policy is a frozen dataclass below this one. Its fields are its options. The first line of its docstring is
+    what `run --help` says it does, and `Attributes` there is what each option means.
     """
 
     @classmethod

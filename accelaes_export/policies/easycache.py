@@ -61,7 +61,7 @@ class _ForeseenChange:
     def __init__(self, threshold: float, warmup: int) -> None:
         self._threshold = threshold
         self._warmup = warmup
-        self._latents: torch.Tensor | None = None  # of the step before
+        self._latents: torch.Tensor | None = None  # of the last step that was decided on
         self._computed: tuple[torch.Tensor, torch.Tensor] | None = None  # latents and prediction of the last one
         self._rate: float | None = None  # k over the size of the last prediction
         self._sum = 0.0
@@ -81,8 +81,9 @@ class _ForeseenChange:
         self._sum += self._rate * float((self._latents - before).abs().mean())  # waits for the device
         return not self._sum < self._threshold  # a change that is no number computes
 
-    def observe(self, i: int, hidden_states: torch.Tensor, prediction: torch.Tensor) -> None:
-        latents, now = hidden_states.detach().float().clone(), prediction.detach().float().clone()
+    def observe(self, i: int, prediction: torch.Tensor) -> None:
+        assert self._latents is not None, "a step is decided on before it is computed"
+        latents, now = self._latents, prediction.detach().float().clone()
         before, self._computed = self._computed, (latents, now)
         if before is None or before[0].shape != latents.shape or before[1].shape != now.shape:
             self._rate = None

@@ -71,7 +71,7 @@ def named(name: str, **options: Any) -> Policy:
 
 
 def help_of(name: str) -> PolicyHelp:
-    """What the policy called `name` does and its options mean; InputError for one that doesn't exist."""
+    """What the policy called `name` does, and its options; InputError for one that doesn't exist."""
     return described(_kind(name))
 
 

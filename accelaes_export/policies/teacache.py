@@ -77,7 +77,7 @@ class _AccumulatedChange:
                 self._sum = 0.0
         return self._decided[1]
 
-    def observe(self, i: int, hidden_states: torch.Tensor, prediction: torch.Tensor) -> None:
+    def observe(self, i: int, prediction: torch.Tensor) -> None:
         """What was predicted plays no part."""
 
     def _decide(self, hidden_states: torch.Tensor) -> bool:

@@ -133,7 +133,7 @@ class Denoiser:
         self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
         result = result.to(now.hidden_states)
         if self._gate is not None and kind is not StepKind.SKIP and branch == CONDITIONAL:
-            self._gate.observe(i, now.hidden_states, result)
+            self._gate.observe(i, result)
         self._count_nonfinite(i, result)
         return result
 

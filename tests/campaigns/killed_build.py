@@ -6,7 +6,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from accelaes_export.recipes import BuildRecipe
 
 _OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
 TINY = {
@@ -24,6 +27,14 @@ TINY = {
 }
 
 
+def tiny_recipe() -> BuildRecipe:
+    """Of the smallest model there is."""
+    from accelaes_export.recipes import load
+
+    changes = {"transformer_config": TINY, "resolution": (16, 16), "buckets": (0.5,), "affinity_blocks": None}
+    return load("shapes").model_copy(update=changes)
+
+
 def build(folder: Path, seed: int, *, force: bool = True, kill_before: int | None = None, signal: int = 9) -> None:
     """Build a tiny model at `folder`; below its parent, file operations are counted.
 
@@ -32,11 +43,8 @@ def build(folder: Path, seed: int, *, force: bool = True, kill_before: int | Non
         kill_before: the file operation before which this process sends itself `signal`.
     """
     from accelaes_export.building.builder import build as really_build
-    from accelaes_export.recipes import load
 
-    recipe = load("shapes").model_copy(
-        update={"transformer_config": TINY, "resolution": (16, 16), "buckets": (0.5,), "affinity_blocks": None}
-    )
+    recipe = tiny_recipe()
     sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (an interrupted process says where)
     counted, ours = 0, str(folder.parent)
 

@@ -9,7 +9,8 @@ import sys
 import traceback
 from pathlib import Path
 
-MANIFEST = "manifest.json"
+from accelaes_export.bundle.reading import MANIFEST
+from tests.campaigns.killed_build import tiny_recipe
 
 
 def open_and_run(folder: Path, verdict: Path) -> None:
@@ -53,10 +54,5 @@ def rehash(folder: Path) -> None:
 def tiny(folder: Path) -> None:
     """Build the smallest bundle there is, without a comparison."""
     from accelaes_export.building.builder import build
-    from accelaes_export.recipes import load
-    from tests.campaigns.killed_build import TINY
 
-    recipe = load("shapes").model_copy(
-        update={"transformer_config": TINY, "resolution": (16, 16), "buckets": (0.5,), "affinity_blocks": None}
-    )
-    build(model=recipe, random_weights=True, output=folder, verify=False)
+    build(model=tiny_recipe(), random_weights=True, output=folder, verify=False)

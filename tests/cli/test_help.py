@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from accelaes_export import policies
 from accelaes_export.cli import VERBS
 from tests.cli.conftest import Command
 
@@ -56,3 +57,11 @@ def test_no_verb_at_all_shows_the_help_and_is_bad_input(command: Command) -> Non
     result = command()
     assert result.exit_code == 2
     assert "Commands:" in result.stderr and not result.stdout
+
+
+def test_run_lists_every_policy_with_its_options_and_their_defaults(command: Command) -> None:
+    text = " ".join(command("run", "--help").stdout.split("Policies, and their options")[1].split())
+    for name in policies.names():
+        policy = policies.help_of(name)
+        listed = ", ".join(f"{option.name}={option.default}" for option in policy.options)
+        assert policy.summary.endswith(".") and f"{name} {policy.summary} {listed}" in text
