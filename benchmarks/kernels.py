@@ -84,7 +84,7 @@ def main() -> None:
 def measured(bundles: dict[str, Bundle], rounds: int) -> dict[str, Any]:
     """Times and memory by name."""
     manifest = bundles["ONNX Runtime"].manifest
-    contract = manifest.contract
+    contract = manifest.geometry.contract
     inputs = example_inputs(contract, contract.tokens, observed=False)
     call = {name: inputs[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
     sessions = {name: opened(bundle) for name, bundle in bundles.items()}

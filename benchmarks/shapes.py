@@ -62,7 +62,8 @@ def cases(bundle: Bundle) -> dict[str, Case]:
 
 def step_times(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
     """One focus step by bucket; the model in eager diffusers and under torch.compile beside it."""
-    contract, session = bundle.manifest.contract, bundle.session()
+    geometry, session = bundle.manifest.geometry, bundle.session()
+    contract, flops = geometry.contract, geometry.bucket_flops
     eager, compiled = eager_model(bundle)
     inputs = example_inputs(contract, contract.tokens)
     call = {name: inputs[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
@@ -87,7 +88,7 @@ def step_times(bundle: Bundle, rounds: int) -> list[dict[str, Any]]:
                 "milliseconds": spread([1e3 * t for t in values]),
                 "of_dense_engine": spread([t / d for t, d in zip(values, dense, strict=True)]),
                 "of_compiled": spread([t / d for t, d in zip(values, times["diffusers torch.compile"], strict=True)]),
-                "flops_of_dense": bundle.manifest.bucket_flops[n] / bundle.manifest.bucket_flops[contract.tokens],
+                "flops_of_dense": flops[n] / flops[contract.tokens],
             }
         )
     return rows

@@ -100,7 +100,7 @@ def mask_figures(affinity: torch.Tensor, prompts: Sequence[HeldOut], manifest: M
     mask; auc: probability that an object token's affinity is above another token's. Averages over the prompts that
     describe an object with an aesthetic word.
     """
-    n = manifest.contract.buckets[manifest.bucket_fractions.index(0.5)]
+    n = manifest.geometry.contract.buckets[manifest.bucket_fractions.index(0.5)]
     hits, areas = [], []
     for row, prompt in zip(affinity, prompts, strict=True):
         if prompt.scene.aesthetic_item is None:
@@ -114,8 +114,8 @@ def mask_figures(affinity: torch.Tensor, prompts: Sequence[HeldOut], manifest: M
         areas.append((above + equal / 2).item())
     return {
         "prompts": len(hits),
-        "focus_share": n / manifest.contract.tokens,
+        "focus_share": n / manifest.geometry.contract.tokens,
         "hit_rate": float(np.mean(hits)),
-        "chance": n / manifest.contract.tokens,
+        "chance": n / manifest.geometry.contract.tokens,
         "auc": float(np.mean(areas)),
     }

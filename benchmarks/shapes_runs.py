@@ -78,7 +78,7 @@ def sample(
             keep.append(kwargs["latents"].clone())
         return kwargs
 
-    latents = bundle.manifest.latents
+    latents = bundle.manifest.geometry.latents
     return pipe(
         prompts,
         height=latents.height * latents.vae_scale,
@@ -139,7 +139,7 @@ def case_cost(reports: Mapping[str, Any], cases: Mapping[str, Case]) -> float:
 
 def flop_cost(report: Any, bundle: Bundle) -> float:
     """A run's counted FLOPs in dense steps."""
-    return policies.flop_cost(report.steps, bundle.manifest.bucket_flops, bundle.manifest.range_flops)
+    return policies.flop_cost(report.steps, bundle.manifest.geometry.bucket_flops, bundle.manifest.geometry.range_flops)
 
 
 def pipeline_of(cases: Mapping[str, Case]) -> Any:

@@ -55,7 +55,7 @@ def main() -> None:
         image.resize((image.width * ENLARGE, image.height * ENLARGE), 0).save(options.output / f"{name}.png")
     report = last["accelaes"].report
     assert report.focus_index is not None
-    overlay = mask_overlay(last["accelaes"].image, report.focus_index[0], bundle.manifest.latents.grid)
+    overlay = mask_overlay(last["accelaes"].image, report.focus_index[0], bundle.manifest.geometry.latents.grid)
     overlay.save(options.output / "mask.png")
 
     console = Console()

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.bundle.writing import write_bundle
+from accelaes_export.contract.geometry import Geometry, Latents, Parity
 from accelaes_export.contract.manifest import (
     BackendRecord,
     Defaults,
     Guidance,
-    Latents,
     Manifest,
-    Parity,
     Source,
     TextSegment,
     TransformerCall,
@@ -53,6 +52,18 @@ def fake_contract(layers: int = 2) -> GraphContract:
     )
 
 
+def fake_geometry(**changes: object) -> Geometry:
+    """Pictures of 16 by 16 pixels, dense and two buckets, compared with the model."""
+    parity = Parity(bucket=16, reference="diffusers", max_abs=1e-6, max_rel=2e-6, tolerance=1e-4, passed=True)
+    geometry = Geometry(
+        latents=Latents(channels=4, out_channels=4, height=8, width=8, patch=2, vae_scale=2),
+        contract=fake_contract(),
+        bucket_flops={4: 300, 8: 500, 16: 1000},
+        parity=(parity,),
+    )
+    return geometry.model_copy(update=changes)
+
+
 def fake_manifest(**changes: object) -> Manifest:
     """The manifest of a dense-plus-two-buckets bundle for ONNX Runtime, its files not yet recorded."""
     manifest = Manifest(
@@ -62,12 +73,11 @@ def fake_manifest(**changes: object) -> Manifest:
         family="sd3",
         form="token",
         source=Source(kind="random", location="random", weights_sha256="0" * 64, seed=0),
-        latents=Latents(channels=4, out_channels=4, height=8, width=8, patch=2, vae_scale=2),
+        geometries=(fake_geometry(),),
         text=(TextSegment(tokenizers=("tokenizer",), length=6),),
         layers=2,
         affinity_layers=(0, 1),
         bucket_fractions=(0.25, 0.5, 1.0),
-        contract=fake_contract(),
         transformer_config={"patch_size": 2},
         call=TransformerCall(
             pipelines=("StableDiffusion3Pipeline",),
@@ -82,9 +92,7 @@ def fake_manifest(**changes: object) -> Manifest:
         ),
         recipe={},
         defaults=Defaults(steps=28, guidance=4.5, policy="accelaes", plan="DDDDDD.b.D.b.D.b.D.b.D.b.D.D"),
-        bucket_flops={4: 300, 8: 500, 16: 1000},
         files={},
-        parity=(Parity(bucket=16, reference="diffusers", max_abs=1e-6, max_rel=2e-6, tolerance=1e-4, passed=True),),
         measured_on="a test",
     )
     return manifest.model_copy(update=changes)

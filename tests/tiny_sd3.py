@@ -10,7 +10,7 @@ import torch
 
 from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, empty_transformer, random_transformer
-from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.tensors import graph_contract

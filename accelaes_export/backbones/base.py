@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
 
 if TYPE_CHECKING:

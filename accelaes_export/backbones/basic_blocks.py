@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import normed, projected, split_heads, text_attention
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
-from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.geometry import Latents
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Focus
 from accelaes_export.backbones.basic_blocks import BasicBlocksBackbone
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError
 

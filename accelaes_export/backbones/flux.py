@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import rotated_pairs, split_heads
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError
 

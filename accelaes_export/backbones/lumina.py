@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import normed, rotated_pairs, split_heads, text_attention, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import projected, rotated_pairs, split_heads, text_attention
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_frames, check_sides
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError
 

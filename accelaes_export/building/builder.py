@@ -8,6 +8,7 @@ Stages are kept by the hash of what they depend on (stages.py); the bundle appea
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -174,10 +175,9 @@ def _built(
         manifest = manifest_of(job, engines)
         if verify:
             manifest = _verified(job, manifest, stages, progress)
-        folders = ["", *(f"{record.folder}/" for record in manifest.without)]
         files = {
-            f"{where}{name}": stage / name
-            for where, stage, engine in zip(folders, stages, engines, strict=True)
+            posixpath.join(where, name): stage / name
+            for where, stage, engine in zip(manifest.geometry.folders, stages, engines, strict=True)
             for name in engine.files
         }
         files[FINGERPRINT] = weights / FINGERPRINT
@@ -192,22 +192,22 @@ def _verified(job: BuildJob, manifest: Manifest, stages: Sequence[Path], progres
     """
     from accelaes_export.building.verification import compare, machine
 
-    backend, contract = job.inputs.backend, job.graph.contract
+    backend, contract, geometry = job.inputs.backend, job.graph.contract, manifest.geometry
     available = backend.availability()
     if not available.can_run:
         progress.note(f"Not verified here: {available.reason}. Run accelaes-export verify where the engine runs.")
         return manifest
-    if not backend.for_gpu(job.inputs.targets) and sum(manifest.bucket_flops.values()) > _VERIFY_FLOPS:
+    if not backend.for_gpu(job.inputs.targets) and sum(geometry.bucket_flops.values()) > _VERIFY_FLOPS:
         progress.note("Not verified while building, as it would take long on this machine: run accelaes-export verify.")
         return manifest
     with progress.stage("verify", f"{len(contract.buckets)} buckets") as following:
-        folders = dict(zip(("", *(record.folder for record in manifest.without)), stages, strict=True))
+        folders = dict(zip(geometry.folders, stages, strict=True))
         try:
-            session = open_engines(manifest, folders)
+            session = open_engines(manifest.backend, geometry, folders)
         except OtherDeviceError as error:
             progress.note(f"Not verified here: {error}")
             return manifest
-        parity = compare(session, manifest, job.inputs.load(), following.update)
+        parity = compare(session, manifest, geometry, job.inputs.load(), following.update)
     failed = [result for result in parity if not result.passed]
     if failed:
         raise BuildError(
@@ -218,4 +218,5 @@ def _verified(job: BuildJob, manifest: Manifest, stages: Sequence[Path], progres
     if contract.dtype != "fp32" and anywhere and all(result.device == "cpu" for result in parity):
         record = manifest.backend.model_copy(update={"notes": (*manifest.backend.notes, _ON_CPU)})
         manifest = manifest.model_copy(update={"backend": record})
-    return manifest.model_copy(update={"parity": parity, "measured_on": machine()})
+    compared = geometry.model_copy(update={"parity": parity})
+    return manifest.model_copy(update={"geometries": (compared,), "measured_on": machine()})

@@ -23,7 +23,8 @@ from accelaes_export.backbones.weights import Read, hollow_transformer, random_w
 from accelaes_export.backends.base import Backend
 from accelaes_export.building.attention import Attention, choose_attention
 from accelaes_export.building.stages import stage_key
-from accelaes_export.contract.manifest import Latents, Source
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Source
 from accelaes_export.contract.tensors import BlockRange, GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.graph.ranges import contract_without

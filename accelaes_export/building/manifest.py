@@ -8,7 +8,8 @@ from accelaes_export import __version__
 from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.backends.base import CompiledEngine
 from accelaes_export.building.job import BuildJob
-from accelaes_export.contract.manifest import BackendRecord, Defaults, EngineWithout, Manifest, TransformerCall
+from accelaes_export.contract.geometry import EngineWithout, Geometry
+from accelaes_export.contract.manifest import BackendRecord, Defaults, Manifest, TransformerCall
 from accelaes_export.plugins.sparse_query_attention import NAME as PLUGIN
 from accelaes_export.plugins.sparse_query_attention import VERSION as PLUGIN_VERSION
 from accelaes_export.policies.anchors import ANCHORS
@@ -29,12 +30,11 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
         family=recipe.family,
         form=recipe.form,
         source=inputs.source,
-        latents=graph.latents,
+        geometries=(_geometry(job, engines),),
         text=recipe.text,
         layers=graph.layers,
         affinity_layers=graph.affinity_layers,
         bucket_fractions=(*recipe.buckets, 1.0),
-        contract=graph.contract,
         transformer_config=inputs.config,
         call=TransformerCall(
             pipelines=backbone.pipelines,
@@ -64,9 +64,16 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
             plan=str(job.default_plan),
             plans=recipe.plans,
         ),
-        bucket_flops=_bucket_flops(job),
-        without=tuple(_without(part, made) for part, made in zip(job.parts[1:], engines[1:], strict=True)),
         files={},
+    )
+
+
+def _geometry(job: BuildJob, engines: Sequence[CompiledEngine]) -> Geometry:
+    return Geometry(
+        latents=job.graph.latents,
+        contract=job.graph.contract,
+        bucket_flops=_bucket_flops(job),
+        without=tuple(_without(part, engine) for part, engine in zip(job.parts[1:], engines[1:], strict=True)),
     )
 
 

@@ -15,8 +15,9 @@ from accelaes_export.backbones.other_kinds import refuse_config
 from accelaes_export.backends import backend
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.dtypes import torch_dtype
-from accelaes_export.contract.geometry import patchify
-from accelaes_export.contract.manifest import Manifest, Parity
+from accelaes_export.contract.geometry import Geometry, Parity
+from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.patches import patchify
 from accelaes_export.contract.tensors import AFFINITY, OBSERVED_INDEX, GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.progress import BuildProgress, Silent
@@ -67,13 +68,14 @@ def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: Build
         return VerifyReport((), f"{available.reason}; {available.remedy}")
     with progress.stage("load", manifest.source.location):
         model = source_model(manifest, checkpoint)
-    with progress.stage("verify", f"{len(manifest.contract.buckets)} buckets") as stage:
-        return VerifyReport(compare(bundle.session(), manifest, model, stage.update), "")
+    geometry = manifest.geometry
+    with progress.stage("verify", f"{len(geometry.contract.buckets)} buckets") as stage:
+        return VerifyReport(compare(bundle.session(), manifest, geometry, model, stage.update), "")
 
 
 def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:
     """The diffusers transformer a bundle was built from, in the bundle's dtype; InputError if its weights differ."""
-    backbone, dtype = backbone_of(manifest.family), manifest.contract.dtype
+    backbone, dtype = backbone_of(manifest.family), manifest.geometry.contract.dtype
     refuse_config(Path("The bundle's manifest"), manifest.transformer_config)
     if manifest.source.kind == "random":
         assert manifest.source.seed is not None
@@ -97,7 +99,7 @@ def model_arguments(
 
     def arguments(inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
         call = _RecordedCall(model.config)
-        backbone.reference(call, inputs, manifest.latents)
+        backbone.reference(call, inputs, manifest.geometry.latents)
         return call.arguments
 
     return arguments
@@ -118,10 +120,11 @@ class _RecordedCall:
 def compare(
     session: Session,
     manifest: Manifest,
+    geometry: Geometry,
     model: torch.nn.Module,
     update: Callable[[float, str], None] | None = None,
 ) -> tuple[Parity, ...]:
-    """Every bucket of a session on the same random inputs as the model in fp32 (its weights in the bundle's dtype).
+    """Every bucket of a size's session on the same random inputs as the model in fp32 (weights in the bundle's dtype).
 
     The model computes where the engine does: a GPU is as able to compute the reference, at any size.
 
@@ -133,9 +136,9 @@ def compare(
     from accelaes_export.graph.focus_step import FocusStep, example_inputs
 
     backbone: Backbone = backbone_of(manifest.family)
-    contract, device = manifest.contract, session.device
+    contract, device = geometry.contract, session.device
     reference = in_fp32(model, backbone, device)
-    step = FocusStep(reference, backbone, contract, manifest.latents, manifest.affinity_layers).eval()
+    step = FocusStep(reference, backbone, contract, geometry.latents, manifest.affinity_layers).eval()
     results = []
     for k, n in enumerate(contract.buckets):
         inputs = example_inputs(contract, n, seed=n, device=device)
@@ -144,8 +147,8 @@ def compare(
             if n == contract.tokens:
                 step.restore()
                 call = {name: exact[name] for name in ("hidden_states", "timestep", *contract.conditioning)}
-                sample = backbone.reference(reference, call, manifest.latents)
-                expected = {"focus_prediction": patchify(sample, manifest.latents)}
+                sample = backbone.reference(reference, call, geometry.latents)
+                expected = {"focus_prediction": patchify(sample, geometry.latents)}
                 kind = "diffusers"
             else:
                 step.install()
@@ -156,7 +159,7 @@ def compare(
     # The last bucket is the dense one, so `inputs` and `expected` are of all tokens.
     names = [spec.name for blocks in contract.ranges for spec in blocks.changes]
     known = {**inputs, **_outputs(session, contract, inputs, names, contract.tokens)} if names else inputs
-    for blocks, engine in zip(contract.ranges, manifest.without, strict=True):
+    for blocks, engine in zip(contract.ranges, geometry.without, strict=True):
         given = {spec.name: known[spec.name] for spec in engine.contract.inputs}
         found = _outputs(session, engine.contract, given, expected, contract.tokens)
         kind = f"diffusers, blocks {blocks.label} left out"

@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from accelaes_export.bundle.own_bundles import is_own
 from accelaes_export.bundle.signing import SIGNATURE, require_signature
 from accelaes_export.contract.consistency import contradiction
-from accelaes_export.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest
+from accelaes_export.contract.geometry import Geometry
+from accelaes_export.contract.manifest import SCHEMA_VERSION, BackendRecord, FileRecord, Manifest
 from accelaes_export.contract.upgrade import upgraded
 from accelaes_export.errors import BundleError, InputError, shortened
 from accelaes_export.files.hashing import sha256_of
@@ -60,8 +61,9 @@ class Bundle:
                 self._check_code()
                 self.check_fit()
                 require_address_space(sum(record.size for record in self.manifest.files.values()))
-                folders = {folder: self.path / folder for folder in ("", *(e.folder for e in self.manifest.without))}
-                self._session = open_engines(self.manifest, folders, cuda_graphs=self._cuda_graphs)
+                geometry = self.manifest.geometry
+                folders = {folder: self.path / folder for folder in geometry.folders}
+                self._session = open_engines(self.manifest.backend, geometry, folders, cuda_graphs=self._cuda_graphs)
             return self._session
 
     def check(self) -> None:
@@ -99,10 +101,13 @@ class Bundle:
             )
 
 
-def open_engines(manifest: Manifest, folders: Mapping[str, Path], *, cuda_graphs: bool = True) -> Session:
-    """A session of all the engines a manifest tells of.
+def open_engines(
+    record: BackendRecord, geometry: Geometry, folders: Mapping[str, Path], *, cuda_graphs: bool = True
+) -> Session:
+    """A session of all the engines of one size.
 
     Args:
+        record: of the backend that made them.
         folders: where each engine's files are, by its folder in the bundle, "" for the focus step's.
         cuda_graphs: see `open_bundle`.
 
@@ -111,8 +116,6 @@ def open_engines(manifest: Manifest, folders: Mapping[str, Path], *, cuda_graphs
     """
     from accelaes_export.backends import backend
     from accelaes_export.backends.joined import joined
-
-    record = manifest.backend
 
     def opened(folder: str, contract: GraphContract, files: tuple[str, ...]) -> Session:
         return backend(record.name).open(
@@ -124,8 +127,8 @@ def open_engines(manifest: Manifest, folders: Mapping[str, Path], *, cuda_graphs
             cuda_graphs=cuda_graphs,
         )
 
-    full = opened("", manifest.contract, record.files)
-    return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in manifest.without])
+    full = opened("", geometry.contract, record.files)
+    return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in geometry.without])
 
 
 def open_bundle(
@@ -220,7 +223,7 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"{path} names the file {shortened(name)!r}, which lies outside the bundle; nothing was read."
             )
-    files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.without for name in e.files)]
+    files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.geometry.without for name in e.files)]
     unlisted = [name for name in files if name not in manifest.files]
     if unlisted:
         raise BundleError(

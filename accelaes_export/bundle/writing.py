@@ -75,7 +75,8 @@ def check_destination(destination: str | Path, build_key: str | None = None, *, 
         )
     if manifest.build_key != build_key and not force:
         raise InputError(
-            f"{folder} holds another bundle ({manifest.model}, {manifest.backend.name}, {manifest.contract.dtype}); "
+            f"{folder} holds another bundle ({manifest.model}, {manifest.backend.name}, "
+            f"{manifest.geometry.contract.dtype}); "
             "choose another folder with -o, or replace it with --force."
         )
     return Bundle(folder, manifest)

@@ -153,7 +153,8 @@ def command(
     size = sum(record.size for record in manifest.files.values())
     console = results()
     console.print(
-        f"Bundle {bundle.path}: {manifest.model}, {manifest.contract.dtype}, {readable_size(size)}", soft_wrap=True
+        f"Bundle {bundle.path}: {manifest.model}, {manifest.geometry.contract.dtype}, {readable_size(size)}",
+        soft_wrap=True,
     )
     console.print(f"  for {manifest.backend.name} on {', '.join(manifest.backend.targets)}", soft_wrap=True)
     console.print(f"Next: accelaes-export inspect {bundle.path}", soft_wrap=True)

@@ -48,16 +48,16 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     console.print()
     console.print(manifest_tables.buckets(manifest))
     console.print()
-    left_out = manifest_tables.ranges(manifest)
+    left_out = manifest_tables.ranges(manifest.geometry)
     if left_out is not None:
         console.print(left_out)
         console.print()
     console.print(manifest_tables.budgets(manifest))
     console.print()
-    console.print(manifest_tables.tensors(manifest.contract, every_layer=tensors))
+    console.print(manifest_tables.tensors(manifest.geometry.contract, every_layer=tensors))
     console.print()
-    if manifest.parity:
-        console.print(manifest_tables.parity(manifest.parity, manifest.measured_on))
+    if manifest.geometry.parity:
+        console.print(manifest_tables.parity(manifest.geometry.parity, manifest.measured_on))
         console.print()
     console.print(f"Plan of {whose}, {len(plan)} steps")
     console.print(timeline(plan))

@@ -11,7 +11,8 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.bundle.signing import signer
 from accelaes_export.cli.policy_options import run_steps
 from accelaes_export.cli.progress import readable_size
-from accelaes_export.contract.manifest import Latents, Manifest, Parity
+from accelaes_export.contract.geometry import Geometry, Latents, Parity
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Drift, listed_budgets
@@ -21,7 +22,7 @@ from accelaes_export.runtime.policy_choice import policy_for
 def overview(bundle: Bundle) -> Table:
     """Model, source, geometry, backend, versions and files."""
     manifest = bundle.manifest
-    contract, latents, source = manifest.contract, manifest.latents, manifest.source
+    contract, latents, source = manifest.geometry.contract, manifest.geometry.latents, manifest.source
     window = ", or any other up to the model's limit" if contract.dynamic_text else ""
     if contract.dynamic_text and contract.masks_text and contract.text_multiple > 1:
         window = f", or more; texts are padded to a multiple of {contract.text_multiple}"
@@ -83,22 +84,23 @@ def _patches(latents: Latents) -> str:
 def buckets(manifest: Manifest) -> Table:
     """Every bucket with its n, its skip ratio and its share of the dense step's FLOPs."""
     table = Table("letter", "n/N", "n", "skip ratio", "GFLOPs a step", "share", title="Buckets", title_justify="left")
-    dense = manifest.bucket_flops.get(manifest.contract.tokens, 0)
-    for k, (fraction, n) in enumerate(zip(manifest.bucket_fractions, manifest.contract.buckets, strict=True)):
-        flops = manifest.bucket_flops.get(n)
+    geometry = manifest.geometry
+    dense = geometry.bucket_flops.get(geometry.contract.tokens, 0)
+    for k, (fraction, n) in enumerate(zip(manifest.bucket_fractions, geometry.contract.buckets, strict=True)):
+        flops = geometry.bucket_flops.get(n)
         counted = ("", "") if flops is None or not dense else (f"{flops / 1e9:.3g}", f"{flops / dense:.1%}")
-        letter = "D" if n == manifest.contract.tokens else chr(ord("a") + k)
+        letter = "D" if n == geometry.contract.tokens else chr(ord("a") + k)
         table.add_row(letter, f"{fraction:g}", str(n), f"{1 - fraction:g}", *counted)
     return table
 
 
-def ranges(manifest: Manifest) -> Table | None:
+def ranges(geometry: Geometry) -> Table | None:
     """Every range of blocks that a step may leave out, with its symbol in plans; None where there is none."""
-    if not manifest.without:
+    if not geometry.without:
         return None
     table = Table("digit", "blocks left out", "GFLOPs a step", "share", title="Block ranges", title_justify="left")
-    dense = manifest.bucket_flops[manifest.contract.tokens]
-    for k, (blocks, flops) in enumerate(zip(manifest.contract.ranges, manifest.range_flops, strict=True)):
+    dense = geometry.bucket_flops[geometry.contract.tokens]
+    for k, (blocks, flops) in enumerate(zip(geometry.contract.ranges, geometry.range_flops, strict=True)):
         table.add_row(str(k), f"{blocks.label} of {blocks.of}", f"{flops / 1e9:.3g}", f"{flops / dense:.1%}")
     return table
 

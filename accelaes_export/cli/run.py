@@ -124,7 +124,7 @@ def command(
     opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
     manifest = opened.manifest
     for path in (output, mask_out):
-        run_report.require_image_path(path, video=manifest.latents.moves)
+        run_report.require_image_path(path, video=manifest.geometry.latents.moves)
     check_writable(output, mask_out, save_json)
     guidance = manifest.defaults.guidance if guidance is None else guidance
     require_guidance(guidance)

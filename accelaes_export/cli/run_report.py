@@ -54,7 +54,7 @@ def save(
     frames, focus_index = result.frames, result.report.focus_index
     save_images(frames, output)
     if mask_out is not None and focus_index is not None:
-        save_images(mask_overlays(frames, focus_index[0], manifest.latents), mask_out)
+        save_images(mask_overlays(frames, focus_index[0], manifest.geometry.latents), mask_out)
         written.append(mask_out)
     if trace is not None:
         write_whole(trace, json.dumps(result.report.as_dict(), indent=2) + "\n")

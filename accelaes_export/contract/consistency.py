@@ -7,8 +7,10 @@ picture without a word.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import (
     AFFINITY,
@@ -25,21 +27,24 @@ _SHARE_TOLERANCE = 0.01  # a bucket is rounded to a multiple of 8 tokens where t
 
 def contradiction(manifest: Manifest) -> str | None:
     """The first statement that disagrees with another, as a clause; None for a manifest that agrees with itself."""
-    checks: tuple[Callable[[Manifest], Iterator[str]], ...] = (
-        _geometry,
+    of_each_size: tuple[Callable[[Manifest, Geometry], Iterator[str]], ...] = (
+        _tokens,
         _channels,
         _tensors,
         _ranges,
         _text,
-        _source,
-        _call,
-        _recipe,
+        _rows,
     )
-    return next((clause for check in checks for clause in check(manifest)), None)
+    of_all: tuple[Callable[[Manifest], Iterator[str]], ...] = (_source, _call, _recipe)
+    clauses = (
+        *(check(manifest, geometry) for geometry in manifest.geometries for check in of_each_size),
+        *(check(manifest) for check in of_all),
+    )
+    return next(chain.from_iterable(clauses), None)
 
 
-def _geometry(manifest: Manifest) -> Iterator[str]:
-    contract, latents = manifest.contract, manifest.latents
+def _tokens(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
+    contract, latents = geometry.contract, geometry.latents
     buckets = contract.buckets
     if contract.tokens != latents.tokens or not buckets or buckets[-1] != contract.tokens:
         yield (
@@ -55,14 +60,14 @@ def _geometry(manifest: Manifest) -> Iterator[str]:
     for fraction, n in zip(manifest.bucket_fractions, buckets, strict=True):
         if abs(n - fraction * contract.tokens) > max(1, _SHARE_TOLERANCE * contract.tokens):
             yield f"bucket {fraction:g} of {contract.tokens} tokens has {n}"
-    if set(manifest.bucket_flops) != set(buckets):
-        yield f"FLOPs are counted for the buckets {', '.join(map(str, manifest.bucket_flops)) or 'none'}"
+    if set(geometry.bucket_flops) != set(buckets):
+        yield f"FLOPs are counted for the buckets {', '.join(map(str, geometry.bucket_flops)) or 'none'}"
     if any(not 0 <= layer < manifest.layers for layer in manifest.affinity_layers):
         yield f"affinity comes from the blocks {manifest.affinity_layers} of {manifest.layers}"
 
 
-def _channels(manifest: Manifest) -> Iterator[str]:
-    latents, configured = manifest.latents, manifest.transformer_config.get("out_channels")
+def _channels(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
+    latents, configured = geometry.latents, manifest.transformer_config.get("out_channels")
     if (
         isinstance(configured, int)
         and not latents.packed
@@ -74,39 +79,39 @@ def _channels(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _ranges(manifest: Manifest) -> Iterator[str]:
-    ranges = [blocks.label for blocks in manifest.contract.ranges]
-    engines = [blocks.label if (blocks := engine.contract.without) else "none" for engine in manifest.without]
+def _ranges(_: Manifest, geometry: Geometry) -> Iterator[str]:
+    ranges = [blocks.label for blocks in geometry.contract.ranges]
+    engines = [blocks.label if (blocks := engine.contract.without) else "none" for engine in geometry.without]
     if engines != ranges:
         yield (
             f"it has engines without the blocks {', '.join(engines) or 'none'}, and its "
             f"focus step keeps the changes of {', '.join(ranges) or 'none'}"
         )
-    for blocks in manifest.contract.ranges:
+    for blocks in geometry.contract.ranges:
         if not 0 <= blocks.first < blocks.last <= blocks.of:
             yield f"blocks {blocks.label} of {blocks.of} are left out"
-    folders = [engine.folder for engine in manifest.without]
+    folders = [engine.folder for engine in geometry.without]
     if len(set(folders)) != len(folders):
         yield "two engines lie in one folder"
-    for engine in manifest.without:
+    for engine in geometry.without:
         for name in ("dtype", "batch", "pairs", "tokens", "text_tokens", "conditioning"):
-            own, whole = getattr(engine.contract, name), getattr(manifest.contract, name)
+            own, whole = getattr(engine.contract, name), getattr(geometry.contract, name)
             if own != whole:
                 yield f"{name} is {whole} of the focus step and {own} of the step without blocks"
 
 
-def _text(manifest: Manifest) -> Iterator[str]:
+def _text(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
     positions = sum(segment.length for segment in manifest.text)
-    if positions != manifest.contract.text_tokens:
-        yield f"its text entries have {positions} positions, and its contract {manifest.contract.text_tokens}"
+    if positions != geometry.contract.text_tokens:
+        yield f"its text entries have {positions} positions, and its contract {geometry.contract.text_tokens}"
     if any(not segment.tokenizers for segment in manifest.text):
         yield "a text entry has no tokenizer"
-    if (manifest.contract.text_input is None) != (not manifest.text):
-        yield f"it has {len(manifest.text)} text entries, and its text input is {manifest.contract.text_input}"
+    if (geometry.contract.text_input is None) != (not manifest.text):
+        yield f"it has {len(manifest.text)} text entries, and its text input is {geometry.contract.text_input}"
 
 
-def _tensors(manifest: Manifest) -> Iterator[str]:
-    contracts: tuple[GraphContract, ...] = (manifest.contract, *(engine.contract for engine in manifest.without))
+def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
+    contracts: tuple[GraphContract, ...] = (geometry.contract, *(engine.contract for engine in geometry.without))
     for contract in contracts:
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (contract.inputs, contract.outputs))
         if len(inputs) != len(contract.inputs) or len(outputs) != len(contract.outputs):
@@ -118,11 +123,11 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
         if missing:
             yield f"there is no tensor {missing[0]}"
             return
-        if inputs[HIDDEN_STATES].shape != ("B", *manifest.latents.shape):
-            yield f"its latents are {manifest.latents.shape}, and the engine takes {inputs[HIDDEN_STATES].shape[1:]}"
+        if inputs[HIDDEN_STATES].shape != ("B", *geometry.latents.shape):
+            yield f"its latents are {geometry.latents.shape}, and the engine takes {inputs[HIDDEN_STATES].shape[1:]}"
         computed = "n" if contract.without is None else contract.tokens
-        if outputs[FOCUS_PREDICTION].shape != ("B", computed, manifest.latents.token_width):
-            yield f"a token has {manifest.latents.token_width} numbers, and the engine gives others"
+        if outputs[FOCUS_PREDICTION].shape != ("B", computed, geometry.latents.token_width):
+            yield f"a token has {geometry.latents.token_width} numbers, and the engine gives others"
         for entry in contract.cache:
             given, fresh = inputs.get(f"{entry.name}_bg"), outputs.get(entry.name)
             wanted = [("B", entry.heads, letter, entry.head_dim) for letter in ("m", "n")]
@@ -137,8 +142,14 @@ def _tensors(manifest: Manifest) -> Iterator[str]:
                 yield f"{spec.name} may be left out, and is no mask"
             if spec.dtype not in (contract.dtype, "fp32", "int64"):
                 yield f"{spec.name} is {spec.dtype} in an engine of {contract.dtype}"
-    if (AFFINITY in manifest.contract.has) != bool(manifest.affinity_layers):
+    if (AFFINITY in geometry.contract.has) != bool(manifest.affinity_layers):
         yield f"affinity comes from the blocks {manifest.affinity_layers}, and the engine has it or not"
+
+
+def _rows(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
+    guidance, contract = manifest.call.guidance, geometry.contract
+    if contract.pairs != guidance.pairs:
+        yield f"guidance is {guidance.layout}, and the engine has {contract.rows} rows for {contract.batch}"
 
 
 def _source(manifest: Manifest) -> Iterator[str]:
@@ -148,9 +159,7 @@ def _source(manifest: Manifest) -> Iterator[str]:
 
 
 def _call(manifest: Manifest) -> Iterator[str]:
-    call, contract = manifest.call, manifest.contract
-    if contract.pairs != call.guidance.pairs:
-        yield f"guidance is {call.guidance.layout}, and the engine has {contract.rows} rows for {contract.batch}"
+    call = manifest.call
     if call.signature[:1] != (HIDDEN_STATES,) or len(set(call.signature)) != len(call.signature):
         yield f"the transformer's call begins with {', '.join(call.signature) or 'nothing'}"
     if not call.pipelines:
@@ -160,19 +169,19 @@ def _call(manifest: Manifest) -> Iterator[str]:
 def _recipe(manifest: Manifest) -> Iterator[str]:
     """What the build was asked for, against what came of it."""
     written = manifest.model_dump(mode="json", include={"text", "defaults", "bucket_fractions"})
-    defaults = written["defaults"]
+    defaults, geometry = written["defaults"], manifest.geometry
     said: dict[str, Any] = {
         "name": manifest.model,
         "family": manifest.family,
         "form": manifest.form,
-        "dtype": manifest.contract.dtype,
-        "batch": manifest.contract.batch,
+        "dtype": geometry.contract.dtype,
+        "batch": geometry.contract.batch,
         "buckets": written["bucket_fractions"][:-1],
         "text": written["text"],
         "spatial_cfg": manifest.spatial_cfg,
         "token_scorer": manifest.token_scorer,
-        "vae_scale": manifest.latents.vae_scale,
-        "resolution": [manifest.latents.size["height"], manifest.latents.size["width"]],
+        "vae_scale": geometry.latents.vae_scale,
+        "resolution": [geometry.latents.size["height"], geometry.latents.size["width"]],
         "steps": defaults["steps"],
         "guidance": defaults["guidance"],
         "policy": {"name": defaults["policy"], "options": defaults["policy_options"]},

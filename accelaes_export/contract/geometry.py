@@ -1,60 +1,134 @@
-"""Between what a pipeline works with and tokens [B, N, w]: latents of pictures and videos, or tokens already.
-
-A token's numbers are in the order diffusers' output layers use: frame, row and column within the patch, channel.
-"""
+"""What a bundle says about a size of picture or video: latents and tokens, the tensor table, costs and parity."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pydantic import Field
 
-from accelaes_export.contract.manifest import Latents
-
-if TYPE_CHECKING:
-    import torch
+from accelaes_export.contract.records import Record
+from accelaes_export.contract.tensors import Count, GraphContract
 
 
-def unpatchify(tokens: torch.Tensor, latents: Latents) -> torch.Tensor:
-    """[B, N, w] predictions to what the transformer returns.
+class Latents(Record):
+    """Geometry between pixels, latents and tokens. Tokens are row-major, of videos frame by frame.
 
-    [B, C, Hl, Wl] of pictures (behind them zeros for the learned variance, where pipelines expect it),
-    [B, C, F, Hl, Wl] of videos, and the tokens themselves where the pipeline takes tokens.
+    N = (frames / patch_frames) * (height / patch) * (width / patch).
     """
-    if latents.packed:
-        return tokens
-    B, C = tokens.shape[0], latents.out_channels
-    grid = tokens.reshape(B, *_grid(latents), latents.patch_frames, latents.patch, latents.patch, C)
-    video = grid.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(B, C, latents.frames or 1, latents.height, latents.width)
-    if latents.frames is not None:
-        return video
-    image = video[:, :, 0]
-    if latents.sigma_channels:
-        import torch
 
-        image = torch.nn.functional.pad(image, (0, 0, 0, 0, 0, latents.sigma_channels))
-    return image
+    channels: Count  # C
+    out_channels: Count  # of the prediction
+    height: Count  # Hl, in latent cells
+    width: Count  # Wl
+    patch: Count  # p
+    vae_scale: Count  # pixels per latent cell
+    frames: Count | None = None  # latent frames; None: a picture
+    patch_frames: Count = 1
+    frame_scale: Count = 1  # video frames per latent frame
+    packed: bool = False  # the pipeline hands over and takes back tokens [B, N, p·p·C], as FLUX does
+    sigma_channels: int = Field(default=0, ge=0)  # learned variance behind the prediction, thrown away
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Token rows and columns of a picture or frame."""
+        return self.height // self.patch, self.width // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """N."""
+        rows, columns = self.grid
+        return rows * columns * ((self.frames or 1) // self.patch_frames)
+
+    @property
+    def token_width(self) -> int:
+        """Numbers predicted for one token: p·p·C, of videos times the frames of a patch."""
+        return self.patch_frames * self.patch**2 * self.out_channels
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One row of the transformer's `hidden_states`."""
+        if self.packed:
+            return self.tokens, self.patch**2 * self.channels
+        frames = () if self.frames is None else (self.frames,)
+        return (self.channels, *frames, self.height, self.width)
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is more than one frame."""
+        return self.frames is not None and self.frames > 1
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The pipeline's size arguments for this geometry, in pixels and video frames."""
+        pixels = {"height": self.height * self.vae_scale, "width": self.width * self.vae_scale}
+        return pixels if self.frames is None else {**pixels, "num_frames": (self.frames - 1) * self.frame_scale + 1}
+
+    @property
+    def asked_for(self) -> str:
+        """`size` as it is written in a call: "height=48, width=48"."""
+        return ", ".join(f"{name}={value}" for name, value in self.size.items())
 
 
-def patchify(sample: torch.Tensor, latents: Latents) -> torch.Tensor:
-    """What the transformer returned, to [B, N, w]: the inverse of `unpatchify`; a learned variance is left out."""
-    if latents.packed:
-        return sample
-    frames, rows, columns = _grid(latents)
-    p, q, C = latents.patch, latents.patch_frames, latents.out_channels
-    grid = sample[:, :C].reshape(sample.shape[0], C, frames, q, rows, p, columns, p)
-    return grid.permute(0, 2, 4, 6, 3, 5, 7, 1).reshape(sample.shape[0], latents.tokens, latents.token_width)
+class Parity(Record):
+    """One comparison of a session with its reference, made while building or verifying; of the output that is farthest.
 
-
-def by_cell(tokens: torch.Tensor, latents: Latents) -> torch.Tensor:
-    """[B, N, w] predictions as [B, N, P, C]: the channels of each of a token's latent cells. A view.
-
-    Packed tokens have the cells of a channel side by side, as their pipelines pack latents; others the channels of a
-    cell.
+    Attributes:
+        max_abs, max_rel: the largest difference, and that over the output's largest value; at most `tolerance`.
+        norm_rel: the difference's norm over the output's, at most `norm_tolerance`. Single values of bf16 may be far
+            off in a right engine, but not all of them. None in bundles of before schema 4.
+        device: where the session ran; "" in bundles of before schema 4.
     """
-    C = latents.token_width // (latents.patch_frames * latents.patch**2)
-    if latents.packed:
-        return tokens.unflatten(-1, (C, -1)).transpose(-1, -2)
-    return tokens.unflatten(-1, (-1, C))
+
+    bucket: int  # n
+    reference: str  # "diffusers" (n = N) or "eager focus step"
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    passed: bool
+    norm_rel: float | None = None
+    norm_tolerance: float | None = None
+    device: str = ""
+
+    @property
+    def errors(self) -> str:
+        """In words: how far it is off and how far it may be."""
+        said = f"{self.max_rel:.2g} of its range, where {self.tolerance:g} is allowed"
+        if self.norm_rel is None or self.norm_tolerance is None:
+            return said
+        return f"{said}, and {self.norm_rel:.2g} of its norm, where {self.norm_tolerance:g} is,"
 
 
-def _grid(latents: Latents) -> tuple[int, int, int]:
-    return ((latents.frames or 1) // latents.patch_frames, *latents.grid)
+class EngineWithout(Record):
+    """The engine of a step that leaves a range of blocks out.
+
+    Attributes:
+        contract: its tensor table; `contract.without` is the range.
+        folder: in the bundle; `files` are in it.
+        flops: of one call at the largest B.
+    """
+
+    contract: GraphContract
+    folder: str
+    files: tuple[str, ...]
+    flops: int = Field(ge=0)
+
+
+class Geometry(Record):
+    """A size of picture or video that a bundle makes, and everything in it that depends on the size.
+
+    `bucket_flops` counts one call at the largest B (multiply-adds times two).
+    """
+
+    latents: Latents
+    contract: GraphContract
+    bucket_flops: dict[int, int]  # n -> FLOPs of one focus step
+    without: tuple[EngineWithout, ...] = ()  # in the order of contract.ranges
+    parity: tuple[Parity, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Of its engines in the bundle, the focus step's first: that is the bundle's own, ""."""
+        return ("", *(engine.folder for engine in self.without))
+
+    @property
+    def range_flops(self) -> tuple[int, ...]:
+        """FLOPs of a step without each range."""
+        return tuple(engine.flops for engine in self.without)

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, FiniteFloat
 
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.records import Record
-from accelaes_export.contract.tensors import Count, GraphContract
+from accelaes_export.contract.tensors import Count
 from accelaes_export.policies.drift_plans import DriftSchedule
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Source(Record):
@@ -27,65 +28,6 @@ class Source(Record):
     revision: str | None = None
     variant: str | None = None
     seed: int | None = None
-
-
-class Latents(Record):
-    """Geometry between pixels, latents and tokens. Tokens are row-major, of videos frame by frame.
-
-    N = (frames / patch_frames) * (height / patch) * (width / patch).
-    """
-
-    channels: Count  # C
-    out_channels: Count  # of the prediction
-    height: Count  # Hl, in latent cells
-    width: Count  # Wl
-    patch: Count  # p
-    vae_scale: Count  # pixels per latent cell
-    frames: Count | None = None  # latent frames; None: a picture
-    patch_frames: Count = 1
-    frame_scale: Count = 1  # video frames per latent frame
-    packed: bool = False  # the pipeline hands over and takes back tokens [B, N, p·p·C], as FLUX does
-    sigma_channels: int = Field(default=0, ge=0)  # learned variance behind the prediction, thrown away
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Token rows and columns of a picture or frame."""
-        return self.height // self.patch, self.width // self.patch
-
-    @property
-    def tokens(self) -> int:
-        """N."""
-        rows, columns = self.grid
-        return rows * columns * ((self.frames or 1) // self.patch_frames)
-
-    @property
-    def token_width(self) -> int:
-        """Numbers predicted for one token: p·p·C, of videos times the frames of a patch."""
-        return self.patch_frames * self.patch**2 * self.out_channels
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One row of the transformer's `hidden_states`."""
-        if self.packed:
-            return self.tokens, self.patch**2 * self.channels
-        frames = () if self.frames is None else (self.frames,)
-        return (self.channels, *frames, self.height, self.width)
-
-    @property
-    def moves(self) -> bool:
-        """Whether there is more than one frame."""
-        return self.frames is not None and self.frames > 1
-
-    @property
-    def size(self) -> dict[str, int]:
-        """The pipeline's size arguments for this geometry, in pixels and video frames."""
-        pixels = {"height": self.height * self.vae_scale, "width": self.width * self.vae_scale}
-        return pixels if self.frames is None else {**pixels, "num_frames": (self.frames - 1) * self.frame_scale + 1}
-
-    @property
-    def asked_for(self) -> str:
-        """`size` as it is written in a call: "height=48, width=48"."""
-        return ", ".join(f"{name}={value}" for name, value in self.size.items())
 
 
 class Guidance(Record):
@@ -147,35 +89,6 @@ class FileRecord(Record):
     size: int = Field(ge=0)
 
 
-class Parity(Record):
-    """One comparison of a session with its reference, made while building or verifying; of the output that is farthest.
-
-    Attributes:
-        max_abs, max_rel: the largest difference, and that over the output's largest value; at most `tolerance`.
-        norm_rel: the difference's norm over the output's, at most `norm_tolerance`. Single values of bf16 may be far
-            off in a right engine, but not all of them. None in bundles of before schema 4.
-        device: where the session ran; "" in bundles of before schema 4.
-    """
-
-    bucket: int  # n
-    reference: str  # "diffusers" (n = N) or "eager focus step"
-    max_abs: float
-    max_rel: float
-    tolerance: float
-    passed: bool
-    norm_rel: float | None = None
-    norm_tolerance: float | None = None
-    device: str = ""
-
-    @property
-    def errors(self) -> str:
-        """In words: how far it is off and how far it may be."""
-        said = f"{self.max_rel:.2g} of its range, where {self.tolerance:g} is allowed"
-        if self.norm_rel is None or self.norm_tolerance is None:
-            return said
-        return f"{said}, and {self.norm_rel:.2g} of its norm, where {self.norm_tolerance:g} is,"
-
-
 class BackendRecord(Record):
     name: str
     versions: dict[str, str]
@@ -183,21 +96,6 @@ class BackendRecord(Record):
     files: tuple[str, ...]  # the engine's files, relative to the bundle
     plugin: str | None = None
     notes: tuple[str, ...] = ()
-
-
-class EngineWithout(Record):
-    """The engine of a step that leaves a range of blocks out.
-
-    Attributes:
-        contract: its tensor table; `contract.without` is the range.
-        folder: in the bundle; `files` are in it.
-        flops: of one call at the largest B.
-    """
-
-    contract: GraphContract
-    folder: str
-    files: tuple[str, ...]
-    flops: int = Field(ge=0)
 
 
 class Defaults(Record):
@@ -212,7 +110,7 @@ class Defaults(Record):
 
 
 class Manifest(Record):
-    """manifest.json. `dense_flops` and `bucket_flops` count one call at the largest B (multiply-adds times two)."""
+    """manifest.json."""
 
     schema_version: int = SCHEMA_VERSION
     created_by: str  # "accelaes-export 0.1.0"
@@ -221,12 +119,11 @@ class Manifest(Record):
     family: str  # "sd3"
     form: Literal["token", "component"]
     source: Source
-    latents: Latents
+    geometries: tuple[Geometry, ...] = Field(min_length=1, max_length=1)  # this release makes one size a bundle
     text: tuple[TextSegment, ...]
     layers: Count  # L
     affinity_layers: tuple[int, ...]
     bucket_fractions: tuple[FiniteFloat, ...]  # n/N asked for, ascending, 1.0 last
-    contract: GraphContract
     transformer_config: dict[str, Any]  # the diffusers config, for drop-in and verify
     call: TransformerCall
     spatial_cfg: bool  # whether the family supports region-wise guidance by default
@@ -235,11 +132,13 @@ class Manifest(Record):
     backend: BackendRecord
     recipe: dict[str, Any]
     defaults: Defaults
-    bucket_flops: dict[int, int]  # n -> FLOPs of one focus step
-    without: tuple[EngineWithout, ...] = ()  # in the order of contract.ranges
     files: dict[str, FileRecord]  # every file but the manifest itself
-    parity: tuple[Parity, ...] = ()
     measured_on: str = ""  # machine the parity figures come from
+
+    @property
+    def geometry(self) -> Geometry:
+        """What pictures are made as where no size is asked for: the first."""
+        return self.geometries[0]
 
     @property
     def sparse_fractions(self) -> tuple[float, ...]:
@@ -249,9 +148,4 @@ class Manifest(Record):
     @property
     def range_shares(self) -> tuple[float, ...]:
         """Share of the blocks that a step without each range computes, which a plan's digits stand for."""
-        return self.contract.shares
-
-    @property
-    def range_flops(self) -> tuple[int, ...]:
-        """FLOPs of a step without each range."""
-        return tuple(engine.flops for engine in self.without)
+        return self.geometry.contract.shares

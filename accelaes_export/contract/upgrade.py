@@ -6,10 +6,22 @@ from typing import Any
 
 
 def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """`manifest`, read from JSON, in the present schema. Schemas after 1 only added fields, which have defaults."""
-    if manifest["schema_version"] != 1 or "call" in manifest:
-        return manifest
-    # Schema 1 knew one family, SD3, whose pipelines guide by pairs, and said the rest of the call at its top.
+    """`manifest`, read from JSON, in the present schema. What schemas 2 to 4 added has defaults."""
+    version = manifest["schema_version"]
+    if version == 1 and "call" not in manifest:
+        manifest = _with_call(manifest)
+    return _with_geometries(manifest) if version < 5 and "geometries" not in manifest else manifest
+
+
+def _with_geometries(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Schema 5: what depends on a picture's size stands in one place, of which there can be several."""
+    of_a_size = ("latents", "contract", "bucket_flops", "without", "parity")
+    rest = {name: value for name, value in manifest.items() if name not in of_a_size}
+    return {**rest, "geometries": [{name: manifest[name] for name in of_a_size if name in manifest}]}
+
+
+def _with_call(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2. The first knew one family, SD3, whose pipelines guide by pairs, and said the rest of it at its top."""
     rest = {name: value for name, value in manifest.items() if name not in ("pipelines", "signature")}
     call = {name: manifest[name] for name in ("pipelines", "signature") if name in manifest}
     return {**rest, "call": {**call, "guidance": {"layout": "uncond_cond"}}, "recipe": _recipe(manifest)}

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
 from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.contract.example_inputs import example_inputs as example_inputs
-from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.tensors import (
     AFFINITY,
     BACKGROUND_INDEX,

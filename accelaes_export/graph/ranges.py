@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from accelaes_export.backbones.base import Backbone, PartSite
-from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.tensors import (
     FOCUS_PREDICTION,
     HIDDEN_STATES,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
-from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.tensors import (
     AFFINITY,
     BACKGROUND_INDEX,

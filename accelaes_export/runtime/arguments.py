@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.geometry import Geometry, Latents
+from accelaes_export.contract.manifest import TransformerCall
 from accelaes_export.contract.tensors import TIMESTEP
 from accelaes_export.errors import InputError
 from accelaes_export.runtime.step_inputs import StepInputs
@@ -23,16 +24,16 @@ SHAPES = "img_shapes"
 """The same said in words: for every prompt its pictures' frames, rows and columns of tokens."""
 
 
-def is_of_size(manifest: Manifest, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
-    """Whether a call is of pictures of a bundle's size, as far as it says: packed tokens may be of several shapes."""
-    if tuple(hidden_states.shape[1:]) != manifest.latents.shape:
+def is_of_size(latents: Latents, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+    """Whether a call is of pictures of this size, as far as it says: packed tokens may be of several shapes."""
+    if tuple(hidden_states.shape[1:]) != latents.shape:
         return False
-    if not manifest.latents.packed:
+    if not latents.packed:
         return True
     ids, shapes = given.get(IDS), given.get(SHAPES)
     if ids is not None:
-        return _grid_of(ids) == manifest.latents.grid
-    return not shapes or all(_shapes_of(pictures) == [manifest.latents.grid] for pictures in shapes)
+        return _grid_of(ids) == latents.grid
+    return not shapes or all(_shapes_of(pictures) == [latents.grid] for pictures in shapes)
 
 
 def _grid_of(ids: torch.Tensor) -> tuple[int, int]:
@@ -49,13 +50,13 @@ def _shapes_of(pictures: Any) -> list[tuple[int, ...]]:
 class Arguments:
     """Reads calls; remembers the last rotation table, to notice another one."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._call = manifest.call
-        self._names = manifest.contract.conditioning
-        self._text = manifest.contract.text_input
-        self._optional = tuple(spec.name for spec in manifest.contract.inputs if spec.optional)
-        self._grid = manifest.latents.grid
-        self._size = manifest.latents.asked_for
+    def __init__(self, call: TransformerCall, geometry: Geometry) -> None:
+        self._call = call
+        self._names = geometry.contract.conditioning
+        self._text = geometry.contract.text_input
+        self._optional = tuple(spec.name for spec in geometry.contract.inputs if spec.optional)
+        self._grid = geometry.latents.grid
+        self._size = geometry.latents.asked_for
         self._rotations: torch.Tensor | None = None
         self._ids: torch.Tensor | None = None
 

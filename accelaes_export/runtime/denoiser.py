@@ -17,7 +17,8 @@ import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Desk
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Gate, Selector
 from accelaes_export.policies.plan import StepKind

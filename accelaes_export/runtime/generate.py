@@ -79,7 +79,7 @@ def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
 
     folder, source = pipeline_location(bundle, checkpoint), bundle.manifest.source
     # CPUs compute in fp32 whatever the engine's dtype: half precision is slow there, or missing.
-    dtype = bundle.manifest.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
+    dtype = bundle.manifest.geometry.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
     try:
         # diffusers asks for every component by hand that a pipeline was saved without.
         saved, _ = DiffusionPipeline.load_config(folder, revision=source.revision, return_unused_kwargs=True)
@@ -152,7 +152,7 @@ def generate(
         "negative_prompt": negative_prompt or (" " if manifest.call.guidance.argument == "true_cfg_scale" else None),
         "num_inference_steps": steps,
         manifest.call.guidance.argument: guidance,
-        **manifest.latents.size,
+        **manifest.geometry.latents.size,
         "use_resolution_binning": False,
         "generator": torch.Generator("cpu").manual_seed(seed),
         "callback_on_step_end": after_step,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from accelaes_export.contract.manifest import Latents
+    from accelaes_export.contract.geometry import Latents
 
 _TINT = (255, 72, 0)  # told apart from most pictures; focus keeps its colours, the background is dimmed
 _FRAMES_PER_SECOND = 16  # of the video models supported

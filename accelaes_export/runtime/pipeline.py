@@ -70,7 +70,14 @@ def accelerate(
     for one in bundles:
         _check_architecture(pipe.transformer, one)
     served = [
-        Served(one, one.session(), _policy(one, policy, options), which_weights(pipe, one, weights)) for one in bundles
+        Served(
+            one,
+            one.manifest.geometry,
+            one.session(),
+            _policy(one, policy, options),
+            which_weights(pipe, one, weights),
+        )
+        for one in bundles
     ]
     original, encode = pipe.transformer, getattr(pipe, "encode_prompt", None)
     settings = Settings(strict, told(words) if words else ())
@@ -85,7 +92,7 @@ def accelerate(
             pipe.default_sample_size = manifest.transformer_config["sample_size"]
             if hasattr(pipe, "default_image_size"):
                 pipe.default_image_size = pipe.default_sample_size * pipe.vae_scale_factor
-        pipe.patch_size = manifest.latents.patch
+        pipe.patch_size = manifest.geometry.latents.patch
     return pipe
 
 
@@ -149,7 +156,7 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
     for bundle in others:
         for name, own, its in (
             ("weights", first.manifest.source.weights_sha256[:12], bundle.manifest.source.weights_sha256[:12]),
-            ("dtype", first.manifest.contract.dtype, bundle.manifest.contract.dtype),
+            ("dtype", first.manifest.geometry.contract.dtype, bundle.manifest.geometry.contract.dtype),
             ("call", first.manifest.call.signature, bundle.manifest.call.signature),
         ):
             if own != its:
@@ -157,7 +164,7 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
                     f"Bundles for one pipeline differ in size alone, but {first.path} has the {name} {own}, and "
                     f"{bundle.path} {its}: build them from one checkpoint, alike."
                 )
-    sizes = [tuple(bundle.manifest.latents.size.values()) for bundle in bundles]
+    sizes = [tuple(bundle.manifest.geometry.latents.size.values()) for bundle in bundles]
     twice = [size for k, size in enumerate(sizes) if size in sizes[:k]]
     if twice:
         raise InputError(f"Two bundles were given for {' x '.join(map(str, twice[0]))}; give one of every size.")

@@ -39,7 +39,7 @@ def steps_beside(policy: Policy, asked: int | None, default: int) -> int:
 def plan_for(manifest: Manifest, policy: Policy, steps: int) -> Plan:
     """The policy's plan of T = `steps`; InputError where it has none, or the model lacks the text it needs."""
     plan = policy.plan(steps, manifest.sparse_fractions, manifest.range_shares)
-    require_text_for(policy, plan, manifest.contract)
+    require_text_for(policy, plan, manifest.geometry.contract)
     return plan
 
 

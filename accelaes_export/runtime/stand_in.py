@@ -15,6 +15,7 @@ import torch
 from accelaes_export.backends.base import Session
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.errors import InputError, MissingConfigError
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.arguments import IDS, is_of_size
@@ -27,9 +28,10 @@ from accelaes_export.runtime.tracker import FOREIGN, RunTracker, Settings
 
 @dataclass(frozen=True)
 class Served:
-    """One bundle that a pipeline runs on: what to compute when, and a sentence on whose weights run."""
+    """One size that a pipeline runs at: of which bundle, what to compute when, and a sentence on whose weights run."""
 
     bundle: Bundle
+    geometry: Geometry
     session: Session
     policy: Policy
     weights: str
@@ -149,7 +151,8 @@ class AcceleratedTransformer(torch.nn.Module):
         k = 0 if len(self.served) == 1 else self._fitting(hidden_states, kwargs)
         if k not in trackers:
             one = self.served[k]
-            trackers[k] = RunTracker(one.bundle.manifest, one.session, self.settings, one.policy, one.weights)
+            manifest, geometry = one.bundle.manifest, one.geometry
+            trackers[k] = RunTracker(manifest, geometry, one.session, self.settings, one.policy, one.weights)
         return trackers[k]
 
     def _fitting(self, hidden_states: torch.Tensor, kwargs: Mapping[str, Any]) -> int:
@@ -158,10 +161,10 @@ class AcceleratedTransformer(torch.nn.Module):
         if ids is not None and ids is self._ids[0]:  # at every step of a run: the device is asked once
             return self._ids[1]
         for k, one in enumerate(self.served):
-            if is_of_size(one.bundle.manifest, hidden_states, kwargs):
+            if is_of_size(one.geometry.latents, hidden_states, kwargs):
                 self._ids = ids, k
                 return k
-        sizes = "; ".join(one.bundle.manifest.latents.asked_for for one in self.served)
+        sizes = "; ".join(one.geometry.latents.asked_for for one in self.served)
         raise InputError(
             f"Latents of shape {tuple(hidden_states.shape[1:])} were given, and there are bundles for {sizes}: call "
             "the pipeline with one of these sizes, or build a bundle for this one."
@@ -177,7 +180,7 @@ def _dtype(pipe: Any, original: Any, bundle: Bundle) -> torch.dtype:
         dtype = getattr(component, "dtype", None)
         if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
             return dtype
-    return torch_dtype(bundle.manifest.contract.dtype)
+    return torch_dtype(bundle.manifest.geometry.contract.dtype)
 
 
 def _config(bundle: Bundle) -> Any:

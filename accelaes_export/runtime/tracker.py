@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import InputError, TooFewStepsError
@@ -95,22 +96,25 @@ class RunTracker:
 
     Args:
         manifest: the bundle's.
+        geometry: the size of it that is run.
         session: its opened engine, which trackers share.
         settings: shared as well.
         policy: what to compute when.
         weights: a sentence on which weights run.
     """
 
-    def __init__(self, manifest: Manifest, session: Any, settings: Settings, policy: Policy, weights: str) -> None:
+    def __init__(
+        self, manifest: Manifest, geometry: Geometry, session: Any, settings: Settings, policy: Policy, weights: str
+    ) -> None:
         self._manifest = manifest
         self._contract = session.contract
         self._layout = manifest.call.guidance.layout
         self._settings = settings
         self._policy = policy
         self._weights = weights
-        self._arguments = Arguments(manifest)
+        self._arguments = Arguments(manifest.call, geometry)
         self._prompts = PromptWeights(manifest)
-        self._denoiser = Denoiser(session, manifest.latents, manifest.bucket_fractions, manifest.call.guidance)
+        self._denoiser = Denoiser(session, geometry.latents, manifest.bucket_fractions, manifest.call.guidance)
         self._timesteps: Any = None  # the scheduler's, of the current run
         self._seen: dict[str, int] | None = None  # branch to its last step, while a run is under way
         self._texts: dict[str, _Text] = {}

@@ -16,8 +16,9 @@ import torch
 
 from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Workspace
-from accelaes_export.contract.geometry import by_cell, unpatchify
-from accelaes_export.contract.manifest import Guidance, Latents
+from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
+from accelaes_export.contract.patches import by_cell, unpatchify
 from accelaes_export.contract.tensors import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
 from accelaes_export.policies.base import Policy, Selector
 from accelaes_export.policies.guidance import softened_mask, spatial

@@ -39,7 +39,7 @@ class Checks:
     def carry_out(self) -> None:
         """All of them."""
         session, manifest = self._bundle.session(), self._bundle.manifest
-        self._found(device=str(session.device), layers=manifest.layers, dtype=manifest.contract.dtype)
+        self._found(device=str(session.device), layers=manifest.layers, dtype=manifest.geometry.contract.dtype)
         self._parity(session)
         if session.device.type == "cuda":
             plain = open_bundle(self._bundle.path, check_hashes=False, cuda_graphs=False, allow_code=True).session()
@@ -59,7 +59,8 @@ class Checks:
 
     def _parity(self, session: Session) -> None:
         manifest = self._bundle.manifest
-        results = compare(session, manifest, source_model(manifest), lambda share, what: self._found(compared=what))
+        model = source_model(manifest)
+        results = compare(session, manifest, manifest.geometry, model, lambda share, what: self._found(compared=what))
         self._found(parity=[result.model_dump() for result in results])
         for result in results:
             if not result.passed:

@@ -42,20 +42,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_build_has_an_engine_for_every_range_and_measures_each(bundle: Path) -> None:
     manifest = ax.open(bundle).manifest
     assert manifest.range_shares == (0.5, 0.5)
-    assert [engine.folder for engine in manifest.without] == ["without_0_3", "without_3_6"]
+    assert [engine.folder for engine in manifest.geometry.without] == ["without_0_3", "without_3_6"]
     assert set(manifest.files) == {
         "focus_step.onnx",
         "without_0_3/focus_step.onnx",
         "without_3_6/focus_step.onnx",
         "fingerprint.json",
     }
-    assert [(p.reference, p.passed, p.max_rel < 1e-5) for p in manifest.parity[-2:]] == [
+    assert [(p.reference, p.passed, p.max_rel < 1e-5) for p in manifest.geometry.parity[-2:]] == [
         ("diffusers, blocks 0:3 left out", True, True),
         ("diffusers, blocks 3:6 left out", True, True),
     ]
-    dense = manifest.bucket_flops[manifest.contract.tokens]
+    dense = manifest.geometry.bucket_flops[manifest.geometry.contract.tokens]
     # Half of the blocks, and the embeddings and projections around them.
-    assert all(0.45 < flops / dense < 0.55 for flops in manifest.range_flops)
+    assert all(0.45 < flops / dense < 0.55 for flops in manifest.geometry.range_flops)
 
 
 def test_verify_and_inspect_tell_of_every_range(bundle: Path) -> None:
@@ -89,7 +89,7 @@ def test_profile_counts_what_a_partial_step_computes(bundle: Path, tmp_path: Pat
     assert result.exit_code == 0, result.stderr
     dense, found = json.loads(written.read_text())["policies"]
     manifest = ax.open(bundle).manifest
-    whole, (early, late) = manifest.bucket_flops[144], manifest.range_flops
+    whole, (early, late) = manifest.geometry.bucket_flops[144], manifest.geometry.range_flops
     assert dense["flop_cost"] == 4 and found["plan"] == "D1D0"
     assert found["flop_cost"] == pytest.approx((2 * whole + late + early) / whole)
     assert {kind["kind"] for kind in found["kinds"]} == {"DENSE", "PARTIAL"}
@@ -105,7 +105,8 @@ def test_dense_follows_the_untouched_pipeline_and_leaving_blocks_out_comes_near_
     found = sampled(pipe, PROMPT, num_inference_steps=8, guidance_scale=4.5)
     report = pipe.transformer.report()
     assert report.cost == 6
-    assert flop_cost(report.steps, opened.manifest.bucket_flops, opened.manifest.range_flops) == pytest.approx(6, 0.02)
+    geometry = opened.manifest.geometry
+    assert flop_cost(report.steps, geometry.bucket_flops, geometry.range_flops) == pytest.approx(6, 0.02)
     assert 0 < (found[-1] - untouched[-1]).pow(2).mean() < 0.1 * untouched[-1].pow(2).mean()
 
 
@@ -120,7 +121,7 @@ def test_a_range_engine_that_is_missing_damaged_or_unlisted_is_named(bundle: Pat
         ax.open(folder)
     shutil.copy(bundle / "without_3_6/focus_step.onnx", folder / "without_3_6/focus_step.onnx")
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["without"][1]
+    del manifest["geometries"][0]["without"][1]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"engines without the blocks 0:3, .* changes of 0:3, 3:6"):
         ax.open(folder)
@@ -166,8 +167,8 @@ def test_ranges_are_read_as_they_are_written_in_any_order(ranges: set[tuple[int,
 def test_a_joined_session_hands_each_call_to_the_engine_it_is_for(bundle: Path) -> None:
     full = ax.open(bundle).session()
     manifest = ax.open(bundle).manifest
-    assert full.contract == manifest.contract
-    step = manifest.without[0]
+    assert full.contract == manifest.geometry.contract
+    step = manifest.geometry.without[0]
     assert step.contract.without is not None
     inputs = {spec.name: torch.zeros(spec.sized(step.contract.sizes(144, 2))) for spec in step.contract.inputs}
     found = torch.empty(2, 144, 16)

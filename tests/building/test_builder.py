@@ -62,11 +62,11 @@ def tiny_build(checkpoint, output, **options):
 
 def test_a_bundle_says_what_it_is_and_its_parity_was_measured(folder, checkpoint):
     manifest = ax.open(folder / "bundle").manifest
-    assert (manifest.family, manifest.contract.tokens, manifest.layers) == ("sd3", 24, 3)
+    assert (manifest.family, manifest.geometry.contract.tokens, manifest.layers) == ("sd3", 24, 3)
     assert manifest.source.location == str(checkpoint)
-    assert [result.reference for result in manifest.parity] == ["eager focus step"] * 3 + ["diffusers"]
-    assert all(result.passed and result.max_rel < 1e-4 for result in manifest.parity)
-    assert list(manifest.bucket_flops) == list(manifest.contract.buckets)
+    assert [result.reference for result in manifest.geometry.parity] == ["eager focus step"] * 3 + ["diffusers"]
+    assert all(result.passed and result.max_rel < 1e-4 for result in manifest.geometry.parity)
+    assert list(manifest.geometry.bucket_flops) == list(manifest.geometry.contract.buckets)
 
 
 def test_a_repeated_build_runs_no_stage_and_says_so(folder, checkpoint):
@@ -188,8 +188,8 @@ def test_an_interrupt_in_any_stage_leaves_no_bundle_and_the_next_build_finishes(
 
 
 def test_an_engine_that_computes_something_else_is_not_written(folder, checkpoint, monkeypatch):
-    def compare(session, manifest, model, update=None):
-        from accelaes_export.contract.manifest import Parity
+    def compare(session, manifest, geometry, model, update=None):
+        from accelaes_export.contract.geometry import Parity
 
         return (Parity(bucket=24, reference="diffusers", max_abs=1, max_rel=0.5, tolerance=1e-4, passed=False),)
 
@@ -210,14 +210,16 @@ def test_verify_finds_the_models_bundle_good_and_another_models_bad(folder, chec
     from accelaes_export.backbones.checkpoints import random_transformer
     from tests.tiny_sd3 import SD3
 
-    wrong = verification.compare(bundle.session(), bundle.manifest, random_transformer(SD3, tiny_config(), "fp32", 5))
+    manifest = bundle.manifest
+    other = random_transformer(SD3, tiny_config(), "fp32", 5)
+    wrong = verification.compare(bundle.session(), manifest, manifest.geometry, other)
     assert not any(result.passed for result in wrong)
 
 
 def test_half_precision_is_built_and_verified_within_its_tolerance(checkpoint, tmp_path):
     bundle, _ = tiny_build(checkpoint, tmp_path / "bundle", dtype="fp16", buckets="0.5")
-    assert bundle.manifest.contract.dtype == "fp16"
-    assert all(result.passed and result.tolerance == 2e-2 for result in bundle.manifest.parity)
+    assert bundle.manifest.geometry.contract.dtype == "fp16"
+    assert all(result.passed and result.tolerance == 2e-2 for result in bundle.manifest.geometry.parity)
 
 
 def test_random_weights_need_no_checkpoint_and_verify_from_their_seed(tmp_path):
@@ -235,7 +237,7 @@ def test_an_engine_for_another_gpu_is_built_and_left_unverified(checkpoint, fold
 
     monkeypatch.setattr(OnnxRuntimeBackend, "open", elsewhere)
     bundle, progress = tiny_build(checkpoint, folder / "second", buckets="0.25,0.5")
-    assert bundle.manifest.parity == ()
+    assert bundle.manifest.geometry.parity == ()
     assert [note for note in progress.notes if note.startswith("Not verified here: This engine was built for sm120")]
 
 

@@ -32,8 +32,8 @@ def test_two_blocks_of_sd3_medium_become_one_engine_for_two_targets_with_every_b
     checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint", config)
     bundle = ax.build(checkpoint, model="sd3", backend="tensorrt-rtx", targets="sm86,sm120", output=tmp_path / "bundle")
     manifest = ax.open(bundle.path).manifest
-    assert manifest.contract.buckets == (1024, 2048, 3072, 4096)
-    assert manifest.contract.dtype == "fp16"
+    assert manifest.geometry.contract.buckets == (1024, 2048, 3072, 4096)
+    assert manifest.geometry.contract.dtype == "fp16"
     assert manifest.backend.targets == ("sm86", "sm120")
     engine = bundle.path / manifest.backend.files[0]
     weights = 2 * 158_751_808  # bytes of the fp16 parameters
@@ -62,4 +62,4 @@ def test_two_blocks_of_every_architecture_build_at_full_width(name, tmp_path, mo
     if beside:
         assert sizes["focus_step.engine"] < 0.1 * weights
         assert sizes["weights.safetensors"] > 0.9 * weights
-    assert len(manifest.contract.buckets) == len(recipe.buckets) + 1
+    assert len(manifest.geometry.contract.buckets) == len(recipe.buckets) + 1

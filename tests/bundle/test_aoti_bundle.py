@@ -44,7 +44,7 @@ def test_a_build_measures_its_own_parity_and_leaves_weights_beside_the_package(b
     manifest = ax.open(bundle).manifest
     assert manifest.backend.files == ("focus_step.pt2", WEIGHTS_FILE)
     assert manifest.backend.targets == ("cpu",)
-    assert [result.passed and result.max_rel < 1e-5 for result in manifest.parity] == [True] * 4
+    assert [result.passed and result.max_rel < 1e-5 for result in manifest.geometry.parity] == [True] * 4
     assert manifest.files["focus_step.pt2"].size < manifest.files[WEIGHTS_FILE].size
     names = [path.name for path in bundle.parent.glob(".stages/*")]
     assert not [name for name in names if name.startswith("onnx")]  # nothing was exported

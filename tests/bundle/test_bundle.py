@@ -28,6 +28,12 @@ def bundle(tmp_path: Path) -> Bundle:
     return write_fake_bundle(tmp_path / "bundle")
 
 
+def size(data: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of its only size."""
+    (only,) = data["geometries"]
+    return only
+
+
 def edit(bundle: Bundle, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the manifest on disk."""
     path = bundle.path / "manifest.json"
@@ -71,7 +77,7 @@ class TestOpening:
         [
             lambda data, text: data.update(schema_version=99, created_by=text),
             lambda data, text: data["call"].update(signature=[text]),
-            lambda data, text: data["contract"]["cache"][0].update(name=text),
+            lambda data, text: size(data)["contract"]["cache"][0].update(name=text),
             lambda data, text: data["backend"].update(files=[text]),
             lambda data, text: data.update(files={f"../{text}": {"sha256": "0", "size": 0}}),
             lambda data, text: data.update({text: 1}),
@@ -94,16 +100,22 @@ class TestOpening:
             (lambda data: data["text"].clear(), "text entries have 0 positions, and its contract 6"),
             (lambda data: data["text"].append(data["text"][0]), "text entries have 12 positions"),
             (lambda data: data["text"][0]["tokenizers"].clear(), "no tokenizer"),
-            (lambda data: data["contract"]["cache"].pop(), "takes cache.1.v_bg, which is not in the cache"),
-            (lambda data: data["contract"]["cache"][0].update(head_dim=5), "cache.0.k isn't as the engine has it"),
-            (lambda data: data["contract"]["cache"][0].update(head_dim=10**30), "head_dim"),
-            (lambda data: data["contract"]["inputs"].pop(2), "no tensor encoder_hidden_states"),
-            (lambda data: data["contract"]["inputs"].append(data["contract"]["inputs"][0]), "is there twice"),
-            (lambda data: data["contract"]["inputs"][0].update(optional=True), "may be left out, and is no mask"),
-            (lambda data: data["latents"].update(channels=5), "its latents are"),
-            (lambda data: data["latents"].update(height=0), "latents.height"),
+            (lambda data: size(data)["contract"]["cache"].pop(), "takes cache.1.v_bg, which is not in the cache"),
+            (
+                lambda data: size(data)["contract"]["cache"][0].update(head_dim=5),
+                "isn't as the engine has it",
+            ),
+            (lambda data: size(data)["contract"]["cache"][0].update(head_dim=10**30), "head_dim"),
+            (lambda data: size(data)["contract"]["inputs"].pop(2), "no tensor encoder_hidden_states"),
+            (
+                lambda data: size(data)["contract"]["inputs"].append(size(data)["contract"]["inputs"][0]),
+                "is there twice",
+            ),
+            (lambda data: size(data)["contract"]["inputs"][0].update(optional=True), "may be left out, and is no mask"),
+            (lambda data: size(data)["latents"].update(channels=5), "its latents are"),
+            (lambda data: size(data)["latents"].update(height=0), "latents.height"),
             (lambda data: data["bucket_fractions"].__setitem__(0, 0.9), "bucket 0.9 of 16 tokens has 4"),
-            (lambda data: data["bucket_flops"].pop("4"), "FLOPs are counted for"),
+            (lambda data: size(data)["bucket_flops"].pop("4"), "FLOPs are counted for"),
             (lambda data: data.update(affinity_layers=[7]), "of 2"),
             (lambda data: data["call"]["guidance"].update(layout="none"), "guidance is none"),
             (lambda data: data["call"].update(signature=["timestep"]), "call begins with timestep"),
@@ -195,7 +207,7 @@ class TestOpening:
             open_bundle(bundle.path)
 
     def test_a_manifest_that_contradicts_itself_is_refused(self, bundle: Bundle) -> None:
-        edit(bundle, lambda data: data["latents"].update(height=10))
+        edit(bundle, lambda data: size(data)["latents"].update(height=10))
         with pytest.raises(BundleError, match="N is 20 by its latents, 16 by its contract"):
             open_bundle(bundle.path)
 

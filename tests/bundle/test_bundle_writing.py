@@ -20,7 +20,7 @@ from accelaes_export.bundle.reading import Bundle, open_bundle
 from accelaes_export.bundle.writing import build_lock, check_destination, write_bundle
 from accelaes_export.errors import BuildError, InputError
 from accelaes_export.files import replacing
-from tests.fake_bundle import ENGINE, fake_manifest, write_fake_bundle
+from tests.fake_bundle import ENGINE, fake_geometry, fake_manifest, write_fake_bundle
 
 
 @pytest.fixture
@@ -186,9 +186,9 @@ class TestWriting:
             assert (aside / "manifest.json").read_text() == damage and (aside / "engine.onnx").exists()
 
     def test_what_was_written_can_be_read_or_nothing_is_written(self, bundle: Bundle) -> None:
-        far = bundle.manifest.parity[0].model_copy(update={"max_abs": float("nan")})
+        far = bundle.manifest.geometry.parity[0].model_copy(update={"max_abs": float("nan")})
         with pytest.raises(BuildError, match="could not be read again"):
-            write_fake_bundle(bundle.path, parity=(far,))
+            write_fake_bundle(bundle.path, geometries=(fake_geometry(parity=(far,)),))
         assert open_bundle(bundle.path).manifest == bundle.manifest
 
 

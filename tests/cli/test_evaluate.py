@@ -16,7 +16,7 @@ from accelaes_export.measure.quality.report import QualityReport
 from accelaes_export.measure.quality.request import EvaluationRequest
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, StepCache, registry
 from tests.cli.conftest import Command
-from tests.fake_bundle import fake_manifest
+from tests.fake_bundle import fake_contract, fake_geometry, fake_manifest
 from tests.measure.quality.fake_pictures import Pictures, fake_world
 
 
@@ -80,9 +80,10 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
 def test_says_which_metrics_and_policies_are_left_out_and_how_to_get_them(
     command: Command, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contract = fake_manifest().contract
+    contract = fake_contract()
     blind = contract.model_copy(update={"outputs": tuple(o for o in contract.outputs if o.name != "affinity")})
-    bundle, _ = fake_world(tmp_path / "blind", monkeypatch, contract=blind, affinity_layers=())
+    geometries = (fake_geometry(contract=blind),)
+    bundle, _ = fake_world(tmp_path / "blind", monkeypatch, geometries=geometries, affinity_layers=())
     monkeypatch.setitem(__import__("sys").modules, "imscore.hps.model", None)
     result = command("evaluate", bundle.path, "--prompts", prompts, "--seeds", "1")
     assert result.exit_code == 0, result.stderr

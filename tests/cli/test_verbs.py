@@ -171,7 +171,7 @@ class TestVerify:
         monkeypatch.setitem(sys.modules, "accelaes_export.building.verification", module)
 
     def test_passes_with_the_table(self, command: Command, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.pretend(monkeypatch, parity=bundle.manifest.parity, skipped="", passed=True)
+        self.pretend(monkeypatch, parity=bundle.manifest.geometry.parity, skipped="", passed=True)
         result = command("verify", bundle.path)
         assert result.exit_code == 0
         assert "1.0e-06" in result.stdout and "every bucket agrees" in result.stdout
@@ -179,7 +179,7 @@ class TestVerify:
     def test_fails_with_code_1_and_names_the_bucket(
         self, command: Command, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        failed = bundle.manifest.parity[0].model_copy(update={"passed": False, "max_abs": 1.0})
+        failed = bundle.manifest.geometry.parity[0].model_copy(update={"passed": False, "max_abs": 1.0})
         self.pretend(monkeypatch, parity=(failed,), skipped="", passed=False)
         result = command("verify", bundle.path)
         assert result.exit_code == 1

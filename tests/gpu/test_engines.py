@@ -33,7 +33,7 @@ def test_every_family_in_both_forms(family, form, tmp_path, device):
 @pytest.mark.parametrize("family", ["sd3", "flux", "qwen-image"])
 def test_steps_that_leave_blocks_out(family, tmp_path, device):
     bundle = small(tmp_path, family, device, block_ranges="0:1,1:2")
-    assert sum("left out" in one.reference for one in bundle.manifest.parity) == 2
+    assert sum("left out" in one.reference for one in bundle.manifest.geometry.parity) == 2
     right(bundle, device)
 
 

@@ -14,7 +14,7 @@ from accelaes_export.backbones.base import AttentionSite, PartSite
 from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
-from accelaes_export.contract.geometry import patchify, unpatchify
+from accelaes_export.contract.patches import patchify, unpatchify
 from accelaes_export.contract.tensors import BACKGROUND_INDEX, FOCUS_INDEX
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import count_flops, example_inputs

@@ -9,7 +9,7 @@ import torch
 from accelaes_export.backends.base import CompileRequest
 from accelaes_export.backends.tensorrt import TensorRTBackend
 from accelaes_export.backends.tensorrt.flavour import RTX
-from accelaes_export.contract.geometry import patchify
+from accelaes_export.contract.patches import patchify
 from accelaes_export.errors import InputError
 from accelaes_export.graph.export import save_onnx, trace
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, count_flops, example_inputs

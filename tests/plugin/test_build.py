@@ -79,7 +79,7 @@ def test_opening_it_without_the_plugins_kernels_names_the_file_to_load(
     monkeypatch.setenv("ACCELAES_CUBINS", str(tmp_path / "nothing.cubins"))
     record = bundle.manifest.backend
     with pytest.raises(MissingComponentError) as caught:
-        backend.open(bundle.path, bundle.manifest.contract, record.files, versions=record.versions)
+        backend.open(bundle.path, bundle.manifest.geometry.contract, record.files, versions=record.versions)
     assert str(caught.value) == (
         "This engine needs the attention plugin SparseQueryAttention 1: build libaccelaes_plugin.so and name it in "
         f"ACCELAES_PLUGIN (docs/plugin.md), or mend the Python plugin: There are no compiled attention kernels at "

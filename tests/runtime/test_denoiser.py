@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelaes_export.contract.geometry import patchify
 from accelaes_export.contract.manifest import Guidance
+from accelaes_export.contract.patches import patchify
 from accelaes_export.errors import InputError
 from accelaes_export.graph.focus_step import example_inputs
 from accelaes_export.policies import AccelAes, Dense, Plan, SpatialGuidance, StepCache

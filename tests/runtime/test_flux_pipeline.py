@@ -112,8 +112,8 @@ def sample(pipe, prompt=PROMPT, **options):
 
 
 def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):
-    assert all(result.passed for result in bundle.manifest.parity)
-    assert bundle.manifest.contract.rows == 1, "no call has both halves of a pair"
+    assert all(result.passed for result in bundle.manifest.geometry.parity)
+    assert bundle.manifest.geometry.contract.rows == 1, "no call has both halves of a pair"
     graph = onnx.load(bundle.path / bundle.manifest.backend.files[0]).graph
     double = onnx.TensorProto.DOUBLE
     assert double not in {tensor.data_type for tensor in graph.initializer}

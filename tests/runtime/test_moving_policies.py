@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelaes_export.contract.geometry import by_cell, patchify
 from accelaes_export.contract.manifest import Guidance
+from accelaes_export.contract.patches import by_cell, patchify
 from accelaes_export.errors import InputError
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, PolicyWithPlan, StepCache
 from accelaes_export.policies.history import MEMORY

@@ -129,8 +129,8 @@ def seen(bundle, monkeypatch):
 
 
 def test_the_bundle_was_verified_and_its_graph_has_no_complex_numbers_no_float64_and_no_boolean_masks(bundle):
-    assert all(result.passed for result in bundle.manifest.parity)
-    assert bundle.manifest.contract.rows == 1, "no call has both halves of a pair"
+    assert all(result.passed for result in bundle.manifest.geometry.parity)
+    assert bundle.manifest.geometry.contract.rows == 1, "no call has both halves of a pair"
     graph = onnx.load(bundle.path / bundle.manifest.backend.files[0]).graph
     attributes = [attribute for node in graph.node for attribute in node.attribute]
     made = {

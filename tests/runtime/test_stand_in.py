@@ -240,7 +240,7 @@ class TestBundlesOfSeveralSizes:
         ax.accelerate(pipe, [wide, shapes_bundle], "accelaes")
         for bundle, size in ((shapes_bundle, {}), (wide, {"height": 32, "width": 64})) * 2:
             assert difference(sample(pipe, **size), made[bundle.path]) == 0
-            assert report_of(pipe).tokens == bundle.manifest.contract.tokens
+            assert report_of(pipe).tokens == bundle.manifest.geometry.contract.tokens
         with pytest.raises(ax.InputError, match="height=32, width=64; height=48, width=48: call the pipeline"):
             sample(pipe, height=64, width=32)
         assert difference(sample(pipe), made[shapes_bundle.path]) == 0

@@ -190,7 +190,7 @@ def test_a_batch_of_prompts_gives_every_video_its_own_focus_and_what_it_has_alon
 def test_a_single_frame_is_a_picture_and_the_component_form_serves_it_too(tmp_path):
     checkpoint = save_tiny_wan(tmp_path / "checkpoint", num_layers=1)
     bundle = build_tiny_wan(checkpoint, tmp_path / "still", frames=1, form="component")
-    assert (bundle.manifest.latents.size["num_frames"], bundle.manifest.contract.tokens) == (1, 12)
+    assert (bundle.manifest.geometry.latents.size["num_frames"], bundle.manifest.geometry.contract.tokens) == (1, 12)
     pipe = load(checkpoint)
     expected = sample(pipe, num_frames=1)
     ax.accelerate(pipe, bundle, policy=Dense())
@@ -222,7 +222,8 @@ def test_run_writes_a_video_and_its_mask_as_animated_pictures(bundle, tmp_path, 
 
 def test_a_mask_is_shown_on_the_video_frames_that_its_latent_frame_becomes(bundle):
     white = [Image.new("RGB", (64, 48), "white")] * 9
-    overlays = mask_overlays(white, torch.tensor([12]), bundle.manifest.latents)  # the first token of latent frame 1
+    first_of_frame_1 = torch.tensor([12])
+    overlays = mask_overlays(white, first_of_frame_1, bundle.manifest.geometry.latents)
     assert [overlay.getpixel((40, 40)) == (255, 255, 255) for overlay in overlays] == [False] + [True] * 4 + [False] * 4
 
 

@@ -96,7 +96,7 @@ def profile_buckets(
             "scratch_bytes": max(memory[n][0], 0),
             "used_bytes": memory[n][1],
         }
-        figures = bucket_figures(n, timings, manifest.bucket_flops, ceilings)
+        figures = bucket_figures(n, timings, manifest.geometry.bucket_flops, ceilings)
         profiles.append(BucketProfile(n=n, fraction=fraction, **figures, **measured))
     return tuple(profiles)
 

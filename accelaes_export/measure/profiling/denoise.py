@@ -42,7 +42,7 @@ class DenoiseProblem:
     """
 
     def __init__(self, manifest: Manifest, images: int, steps: int, device: torch.device, seed: int = 0) -> None:
-        contract, self._guidance = manifest.contract, manifest.call.guidance
+        contract, self._guidance = manifest.geometry.contract, manifest.call.guidance
         guided = manifest.defaults.guidance > 1 and _DISTILLED not in contract.has
         self.paired = guided and self._guidance.pairs
         self.calls = (CONDITIONAL, UNCONDITIONAL) if guided and not self._guidance.pairs else (CONDITIONAL,)

@@ -41,16 +41,15 @@ class PolicyRun:
         self.policy = policy
         self.plan: Plan = policy.plan(problem.steps, manifest.sparse_fractions, manifest.range_shares)
         self.taken: list[tuple[Span, ...]] = []
-        self._manifest, self._problem, self._spans = manifest, problem, spans
-        self._denoiser = Denoiser(
-            RecordedSession(session, spans), manifest.latents, manifest.bucket_fractions, manifest.call.guidance
-        )
+        self._geometry, self._problem, self._spans = manifest.geometry, problem, spans
+        recorded = RecordedSession(session, spans)
+        self._denoiser = Denoiser(recorded, self._geometry.latents, manifest.bucket_fractions, manifest.call.guidance)
         clock = (
             problem.sigmas[:-1] if policy.extrapolation.clock == "sigma" else [float(i) for i in range(len(self.plan))]
         )
         weights = None
         if policy.affinity_steps(self.plan):  # every word weighs the same
-            weights = torch.ones(problem.images, manifest.contract.text_tokens)
+            weights = torch.ones(problem.images, self._geometry.contract.text_tokens)
         self._run = Run(policy, self.plan, clock, weights)
 
     def __call__(self) -> torch.Tensor:
@@ -80,7 +79,7 @@ class PolicyRun:
             host_waits: what `host_waits` counted, once that was done.
         """
         own, report = timings[self.name], self._denoiser.report()  # of the last run
-        cost = flop_cost(report.steps, self._manifest.bucket_flops, self._manifest.range_flops)
+        cost = flop_cost(report.steps, self._geometry.bucket_flops, self._geometry.range_flops)
         seconds = spread(own.rounds)
         against = ratios(timings[DENSE], own) if DENSE in timings else None
         limit = dense_steps / cost

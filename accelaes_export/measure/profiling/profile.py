@@ -124,10 +124,10 @@ class _Measurement:
         if known is not None:
             found["ceilings"], found["buckets"] = known.ceilings, known.buckets
             return
-        with self._stage("ceilings", manifest.contract.dtype):
-            found["ceilings"] = measure_ceilings(session.device, manifest.contract.dtype, watch)
+        with self._stage("ceilings", manifest.geometry.contract.dtype):
+            found["ceilings"] = measure_ceilings(session.device, manifest.geometry.contract.dtype, watch)
         self._save("buckets")
-        with self._stage("buckets", f"{len(manifest.contract.buckets)}, {request.iterations} rounds") as stage:
+        with self._stage("buckets", f"{len(manifest.geometry.contract.buckets)}, {request.iterations} rounds") as stage:
             rounds = {"rounds": request.iterations, "warmup": request.warmup}
             found["buckets"] = profile_buckets(
                 session, manifest, found["ceilings"], watch, **rounds, progress=stage.update
@@ -221,7 +221,7 @@ class _Measurement:
 
 def about_bundle(bundle: Bundle) -> dict[str, Any]:
     """What the manifest says that figures depend on."""
-    manifest, contract = bundle.manifest, bundle.manifest.contract
+    manifest, contract = bundle.manifest, bundle.manifest.geometry.contract
     return {
         "path": os.fspath(bundle.path),
         "model": manifest.model,
@@ -238,5 +238,5 @@ def about_bundle(bundle: Bundle) -> dict[str, Any]:
         "text_tokens": contract.text_tokens,
         "buckets": list(contract.buckets),
         "layers": manifest.layers,
-        "size": manifest.latents.size,
+        "size": manifest.geometry.latents.size,
     }

@@ -185,7 +185,7 @@ class _Evaluation:
             steps=len(report.plan),
             plan=str(report.plan),
             token_cost=report.cost,
-            flop_cost=flop_cost(report.steps, manifest.bucket_flops, manifest.range_flops),
+            flop_cost=flop_cost(report.steps, manifest.geometry.bucket_flops, manifest.geometry.range_flops),
             seconds=seconds,
             denoise_seconds=report.seconds,
             attempt=self.folder.attempt,

@@ -31,7 +31,7 @@ def evaluation_page(report: QualityReport, rows: Sequence[ImageRow], folder: Pat
     """
     place = {policy.label: k for k, policy in enumerate(report.policies)}
     rows = sorted((row for row in rows if row.policy in place), key=lambda row: place[row.policy])
-    scenes, own = gallery(rows, folder, manifest.latents), own_policy(report, manifest)
+    scenes, own = gallery(rows, folder, manifest.geometry.latents), own_policy(report, manifest)
     return render(
         "evaluation.html",
         {"evaluation": json.loads(report.model_dump_json())},  # infinite numbers as strings

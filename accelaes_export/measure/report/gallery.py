@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from accelaes_export.contract.manifest import Latents
+from accelaes_export.contract.geometry import Latents
 from accelaes_export.measure.quality.report import DENSE, ImageRow
 from accelaes_export.measure.report.images import data_uri, heat_map, read_image
 

@@ -83,7 +83,7 @@ def test_every_bucket_is_measured_with_what_a_run_reads_and_writes() -> None:
     assert set(calls.values()) == {1 + 1 + 1 + 2}  # very first, first of the rounds, warm-up, rounds
     for bucket in found:
         assert bucket.seconds.count == 2 and bucket.first_seconds > 0
-        assert bucket.flops == manifest.bucket_flops[bucket.n]
+        assert bucket.flops == manifest.geometry.bucket_flops[bucket.n]
         assert not bucket.kernels, "watched last of all, when everything else is timed"
 
 

@@ -100,7 +100,8 @@ def test_a_profile_says_what_was_run_and_what_it_would_cost() -> None:
     dense, sparse = (run.profile(timings, T) for run in runs)
     assert sparse.plan == "DDDDDD.b.D.b" and dense.plan == "D" * T
     n, N = step.contract.buckets[1], step.contract.tokens
-    cost = (7 * manifest.bucket_flops[N] + 2 * manifest.bucket_flops[n]) / manifest.bucket_flops[N]
+    flops = manifest.geometry.bucket_flops
+    cost = (7 * flops[N] + 2 * flops[n]) / flops[N]
     assert sparse.flop_cost == pytest.approx(cost) and sparse.flop_limit == pytest.approx(T / cost)
     assert dense.flop_limit == 1.0
     assert sparse.dense_over_this is not None and sparse.dense_over_this.median == pytest.approx(1.75)

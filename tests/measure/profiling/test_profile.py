@@ -51,7 +51,7 @@ def test_one_run_measures_buckets_policies_and_peers(measured: Profile, bundle: 
     text = report.model_dump_json()
     assert ProfileReport.model_validate_json(text).model_dump_json() == text
     assert report.schema_version == SCHEMA_VERSION
-    assert [b.n for b in report.buckets] == list(bundle.manifest.contract.buckets)
+    assert [b.n for b in report.buckets] == list(bundle.manifest.geometry.contract.buckets)
     ran = ("dense", "stepcache", "accelaes", "fewer-steps")
     assert [(p.name, p.images) for p in report.policies] == [(name, b) for b in (3, 1) for name in ran]
     fewer = report.policies[3]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Defaults, Manifest, TextSegment, TransformerCall
 from accelaes_export.graph.focus_step import FocusStep, count_flops
 from tests.eager_session import EagerSession
@@ -30,17 +31,20 @@ def tiny(
     model, twin = sort.model(variant), sort.model(variant)
     step = sort.step(twin, variant, batch=batch)
     backbone = sort.backbone
+    geometry = Geometry(
+        latents=step.latents,
+        contract=step.contract,
+        bucket_flops={n: count_flops(step, n) for n in step.contract.buckets},
+    )
     changes: dict[str, Any] = {
         "family": family,
-        "latents": step.latents,
+        "geometries": (geometry,),
         "bucket_fractions": FRACTIONS,
-        "contract": step.contract,
         "text": _text(step.contract.text_tokens),
         "affinity_layers": (0,) if "affinity" in step.contract.has else (),
         "transformer_config": sort.full_config(variant),
         "call": TransformerCall(pipelines=backbone.pipelines, signature=backbone.signature, guidance=backbone.guidance),
         "defaults": Defaults(steps=12, guidance=guidance, policy="accelaes", plan="D" * 12),
-        "bucket_flops": {n: count_flops(step, n) for n in step.contract.buckets},
     }
     return fake_manifest(**changes), model.eval(), step
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.contract.manifest import Source
-from accelaes_export.contract.tensors import BlockRange
+from accelaes_export.contract.manifest import Manifest, Source
+from accelaes_export.contract.tensors import BlockRange, GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.measure.quality.evaluation import evaluate
 from accelaes_export.measure.quality.folder import read_rows
@@ -20,7 +20,7 @@ from accelaes_export.measure.quality.report import ImageRow, QualityReport
 from accelaes_export.measure.quality.request import EvaluationRequest, possible_policies
 from accelaes_export.policies import named
 from accelaes_export.progress import Silent
-from tests.fake_bundle import fake_manifest, write_fake_bundle
+from tests.fake_bundle import fake_contract, fake_geometry, fake_manifest, write_fake_bundle
 from tests.measure.quality.fake_pictures import Pictures, fake_world, picture
 
 PROMPTS = ("a red star", "a blue ring", "a long green cross")
@@ -246,14 +246,18 @@ def test_a_bundle_of_random_weights_has_no_pictures_to_compare(tmp_path: Path) -
 def test_by_default_every_policy_is_there_that_the_bundle_can_have() -> None:
     from accelaes_export.policies import registry
 
-    contract = fake_manifest().contract
+    contract = fake_contract()
+
+    def of(contract: GraphContract) -> Manifest:
+        return fake_manifest(geometries=(fake_geometry(contract=contract),))
+
     found, impossible = possible_policies(fake_manifest(), None)
     assert set(found) == set(registry.names()) - {"delta-dit"}
     assert set(impossible) == {"delta-dit"} and "built without any" in impossible["delta-dit"]
     ranges = (BlockRange(first=0, last=1, of=2, changes=()),)
-    found, impossible = possible_policies(fake_manifest(contract=contract.model_copy(update={"ranges": ranges})), None)
+    found, impossible = possible_policies(of(contract.model_copy(update={"ranges": ranges})), None)
     assert set(found) == set(registry.names()) and not impossible
     blind = contract.model_copy(update={"outputs": tuple(o for o in contract.outputs if o.name != "affinity")})
-    found, impossible = possible_policies(fake_manifest(contract=blind), None)
+    found, impossible = possible_policies(of(blind), None)
     assert "accelaes" in impossible and "no text" in impossible["accelaes"]
     assert set(found) | set(impossible) == set(registry.names()) and "stepcache" in found

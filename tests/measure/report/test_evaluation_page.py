@@ -18,11 +18,11 @@ from accelaes_export.measure.quality.report import ImageRow, Interval
 from accelaes_export.measure.report.evaluation_page import evaluation_page
 from accelaes_export.measure.report.gallery import gallery
 from accelaes_export.measure.report.images import heat, heat_map
-from tests.fake_bundle import fake_manifest
+from tests.fake_bundle import fake_geometry, fake_manifest
 from tests.measure.report.samples import HOSTILE, POLICIES, Element, Page, quality_report, rows
 from tests.measure.report.test_profile_page import assert_self_contained
 
-LATENTS = fake_manifest().latents
+LATENTS = fake_geometry().latents
 
 
 @pytest.fixture(scope="module")
