@@ -5,6 +5,7 @@ from __future__ import annotations
 from accelaes_export.backbones.base import Backbone
 from accelaes_export.backbones.dit import DiTBackbone
 from accelaes_export.backbones.flux import FluxBackbone
+from accelaes_export.backbones.ltx import LTXBackbone
 from accelaes_export.backbones.lumina import LuminaBackbone
 from accelaes_export.backbones.pixart import PixArtBackbone
 from accelaes_export.backbones.qwen_image import QwenImageBackbone
@@ -20,6 +21,7 @@ _BACKBONES: tuple[Backbone, ...] = (
     PixArtBackbone(),
     DiTBackbone(),
     QwenImageBackbone(),
+    LTXBackbone(),
 )
 
 __all__ = ["Backbone", "backbone_of", "backbones"]

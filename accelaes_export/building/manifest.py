@@ -41,7 +41,6 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
             signature=backbone.signature,
             guidance=backbone.guidance,
             built_in=backbone.built_in,
-            fixed=backbone.fixed(inputs.config, graph.latents),
             attributes=backbone.attributes(inputs.config),
         ),
         spatial_cfg=recipe.spatial_cfg,
@@ -69,9 +68,11 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
 
 
 def _geometry(job: BuildJob, engines: Sequence[CompiledEngine]) -> Geometry:
+    backbone, config, latents = job.inputs.backbone, job.inputs.config, job.graph.latents
     return Geometry(
-        latents=job.graph.latents,
+        latents=latents,
         contract=job.graph.contract,
+        fixed=backbone.fixed(config, latents),
         bucket_flops=_bucket_flops(job),
         without=tuple(_without(part, engine) for part, engine in zip(job.parts[1:], engines[1:], strict=True)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from accelaes_export.contract.records import Record
@@ -114,13 +116,18 @@ class EngineWithout(Record):
 class Geometry(Record):
     """A size of picture or video that a bundle makes, and everything in it that depends on the size.
 
-    `bucket_flops` counts one call at the largest B (multiply-adds times two).
+    Attributes:
+        contract: the focus step's tensor table.
+        fixed: arguments of the pipeline's call that the engine was built for one value of.
+        bucket_flops: n -> FLOPs of one call at the largest B (multiply-adds times two).
+        without: the engines of steps that leave blocks out, in the order of contract.ranges.
     """
 
     latents: Latents
     contract: GraphContract
-    bucket_flops: dict[int, int]  # n -> FLOPs of one focus step
-    without: tuple[EngineWithout, ...] = ()  # in the order of contract.ranges
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    bucket_flops: dict[int, int]
+    without: tuple[EngineWithout, ...] = ()
     parity: tuple[Parity, ...] = ()
 
     @property

@@ -58,7 +58,6 @@ class TransformerCall(Record):
         signature: the call's leading parameters, in diffusers' order.
         guidance: how the pipelines guide.
         built_in: arguments that say what the engine has built in, such as position ids; they aren't read.
-        fixed: arguments the engine was built for one value of.
         attributes: attributes that pipelines read from their transformer, beside its config.
     """
 
@@ -66,7 +65,6 @@ class TransformerCall(Record):
     signature: tuple[str, ...]
     guidance: Guidance
     built_in: tuple[str, ...] = ()
-    fixed: dict[str, Any] = Field(default_factory=dict)
     attributes: dict[str, Any] = Field(default_factory=dict)
 
 

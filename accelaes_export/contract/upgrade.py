@@ -17,7 +17,12 @@ def _with_geometries(manifest: dict[str, Any]) -> dict[str, Any]:
     """Schema 5: what depends on a picture's size stands in one place, of which there can be several."""
     of_a_size = ("latents", "contract", "bucket_flops", "without", "parity")
     rest = {name: value for name, value in manifest.items() if name not in of_a_size}
-    return {**rest, "geometries": [{name: manifest[name] for name in of_a_size if name in manifest}]}
+    geometry = {name: manifest[name] for name in of_a_size if name in manifest}
+    call = manifest.get("call")
+    if isinstance(call, dict) and "fixed" in call:
+        geometry["fixed"] = call["fixed"]
+        rest["call"] = {name: value for name, value in call.items() if name != "fixed"}
+    return {**rest, "geometries": [geometry]}
 
 
 def _with_call(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from accelaes_export.contract.geometry import Geometry, Latents
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import TransformerCall
 from accelaes_export.contract.tensors import TIMESTEP
 from accelaes_export.errors import InputError
@@ -24,16 +24,28 @@ SHAPES = "img_shapes"
 """The same said in words: for every prompt its pictures' frames, rows and columns of tokens."""
 
 
-def is_of_size(latents: Latents, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+SIDES = ("num_frames", "height", "width")
+"""And in plain numbers, as some pipelines of packed videos do."""
+
+
+def is_of_size(geometry: Geometry, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
     """Whether a call is of pictures of this size, as far as it says: packed tokens may be of several shapes."""
+    latents = geometry.latents
     if tuple(hidden_states.shape[1:]) != latents.shape:
         return False
     if not latents.packed:
         return True
+    if any(name in given and given[name] != geometry.fixed.get(name, given[name]) for name in SIDES):
+        return False
     ids, shapes = given.get(IDS), given.get(SHAPES)
     if ids is not None:
         return _grid_of(ids) == latents.grid
     return not shapes or all(_shapes_of(pictures) == [latents.grid] for pictures in shapes)
+
+
+def plain(value: Any) -> Any:
+    """A value of a config or a call as JSON has it."""
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _grid_of(ids: torch.Tensor) -> tuple[int, int]:
@@ -51,7 +63,7 @@ class Arguments:
     """Reads calls; remembers the last rotation table, to notice another one."""
 
     def __init__(self, call: TransformerCall, geometry: Geometry) -> None:
-        self._call = call
+        self._call, self._fixed = call, geometry.fixed
         self._names = geometry.contract.conditioning
         self._text = geometry.contract.text_input
         self._optional = tuple(spec.name for spec in geometry.contract.inputs if spec.optional)
@@ -72,9 +84,14 @@ class Arguments:
         self._check_grid(given.get(IDS))
         for pictures in given.get(SHAPES) or ():
             self._check_shapes(pictures)
-        for name, built in self._call.fixed.items():
+        for name, built in self._fixed.items():
             value = given.pop(name, None)
-            if value != built:
+            if name in SIDES and value != built:
+                raise InputError(
+                    f"The transformer call has {name} = {value} (latent), and this bundle was built for {built}; call "
+                    f"the pipeline with {self._size}, or build a bundle for that size."
+                )
+            if plain(value) != plain(built):
                 raise InputError(
                     f"The transformer call has {name} = {value!r}, but this bundle was built for {built!r}; "
                     "leave the pipeline's option as the bundle has it, or build again."

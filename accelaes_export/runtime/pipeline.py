@@ -14,6 +14,7 @@ from typing import Any
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
+from accelaes_export.runtime.arguments import plain
 from accelaes_export.runtime.policy_choice import policy_for
 from accelaes_export.runtime.prompts import told
 from accelaes_export.runtime.stand_in import AcceleratedTransformer, Saving, Served, Watched, stand_in
@@ -194,12 +195,8 @@ def _check_architecture(transformer: Any, bundle: Bundle) -> None:
         if name.startswith("_") or name in _NOT_ARCHITECTURE:
             continue
         own = getattr(transformer.config, name, None)
-        if _plain(own) != _plain(built):
+        if plain(own) != plain(built):
             raise InputError(
                 f"The pipeline's transformer has {name} = {own!r}, but bundle {bundle.path} was built for {built!r}; "
                 "build a bundle from this pipeline's checkpoint."
             )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value

@@ -25,6 +25,8 @@ from accelaes_export.runtime.prompts import rows_of
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.tracker import FOREIGN, RunTracker, Settings
 
+_BOTH = "cond_uncond"
+
 
 @dataclass(frozen=True)
 class Served:
@@ -118,8 +120,8 @@ class AcceleratedTransformer(torch.nn.Module):
 
     @contextmanager
     def cache_context(self, name: str, **_: Any) -> Iterator[None]:
-        """What pipelines wrap the calls of a step in when there are several: "cond", "uncond"."""
-        self._of_thread.branch = name
+        """What pipelines wrap the calls of a step in: "cond" and "uncond", or "cond_uncond" where one call is both."""
+        self._of_thread.branch = CONDITIONAL if name == _BOTH else name
         try:
             yield
         finally:
@@ -161,7 +163,7 @@ class AcceleratedTransformer(torch.nn.Module):
         if ids is not None and ids is self._ids[0]:  # at every step of a run: the device is asked once
             return self._ids[1]
         for k, one in enumerate(self.served):
-            if is_of_size(one.geometry.latents, hidden_states, kwargs):
+            if is_of_size(one.geometry, hidden_states, kwargs):
                 self._ids = ids, k
                 return k
         sizes = "; ".join(one.geometry.latents.asked_for for one in self.served)

@@ -22,6 +22,7 @@ TWO_BLOCKS = {
     "pixart-alpha": {"num_layers": 2},
     "dit-xl-2": {"num_layers": 2},
     "wan2.1-1.3b": {"num_layers": 2},
+    "ltx-video": {"num_layers": 2},
     "qwen-image": {"num_layers": 3},  # what the last one makes of the text leads nowhere and is left out
 }
 WEIGHTS_BESIDE = {"flux-dev", "qwen-image"}

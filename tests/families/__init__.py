@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.families import dit, flux, lumina, pixart, qwen_image, sd3, wan
+from tests.families import dit, flux, ltx, lumina, pixart, qwen_image, sd3, wan
 from tests.families.tiny import Family
 
-_MODULES = (sd3, flux, wan, lumina, pixart, dit, qwen_image)
+_MODULES = (sd3, flux, wan, lumina, pixart, dit, qwen_image, ltx)
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}
 
 
