@@ -1,9 +1,12 @@
-"""What counts as a number where people give numbers."""
+"""What counts as a number where people give numbers, and what they gave twice."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TypeGuard
+
+from accelaes_export.errors import InputError
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -14,3 +17,12 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a number and neither infinite nor NaN."""
     return is_number(value) and math.isfinite(value)
+
+
+def require_once(what: str, values: Iterable[object]) -> None:
+    """InputError for a value that is there twice: "Prompt 'a ring' is given twice"."""
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise InputError(f"{what} {value!r} is given twice; give it once.")
+        seen.add(value)

@@ -55,9 +55,9 @@ class MissingComponentError(AccelAesError):
     exit_code = 4
 
 
-def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """ " Did you mean x?", or nothing where nothing allowed is near."""
-    close = difflib.get_close_matches(given, list(allowed), n=1)
+    close = difflib.get_close_matches(word, list(allowed), n=1)
     return f" Did you mean {close[0]}?" if close else ""
 
 

@@ -24,6 +24,8 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+pytest.register_assert_rewrite("tests.runtime.any_pipeline")
+
 # Their tests share little, and some take half a minute: every worker takes of them. Other files stay with one worker,
 # which makes their fixtures once.
 SPREAD = ("test_families.py", "test_full_width.py", "test_ranges.py", "test_streaming.py", "test_tensorrt_plugin.py")

@@ -74,8 +74,8 @@ class PixArtBackbone(BasicBlocksBackbone):
         return self._prediction(model, model.proj_out(model.norm_out(x) * (1 + scale) + shift))
 
     def reference(self, model: Any, inputs: Mapping[str, torch.Tensor], latents: Any) -> torch.Tensor:
-        given = {name: tensor for name, tensor in inputs.items() if name not in _SIZE}
-        sample: torch.Tensor = model(**given, added_cond_kwargs=_size_of(inputs), return_dict=False)[0]
+        tensors = {name: tensor for name, tensor in inputs.items() if name not in _SIZE}
+        sample: torch.Tensor = model(**tensors, added_cond_kwargs=_size_of(inputs), return_dict=False)[0]
         return sample
 
 

@@ -160,8 +160,8 @@ def compare(
     names = [spec.name for blocks in contract.ranges for spec in blocks.changes]
     known = {**inputs, **_outputs(session, contract, inputs, names, contract.tokens)} if names else inputs
     for blocks, engine in zip(contract.ranges, geometry.without, strict=True):
-        given = {spec.name: known[spec.name] for spec in engine.contract.inputs}
-        found = _outputs(session, engine.contract, given, expected, contract.tokens)
+        step_inputs = {spec.name: known[spec.name] for spec in engine.contract.inputs}
+        found = _outputs(session, engine.contract, step_inputs, expected, contract.tokens)
         kind = f"diffusers, blocks {blocks.label} left out"
         results.append(_parity(found, expected, contract.tokens, kind, contract.dtype))
     return tuple(results)

@@ -44,9 +44,9 @@ class VerbGroup(click.Group):
         """Run one command line and exit with its code: 0, or what the error says (see accelaes_export.errors)."""
         with Streams() as streams:
             try:
-                given = sys.argv[1:] if args is None else list(args)
+                words = sys.argv[1:] if args is None else list(args)
                 require_process()
-                if set(given[:1]) & _COMPUTING and not {"-h", "--help"} & set(given):
+                if set(words[:1]) & _COMPUTING and not {"-h", "--help"} & set(words):
                     require_address_space()
                 code = super().main(args, "accelaes-export", **extra | {"standalone_mode": False})
                 streams.check()

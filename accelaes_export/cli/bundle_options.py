@@ -1,8 +1,10 @@
-"""Options that several verbs have: whose bundles are trusted, and with what; how many steps are compared."""
+"""Options that several verbs have: the bundle, whose are trusted, and with what; how many steps are compared."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -26,6 +28,21 @@ class LateHelp(click.Option):
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def runs_bundle(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --cuda-graphs and what `trust_options` adds to a verb with an argument `bundle`, which it gets opened."""
+
+    @functools.wraps(command)
+    def opening(bundle: Path, *, cuda_graphs: bool, trust: tuple[str, ...], allow_code: bool, **others: Any) -> None:
+        from accelaes_export.bundle.reading import open_bundle
+
+        command(open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code), **others)
+
+    graphs = click.option(
+        "--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]"
+    )
+    return graphs(trust_options(opening))
 
 
 def trust_options(command: _Command) -> _Command:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from accelaes_export.cli.bundle_options import STEPS, LateHelp, trust_options
+from accelaes_export.cli.bundle_options import STEPS, LateHelp, runs_bundle
+
+if TYPE_CHECKING:
+    from accelaes_export.bundle.reading import Bundle
 
 
 def _metrics() -> tuple[str, ...]:
@@ -45,15 +49,14 @@ def _metrics() -> tuple[str, ...]:
 @click.option("--save-json", type=click.Path(path_type=Path), metavar="FILE", help="The summary, to this file as well.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="One HTML file to look at, complete in itself.")
 @click.option("--force", is_flag=True, help="Begin anew where another evaluation lies in the folder.")
-@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
     help="Text encoders and VAE, where the checkpoint has moved. [default: where the manifest says]",
 )
-@trust_options
+@runs_bundle
 def command(
-    bundle: Path,
+    bundle: Bundle,
     prompts: Path,
     policies: str | None,
     seeds: str,
@@ -64,10 +67,7 @@ def command(
     save_json: Path | None,
     page: Path | None,
     force: bool,
-    cuda_graphs: bool,
     checkpoint: str | None,
-    trust: tuple[str, ...],
-    allow_code: bool,
 ) -> None:
     """Compare policies: every prompt and seed under each, measured against dense.
 
@@ -81,7 +81,6 @@ def command(
         accelaes-export evaluate engines/built/shapes --prompts prompts.txt --policies ras,drift:budget=12 --seeds 1
         accelaes-export evaluate engines/built/shapes --prompts prompts.txt --metrics psnr,examples.shapes.metrics:ALL
     """
-    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import evaluate_tables
     from accelaes_export.cli.policy_options import labelled_policies
     from accelaes_export.cli.progress import TerminalProgress
@@ -93,8 +92,7 @@ def command(
     from accelaes_export.options import parse_counts, parse_names
 
     # Everything that can be wrong with the request is found before anything is loaded.
-    opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
-    manifest = opened.manifest
+    manifest = bundle.manifest
     check_writable(save_json, page)
     progress = TerminalProgress(progress_lines())
     impossible: dict[str, str] = {}
@@ -111,12 +109,12 @@ def command(
         metrics=None if metrics is None else parse_names("--metrics", metrics),
         checkpoint=checkpoint,
     )
-    request.check(opened)
+    request.check(bundle)
     for name, why in impossible.items():
         progress.note(f"{name} is left out: {why}")
 
     quiet_libraries()
-    report = evaluate(opened, request, output, force=force, progress=progress)
+    report = evaluate(bundle, request, output, force=force, progress=progress)
     if save_json is not None:
         write_whole(save_json, report.model_dump_json(indent=1) + "\n")
     if page is not None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from accelaes_export.cli.bundle_options import STEPS, trust_options
+from accelaes_export.cli.bundle_options import STEPS, runs_bundle
+
+if TYPE_CHECKING:
+    from accelaes_export.bundle.reading import Bundle
 
 
 @click.command("profile", short_help="Measure where the time goes, beside other accelerators.")
@@ -28,15 +32,14 @@ from accelaes_export.cli.bundle_options import STEPS, trust_options
 @click.option("--save-json", type=click.Path(path_type=Path), metavar="FILE", help="Every figure, to this file.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="One HTML file to look at, complete in itself.")
 @click.option("--trace", type=click.Path(path_type=Path), help="One run of each as a Chrome trace, to this file.")
-@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
     help="Weights and pipeline, where they have moved. [default: where the manifest says]",
 )
-@trust_options
+@runs_bundle
 def command(
-    bundle: Path,
+    bundle: Bundle,
     policies: str | None,
     steps: int | None,
     batches: str,
@@ -47,10 +50,7 @@ def command(
     save_json: Path | None,
     page: Path | None,
     trace: Path | None,
-    cuda_graphs: bool,
     checkpoint: str | None,
-    trust: tuple[str, ...],
-    allow_code: bool,
 ) -> None:
     """Measure a bundle here: every bucket, whole denoises by policy, and other accelerators on the same weights.
 
@@ -63,7 +63,6 @@ def command(
         accelaes-export profile engines/built/shapes --batches 1,4 --save-json shapes.json --trace shapes-trace.json
         accelaes-export profile engines/built/shapes --against eager,compile,diffusers-caches --report page.html
     """
-    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import profile_tables
     from accelaes_export.cli.policy_options import labelled_policies
     from accelaes_export.cli.progress import TerminalProgress
@@ -74,8 +73,7 @@ def command(
     from accelaes_export.options import parse_counts, parse_names
 
     # Everything that can be wrong with the request is found before anything is loaded.
-    opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
-    manifest = opened.manifest
+    manifest = bundle.manifest
     check_writable(save_json, page, trace)
     if policies is None:
         policies = ",".join(dict.fromkeys(("dense", "stepcache", manifest.defaults.policy)))
@@ -94,7 +92,7 @@ def command(
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     quiet_libraries()
-    measured = profile(opened, request, TerminalProgress(progress_lines()))
+    measured = profile(bundle, request, TerminalProgress(progress_lines()))
     report, written = measured.report, []
     # Shown first: should a file fail after all, the figures aren't lost.
     console = results()
@@ -111,7 +109,7 @@ def command(
     if trace is not None:
         from accelaes_export.measure.profiling.trace import chrome_trace
 
-        about = {"bundle": str(bundle), "created": report.created, "created_by": report.created_by}
+        about = {"bundle": str(bundle.path), "created": report.created, "created_by": report.created_by}
         write_whole(trace, chrome_trace(measured.spans, about))
         written.append(trace)
     if written:

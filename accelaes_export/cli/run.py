@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from accelaes_export.cli.bundle_options import trust_options
+from accelaes_export.cli.bundle_options import runs_bundle
 from accelaes_export.cli.policy_help import PoliciesBelow
+from accelaes_export.cli.policy_settings import policy_settings
 from accelaes_export.errors import AccelAesError
 from accelaes_export.policies import names
+
+if TYPE_CHECKING:
+    from accelaes_export.bundle.reading import Bundle
 
 
 @click.command("run", short_help="Make a picture from a prompt.", cls=PoliciesBelow)
@@ -24,29 +29,7 @@ from accelaes_export.policies import names
 @click.option("--steps", type=int, help="Denoising steps T. [default: the plan's or budget's, or the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
 @click.option("--seed", default=0, show_default=True, help="Of the first noise.")
-@click.option(
-    "--skip-ratio", type=float, metavar="P", help="Share of image tokens a sparse step leaves out: bucket 1 - p."
-)
-@click.option(
-    "--mask-step", type=int, metavar="I", help="The mask is built after this step; it and all before are dense."
-)
-@click.option("--warmup", type=int, metavar="STEPS", help="Dense steps before the first skip.")
-@click.option(
-    "--interval", type=int, metavar="K", help="After that one step in K is computed, the others extrapolated."
-)
-@click.option(
-    "--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is."
-)
-@click.option(
-    "--budget",
-    type=float,
-    metavar="COST",
-    help="Token-steps to spend, in dense steps (drift and fewer-steps); inspect lists drift's plans.",
-)
-@click.option("--plan", metavar="SYMBOLS", help="Any policy's plan by hand: D, '.' or a bucket letter for every step.")
-@click.option(
-    "--policy-option", "policy_options", multiple=True, metavar="NAME=VALUE", help="Any other option of the policy."
-)
+@policy_settings
 @click.option(
     "-o",
     "--output",
@@ -65,37 +48,26 @@ from accelaes_export.policies import names
     help="Plan, step times and words, to this file.",
 )
 @click.option("--allow-nonfinite", is_flag=True, help="Write the picture even where a prediction was no number.")
-@click.option("--cuda-graphs/--no-cuda-graphs", default=True, help="On GPUs, replay engine calls. [default: on]")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
     help="Text encoders and VAE, where the checkpoint has moved. [default: where the manifest says]",
 )
-@trust_options
+@runs_bundle
 def command(
-    bundle: Path,
+    bundle: Bundle,
     prompt: str,
     negative_prompt: str,
     policy: str | None,
     steps: int | None,
     guidance: float | None,
     seed: int,
-    skip_ratio: float | None,
-    mask_step: int | None,
-    warmup: int | None,
-    interval: int | None,
-    refresh_every: int | None,
-    budget: float | None,
-    plan: str | None,
-    policy_options: tuple[str, ...],
+    settings: dict[str, Any],
     output: Path,
     mask_out: Path | None,
     save_json: Path | None,
     allow_nonfinite: bool,
-    cuda_graphs: bool,
     checkpoint: str | None,
-    trust: tuple[str, ...],
-    allow_code: bool,
 ) -> None:
     """Make a picture, and say what it took: the plan, step times by kind, and the words behind the mask.
 
@@ -111,36 +83,24 @@ def command(
         accelaes-export run engines/built/shapes --prompt "a red star" --policy drift --plan DDDD.b.D.b..D.b
         accelaes-export run engines/built/shapes --prompt "a red star" --policy ras --policy-option metric=norm
     """
-    from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import run_report
-    from accelaes_export.cli.policy_options import chosen_policy, parsed_options, run_steps
+    from accelaes_export.cli.policy_options import run_steps
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.files.writing import check_writable
     from accelaes_export.options import require_guidance, require_seed
+    from accelaes_export.runtime.policy_choice import policy_for
 
     # Everything that can be wrong with the request is found before the models are loaded.
-    opened = open_bundle(bundle, cuda_graphs=cuda_graphs, trust=trust, allow_code=allow_code)
-    manifest = opened.manifest
+    manifest = bundle.manifest
     for path in (output, mask_out):
         run_report.require_image_path(path, video=manifest.geometry.latents.moves)
     check_writable(output, mask_out, save_json)
     guidance = manifest.defaults.guidance if guidance is None else guidance
     require_guidance(guidance)
     require_seed(seed)
-    chosen = chosen_policy(
-        manifest,
-        policy,
-        parsed_options(policy_options),
-        skip_ratio=skip_ratio,
-        mask_step=mask_step,
-        warmup=warmup,
-        interval=interval,
-        refresh_every=refresh_every,
-        budget=budget,
-        plan=plan,
-    )
+    chosen = policy_for(manifest, policy, settings)
     T = run_steps(manifest, chosen, steps)
     planned = chosen.plan(T, manifest.sparse_fractions, manifest.range_shares)
     if mask_out is not None:
@@ -155,10 +115,10 @@ def command(
 
     progress = TerminalProgress(progress_lines())
     with progress.stage("load", f"{manifest.backend.name}, {manifest.source.location}"):
-        pipe = load_pipeline(opened, checkpoint)
+        pipe = load_pipeline(bundle, checkpoint)
     with progress.stage("denoise", f"{T} steps") as stage:
         result = generate(
-            opened,
+            bundle,
             prompt,
             policy=chosen,
             steps=T,

@@ -48,9 +48,9 @@ def save(
     result: GenerationResult, manifest: Manifest, output: Path, mask_out: Path | None, trace: Path | None
 ) -> list[Path]:
     """Write the picture and what else was asked for; returns the paths written. Folders are made as needed."""
-    written = [output]
     from accelaes_export.runtime.images import mask_overlays, save_images
 
+    written = [output]
     frames, focus_index = result.frames, result.report.focus_index
     save_images(frames, output)
     if mask_out is not None and focus_index is not None:

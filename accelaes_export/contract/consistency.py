@@ -129,9 +129,9 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
         if outputs[FOCUS_PREDICTION].shape != ("B", computed, geometry.latents.token_width):
             yield f"a token has {geometry.latents.token_width} numbers, and the engine gives others"
         for entry in contract.cache:
-            given, fresh = inputs.get(f"{entry.name}_bg"), outputs.get(entry.name)
+            background, fresh = inputs.get(f"{entry.name}_bg"), outputs.get(entry.name)
             wanted = [("B", entry.heads, letter, entry.head_dim) for letter in ("m", "n")]
-            if given is None or fresh is None or [given.shape, fresh.shape] != wanted:
+            if background is None or fresh is None or [background.shape, fresh.shape] != wanted:
                 yield f"the cache's {entry.name} isn't as the engine has it"
         cached = {entry.name for entry in contract.cache}
         unknown = [name for name in inputs if name.endswith("_bg") and name.removesuffix("_bg") not in cached]

@@ -76,7 +76,7 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
         raise BundleError(f"{path} can't be read ({str(error).splitlines()[0]}); build the bundle again.") from error
 
 
-def differing(model: torch.nn.Module, made: Fingerprint, *, whole: bool = False) -> list[str] | None:
+def differing(model: torch.nn.Module, fingerprint: Fingerprint, *, whole: bool = False) -> list[str] | None:
     """The parameters of `model` that aren't the ones the fingerprint was made of; None where that can't be told.
 
     It can't be of weights that are elsewhere (offloaded) or quantised. Waits for the device once, or once a tensor with
@@ -85,21 +85,21 @@ def differing(model: torch.nn.Module, made: Fingerprint, *, whole: bool = False)
     import torch
 
     own = dict(model.named_parameters())
-    comparable = [name for name in made.tensors if name in own and not own[name].is_meta]
-    if len(comparable) < len(made.tensors) or not all(own[name].is_floating_point() for name in comparable):
+    comparable = [name for name in fingerprint.tensors if name in own and not own[name].is_meta]
+    if len(comparable) < len(fingerprint.tensors) or not all(own[name].is_floating_point() for name in comparable):
         return None
-    reshaped = [name for name in comparable if tuple(own[name].shape) != made.tensors[name].shape]
+    reshaped = [name for name in comparable if tuple(own[name].shape) != fingerprint.tensors[name].shape]
     if reshaped:
         return None
     samples = [_sample(own[name].detach()) for name in comparable]
     host = torch.cat([sample.double() for sample in samples]).cpu().split([len(sample) for sample in samples])
     found = []
     for name, numbers in zip(comparable, host, strict=True):
-        wanted, kind = made.tensors[name], own[name].dtype
-        if not _equal(numbers, torch.tensor(wanted.numbers, dtype=torch.float64), kind, torch_dtype(made.dtype)):
+        wanted, kind = fingerprint.tensors[name], own[name].dtype
+        if not _equal(numbers, torch.tensor(wanted.numbers, dtype=torch.float64), kind, torch_dtype(fingerprint.dtype)):
             found.append(name)
-        elif whole and kind in (torch.float32, torch_dtype(made.dtype)):
-            same = _digest(own[name].detach().to(torch_dtype(made.dtype)).cpu()) == wanted.blake2b
+        elif whole and kind in (torch.float32, torch_dtype(fingerprint.dtype)):
+            same = _digest(own[name].detach().to(torch_dtype(fingerprint.dtype)).cpu()) == wanted.blake2b
             found += [] if same else [name]
     return found
 

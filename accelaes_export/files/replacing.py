@@ -21,22 +21,22 @@ def beside(target: Path, what: str, owner: int | str) -> Path:
     return target.with_name(f".{target.name}.{what}-{owner}")
 
 
-def put_in_place(made: Path, target: Path, keep: Path | None = None) -> None:
-    """Rename the folder `made`, which lies beside it, to `target`. A folder that stood there is removed.
+def put_in_place(folder: Path, target: Path, keep: Path | None = None) -> None:
+    """Rename `folder`, which lies beside it, to `target`. A folder that stood there is removed.
 
     Args:
         keep: what a folder that stood there is renamed to instead.
     """
     if target.exists() and any(target.iterdir()):
-        if _exchange(made, target):
+        if _exchange(folder, target):
             flush(target.parent)
-            _put_away(made, keep)
+            _put_away(folder, keep)
             return
         old = beside(target, "old", os.getpid())
         remove(old)
         target.rename(old)
         try:
-            made.rename(target)
+            folder.rename(target)
         except BaseException:
             if not target.exists():
                 old.rename(target)
@@ -44,7 +44,7 @@ def put_in_place(made: Path, target: Path, keep: Path | None = None) -> None:
         flush(target.parent)
         _put_away(old, keep)
     else:
-        made.rename(target)
+        folder.rename(target)
         flush(target.parent)
 
 

@@ -42,8 +42,8 @@ _sparse_query_attention = onnxscript.values.Op(_accelaes, NAME, op_schema=_schem
 
 def translate(q: Any, k: Any, v: Any, k_bg: Any, v_bg: Any, scale: float, bias: Any = None) -> Any:
     """torch.onnx's translation of the operator: the opaque node."""
-    given = () if bias is None else (bias,)
-    return _sparse_query_attention(q, k, v, k_bg, v_bg, *given, scale=scale)
+    biases = () if bias is None else (bias,)
+    return _sparse_query_attention(q, k, v, k_bg, v_bg, *biases, scale=scale)
 
 
 def function_proto(*, biased: bool = False) -> onnx.FunctionProto:

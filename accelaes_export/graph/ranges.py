@@ -142,8 +142,8 @@ class _StandIn(torch.nn.Module):
 
 def _streams(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The image's hidden states a block is called with and, where it has a place for them, the text's."""
-    given = signature.bind(*args, **kwargs).arguments
-    return [given[name] for name in (_IMAGE, _TEXT) if name in given]
+    arguments = signature.bind(*args, **kwargs).arguments
+    return [arguments[name] for name in (_IMAGE, _TEXT) if name in arguments]
 
 
 def _places(backbone: Backbone, model: Any) -> list[tuple[Any, int]]:

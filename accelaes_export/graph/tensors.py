@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelaes_export.backbones.base import AttentionSite, Backbone, PartSite
@@ -67,57 +67,71 @@ def graph_contract(
     """
     if form not in backbone.forms:
         raise InputError(f"The family {backbone.family} has no {form} form; allowed are {', '.join(backbone.forms)}.")
-    N = latents.tokens
+    sites = backbone.sites(model)
+    cache = _parts(sites) if form == "component" else _keys_and_values(sites)
+    observed = any(isinstance(site, AttentionSite) and site.reads_text for site in sites)
+    conditioning = (*backbone.conditioning(model.config, dtype), *backbone.rotations(model.config, latents))
+    # fp32 whatever the dtype: sigma * 1000 loses its fraction in half precision.
+    timestep = TensorSpec(name=TIMESTEP, dtype="fp32", shape=("B",), limit=backbone.timestep_limit)
+    left_out = block_ranges(backbone, model, ranges, latents, form=form, dtype=dtype)
+    hidden_states = TensorSpec(name=HIDDEN_STATES, dtype=dtype, shape=("B", *latents.shape))
+    predictions = {FOCUS_PREDICTION: "n"} | ({BACKGROUND_PREDICTION: "m"} if form == "component" else {})
+    return GraphContract(
+        dtype=dtype,
+        batch=batch,
+        pairs=backbone.guidance.pairs,
+        tokens=latents.tokens,
+        buckets=_buckets(fractions, latents.tokens),
+        text_tokens=text_tokens,
+        dynamic_text=dynamic_text,
+        text_multiple=text_multiple,
+        conditioning=tuple(spec.name for spec in conditioning),
+        inputs=(
+            hidden_states,
+            timestep,
+            *conditioning,
+            *_indices(form, observed),
+            *(_cached(entry, "_bg", "m", dtype) for entry in cache),
+        ),
+        outputs=(
+            *(
+                TensorSpec(name=name, dtype=dtype, shape=("B", tokens, latents.token_width))
+                for name, tokens in predictions.items()
+            ),
+            *((TensorSpec(name=AFFINITY, dtype="fp32", shape=("B", "a")),) if observed else ()),
+            *(_cached(entry, "", "n", dtype) for entry in cache),
+            *(spec for blocks in left_out for spec in blocks.changes),
+        ),
+        cache=cache,
+        ranges=left_out,
+    )
+
+
+def _buckets(fractions: Sequence[float], N: int) -> tuple[int, ...]:
+    """n of every bucket, N last."""
     buckets = tuple(focus_tokens(fraction, N) for fraction in fractions)
     if len({*buckets, N}) != len(buckets) + 1:
         raise InputError(
             f"Buckets {', '.join(f'{f:g}' for f in fractions)} of N = {N} tokens give {', '.join(map(str, buckets))} "
             "focus tokens; each bucket must have its own number below N: leave some out, or build a higher resolution."
         )
-    component = form == "component"
-    sites = backbone.sites(model)
-    cache = _parts(sites) if component else _keys_and_values(sites)
-    affinity = any(isinstance(site, AttentionSite) and site.reads_text for site in sites)
-    conditioning = (*backbone.conditioning(model.config, dtype), *backbone.rotations(model.config, latents))
-    inputs = [
-        TensorSpec(name=HIDDEN_STATES, dtype=dtype, shape=("B", *latents.shape)),
-        # fp32 whatever the dtype: sigma * 1000 loses its fraction in half precision.
-        TensorSpec(name=TIMESTEP, dtype="fp32", shape=("B",), limit=backbone.timestep_limit),
-        *conditioning,
-        TensorSpec(name=FOCUS_INDEX, dtype="int64", shape=("B", "n")),
-        *([TensorSpec(name=BACKGROUND_INDEX, dtype="int64", shape=("B", "m"))] if component else []),
-        *([TensorSpec(name=TOKEN_WEIGHTS, dtype="fp32", shape=("B", "M"), limit=1.0)] if affinity else []),
+    return (*buckets, N)
+
+
+def _indices(form: str, observed: bool) -> Iterator[TensorSpec]:
+    """Which tokens are computed, and how what they think of the text is observed."""
+    yield TensorSpec(name=FOCUS_INDEX, dtype="int64", shape=("B", "n"))
+    if form == "component":
+        yield TensorSpec(name=BACKGROUND_INDEX, dtype="int64", shape=("B", "m"))
+    if observed:
+        yield TensorSpec(name=TOKEN_WEIGHTS, dtype="fp32", shape=("B", "M"), limit=1.0)
         # A switch: with no tokens here the affinity, which a run needs of one step, costs nothing.
-        *([TensorSpec(name=OBSERVED_INDEX, dtype="int64", shape=("B", "a"))] if affinity else []),
-        *(
-            TensorSpec(name=f"{entry.name}_bg", dtype=dtype, shape=("B", entry.heads, "m", entry.head_dim))
-            for entry in cache
-        ),
-    ]
-    left_out = block_ranges(backbone, model, ranges, latents, form=form, dtype=dtype)
-    width = latents.token_width
-    outputs = [
-        TensorSpec(name=FOCUS_PREDICTION, dtype=dtype, shape=("B", "n", width)),
-        *([TensorSpec(name=BACKGROUND_PREDICTION, dtype=dtype, shape=("B", "m", width))] if component else []),
-        *([TensorSpec(name=AFFINITY, dtype="fp32", shape=("B", "a"))] if affinity else []),
-        *(TensorSpec(name=entry.name, dtype=dtype, shape=("B", entry.heads, "n", entry.head_dim)) for entry in cache),
-        *(spec for blocks in left_out for spec in blocks.changes),
-    ]
-    return GraphContract(
-        dtype=dtype,
-        batch=batch,
-        pairs=backbone.guidance.pairs,
-        tokens=N,
-        buckets=(*buckets, N),
-        text_tokens=text_tokens,
-        dynamic_text=dynamic_text,
-        text_multiple=text_multiple,
-        conditioning=tuple(spec.name for spec in conditioning),
-        inputs=tuple(inputs),
-        outputs=tuple(outputs),
-        cache=cache,
-        ranges=left_out,
-    )
+        yield TensorSpec(name=OBSERVED_INDEX, dtype="int64", shape=("B", "a"))
+
+
+def _cached(entry: CacheEntry, suffix: str, tokens: str, dtype: str) -> TensorSpec:
+    """What is cached of a part: fresh of n tokens, or the background's of m."""
+    return TensorSpec(name=f"{entry.name}{suffix}", dtype=dtype, shape=("B", entry.heads, tokens, entry.head_dim))
 
 
 def few_text_lengths(backbone: Backbone, model: Any, text_tokens: int) -> int:

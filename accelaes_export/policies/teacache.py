@@ -42,10 +42,14 @@ class TeaCache(BasePolicy):
     def __post_init__(self) -> None:
         if not is_finite(self.threshold) or self.threshold <= 0:
             raise InputError(f"threshold is {self.threshold!r}; give a number above 0.")
-        given = self.coefficients
-        if not isinstance(given, (tuple, list)) or not given or not all(is_finite(c) for c in given):
-            raise InputError(f"coefficients are {given!r}; give a list of numbers, the highest power's first.")
-        object.__setattr__(self, "coefficients", tuple(given))  # a manifest stores a list
+        coefficients = self.coefficients
+        if (
+            not isinstance(coefficients, (tuple, list))
+            or not coefficients
+            or not all(is_finite(c) for c in coefficients)
+        ):
+            raise InputError(f"coefficients are {coefficients!r}; give a list of numbers, the highest power's first.")
+        object.__setattr__(self, "coefficients", tuple(coefficients))  # a manifest stores a list
 
     @property
     def extrapolation(self) -> Extrapolation:

@@ -28,16 +28,16 @@ SIDES = ("num_frames", "height", "width")
 """And in plain numbers, as some pipelines of packed videos do."""
 
 
-def is_of_size(geometry: Geometry, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+def is_of_size(geometry: Geometry, hidden_states: torch.Tensor, arguments: Mapping[str, Any]) -> bool:
     """Whether a call is of pictures of this size, as far as it says: packed tokens may be of several shapes."""
     latents = geometry.latents
     if tuple(hidden_states.shape[1:]) != latents.shape:
         return False
     if not latents.packed:
         return True
-    if any(name in given and given[name] != geometry.fixed.get(name, given[name]) for name in SIDES):
+    if any(name in arguments and arguments[name] != geometry.fixed.get(name, arguments[name]) for name in SIDES):
         return False
-    ids, shapes = given.get(IDS), given.get(SHAPES)
+    ids, shapes = arguments.get(IDS), arguments.get(SHAPES)
     if ids is not None:
         return _grid_of(ids) == latents.grid
     return not shapes or all(_shapes_of(pictures) == [latents.grid] for pictures in shapes)
@@ -79,13 +79,13 @@ class Arguments:
             InputError: a tensor the engine needs is missing, an argument it has no input for is given (control
                 residuals, skipped layers, LoRA scale), or a value it wasn't built for.
         """
-        given = _flat(dict(zip(self._call.signature[1:], args, strict=False)) | dict(kwargs))
-        renewed = self._rotate(given)
-        self._check_grid(given.get(IDS))
-        for pictures in given.get(SHAPES) or ():
+        arguments = _flat(dict(zip(self._call.signature[1:], args, strict=False)) | dict(kwargs))
+        renewed = self._rotate(arguments)
+        self._check_grid(arguments.get(IDS))
+        for pictures in arguments.get(SHAPES) or ():
             self._check_shapes(pictures)
         for name, built in self._fixed.items():
-            value = given.pop(name, None)
+            value = arguments.pop(name, None)
             if name in SIDES and value != built:
                 raise InputError(
                     f"The transformer call has {name} = {value} (latent), and this bundle was built for {built}; call "
@@ -96,18 +96,18 @@ class Arguments:
                     f"The transformer call has {name} = {value!r}, but this bundle was built for {built!r}; "
                     "leave the pipeline's option as the bundle has it, or build again."
                 )
-        conditioning = {name: given.pop(name, None) for name in self._names}
+        conditioning = {name: arguments.pop(name, None) for name in self._names}
         text = None if self._text is None else conditioning[self._text]
         for name in self._optional:
             if conditioning[name] is None and text is not None:
                 conditioning[name] = text.new_ones(text.shape[:2])
-        timestep = given.pop(TIMESTEP, None)
+        timestep = arguments.pop(TIMESTEP, None)
         missing = [name for name, tensor in {**conditioning, TIMESTEP: timestep}.items() if tensor is None]
         if missing:
             raise InputError(f"The transformer call lacks {', '.join(missing)}, which this bundle's engine needs.")
-        if given.get("scale") == 1.0:  # of a LoRA that isn't there: what pipelines hand on where nobody asked
-            del given["scale"]
-        extra = [name for name, value in given.items() if value is not None and name not in self._call.built_in]
+        if arguments.get("scale") == 1.0:  # of a LoRA that isn't there: what pipelines hand on where nobody asked
+            del arguments["scale"]
+        extra = [name for name, value in arguments.items() if value is not None and name not in self._call.built_in]
         if extra:
             raise InputError(
                 f"The engine has no input for {', '.join(extra)}; leave it out, or ax.restore(pipe) for this call."
@@ -145,11 +145,11 @@ class Arguments:
             f"{self._grid[0]} x {self._grid[1]}; call the pipeline with {self._size}, or build a bundle for that size."
         )
 
-    def _rotate(self, given: dict[str, Any]) -> bool:
+    def _rotate(self, arguments: dict[str, Any]) -> bool:
         """Put the picture's part of a rotation table in the engine's form; True if it differs from the last one."""
         if "rope_cos" not in self._names:
             return False
-        table = given.pop(ROPE, None)
+        table = arguments.pop(ROPE, None)
         if table is None:
             return False
         rows, columns = self._grid
@@ -162,13 +162,13 @@ class Arguments:
         # On the host, where pipelines make the table: the device isn't asked.
         renewed = self._rotations is not None and not torch.equal(own, self._rotations)
         self._rotations = own
-        given["rope_cos"], given["rope_sin"] = own.real.contiguous(), own.imag.contiguous()
+        arguments["rope_cos"], arguments["rope_sin"] = own.real.contiguous(), own.imag.contiguous()
         return renewed
 
 
-def _flat(given: dict[str, Any]) -> dict[str, Any]:
+def _flat(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments that come in a dictionary, by their own names, and {} as nothing."""
     flat: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in arguments.items():
         flat.update(value if isinstance(value, Mapping) else {name: value})
     return flat

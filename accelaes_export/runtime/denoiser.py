@@ -204,10 +204,10 @@ class Denoiser:
         )
 
     def _check(self, now: StepInputs) -> None:
-        given = tuple(now.hidden_states.shape[1:])
-        if given != self.latents.shape:
+        shape = tuple(now.hidden_states.shape[1:])
+        if shape != self.latents.shape:
             raise InputError(
-                f"Latents of shape {given} were given, but this bundle was built for {self.latents.shape}; "
+                f"Latents of shape {shape} were given, but this bundle was built for {self.latents.shape}; "
                 f"call the pipeline with {self.latents.asked_for} (and use_resolution_binning=False where it bins "
                 "sizes), or build a bundle for that size."
             )
@@ -218,7 +218,9 @@ class Denoiser:
         """The run's trajectories, made at its first step. A call takes as many images as the contract has rows for."""
         run = self._run
         assert run is not None
-        if any(sum(trajectory.images for trajectory in made) != images for made in self._branches.values()):
+        if any(
+            sum(trajectory.images for trajectory in trajectories) != images for trajectories in self._branches.values()
+        ):
             self._branches, self._selectors = {}, []
         if branch not in self._branches:
             size = self.session.contract.batch if paired else self.session.contract.rows

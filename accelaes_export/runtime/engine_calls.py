@@ -46,8 +46,8 @@ class EngineCalls:
     def text_tokens(self, now: StepInputs) -> int:
         """M of the call; a fixed window that takes shorter texts runs at its own length."""
         contract = self._session.contract
-        given = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
-        return contract.window(given)
+        M = contract.text_tokens if self._text is None else now.conditioning[self._text].shape[1]
+        return contract.window(M)
 
     def tokens(self, focus: torch.Tensor, background: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Focus and background of a step, [B, n] and [B, m], where calls of this n and m read them."""
@@ -123,10 +123,10 @@ class EngineCalls:
 
     def _conditions(self, now: StepInputs, M: int) -> dict[str, torch.Tensor]:
         """The inputs that the pipeline brings, with a text of M tokens."""
-        given = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
+        tensors = {HIDDEN_STATES: now.hidden_states, TIMESTEP: now.timestep, **now.conditioning}
         return {
             name: self._workspace.holding(name, _padded(tensor, self._text_axes.get(name), M), self._dtypes[name])
-            for name, tensor in given.items()
+            for name, tensor in tensors.items()
         }
 
 

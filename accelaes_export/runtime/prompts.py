@@ -30,13 +30,13 @@ _REMEMBERED = 256  # encoded prompts, a few kilobytes each
 _SAMPLED_TOKENS, _SAMPLED_CHANNELS = 64, 8
 
 
-def rows_of(given: Mapping[str, Any], pipe: Any) -> tuple[Row, ...]:
+def rows_of(arguments: Mapping[str, Any], pipe: Any) -> tuple[Row, ...]:
     """The prompts among a call's arguments, a row each; empty where it has none."""
-    if given.get("prompt") is None:
+    if arguments.get("prompt") is None:
         return ()
-    first = _listed(given["prompt"])
-    prompts = {name: _listed(given.get(source) or first) for name, source in PROMPT_OF.items()}
-    tidy = bool(given.get("clean_caption", False))
+    first = _listed(arguments["prompt"])
+    prompts = {name: _listed(arguments.get(source) or first) for name, source in PROMPT_OF.items()}
+    tidy = bool(arguments.get("clean_caption", False))
     prompts = {name: as_tokenised(pipe, texts, clean_caption=tidy) for name, texts in prompts.items()}
     return tuple({name: texts[k % len(texts)] for name, texts in prompts.items()} for k in range(len(first)))
 

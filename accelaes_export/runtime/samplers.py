@@ -60,14 +60,14 @@ def _carried_on(scheduler: Any, options: Mapping[str, Any], channels: int, seed:
     torch.manual_seed(seed)
     probe = _fresh(scheduler)
     taken = inspect.signature(probe.step).parameters
-    given = {name: value for name, value in options.items() if name in taken}
+    arguments = {name: value for name, value in options.items() if name in taken}
     if "generator" in taken:
-        given["generator"] = torch.Generator().manual_seed(seed)
+        arguments["generator"] = torch.Generator().manual_seed(seed)
     sample = torch.linspace(-1, 1, 16).reshape(1, 4, 2, 2)
     for timestep in probe.timesteps:
         scaled = probe.scale_model_input(sample, timestep) if hasattr(probe, "scale_model_input") else sample
         prediction = scaled.repeat(1, channels, 1, 1) * 0.5
-        sample = probe.step(prediction, timestep, sample, return_dict=False, **given)[0]
+        sample = probe.step(prediction, timestep, sample, return_dict=False, **arguments)[0]
     return sample
 
 

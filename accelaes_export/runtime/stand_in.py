@@ -213,12 +213,12 @@ class Watched:
         embedded = self._encode(*args, **kwargs)
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        given = dict(bound.arguments)
-        given |= given.pop("kwargs", {})
-        rows = () if given.get("prompt_embeds") is not None else rows_of(given, self._pipe())
+        arguments = dict(bound.arguments)
+        arguments |= arguments.pop("kwargs", {})
+        rows = () if arguments.get("prompt_embeds") is not None else rows_of(arguments, self._pipe())
         if rows:
             self._settings.encoded.remember(embedded[0], rows)
-        self._settings.guided = bool(given.get("do_classifier_free_guidance"))
+        self._settings.guided = bool(arguments.get("do_classifier_free_guidance"))
         return embedded
 
 

@@ -267,9 +267,9 @@ class RunTracker:
         if self._pairs(caller, call):
             text = text.chunk(2)[1 if self._layout == "uncond_cond" else 0]
         images = text.shape[0]
-        given = rows_of(caller.given, caller.pipe)
-        if given and not changed:
-            return repeated(given, images)
+        rows = rows_of(caller.given, caller.pipe)
+        if rows and not changed:
+            return repeated(rows, images)
         told = repeated(self._settings.told, images)
         if self._settings.told and not told:
             raise InputError(

@@ -31,17 +31,17 @@ def which_weights(pipe: Any, bundle: Bundle, compared: WeightComparison) -> str:
         return f"the bundle's, from {source.location}, as asked for"
     if pipe.transformer is None:
         return _by_source(pipe, source)
-    made = read_fingerprint(bundle.path)
-    if made is None:
+    fingerprint = read_fingerprint(bundle.path)
+    if fingerprint is None:
         return _unknown(source, "the bundle is from a release that recorded no weights")
-    other = differing(unwrapped(pipe.transformer), made, whole=compared == "all")
+    other = differing(unwrapped(pipe.transformer), fingerprint, whole=compared == "all")
     if other is None:
         return _unknown(source, "the pipeline's are quantised or elsewhere, and can't be compared")
     if other:
         raise InputError(
             f"The pipeline's transformer has other weights than bundle {bundle.path} ({len(other)} of "
-            f"{len(made.tensors)} tensors differ, such as {other[0]}), as after a fine-tune or a fused LoRA; save the "
-            'pipeline and build a bundle from it, or give weights="bundle" to run the bundle\'s.'
+            f"{len(fingerprint.tensors)} tensors differ, such as {other[0]}), as after a fine-tune or a fused LoRA; "
+            'save the pipeline and build a bundle from it, or give weights="bundle" to run the bundle\'s.'
         )
     return (
         f"the pipeline's own, which the bundle was built from ({'all' if compared == 'all' else 'a sample'} compared)"

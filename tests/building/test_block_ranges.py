@@ -20,7 +20,8 @@ from accelaes_export.measure.profiling.policies import flop_cost
 from accelaes_export.options import parse_ranges
 from accelaes_export.policies import DeltaDiT, Dense
 from accelaes_export.recipes import load
-from tests.shapes_pipeline import load_shapes
+from examples.shapes.evaluate import load_pipeline
+from tests.shallow_shapes import save_shallow_shapes
 from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -31,38 +32,43 @@ def command(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shallow_shapes(tmp_path_factory.mktemp("checkpoint") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranges") / "shapes"
-    result = command(*f"build --model shapes --block-ranges 3:6,0:3 -o {folder}".split())
+    result = command(*f"build --model shapes --checkpoint {checkpoint} --block-ranges 1:2,0:1 -o {folder}".split())
     assert result.exit_code == 0, result.stderr
-    assert "without blocks 0:3" in result.stderr and "without blocks 3:6" in result.stderr
+    assert "without blocks 0:1" in result.stderr and "without blocks 1:2" in result.stderr
     return folder
 
 
 def test_a_build_has_an_engine_for_every_range_and_measures_each(bundle: Path) -> None:
     manifest = ax.open(bundle).manifest
     assert manifest.range_shares == (0.5, 0.5)
-    assert [engine.folder for engine in manifest.geometry.without] == ["without_0_3", "without_3_6"]
+    assert [engine.folder for engine in manifest.geometry.without] == ["without_0_1", "without_1_2"]
     assert set(manifest.files) == {
         "focus_step.onnx",
-        "without_0_3/focus_step.onnx",
-        "without_3_6/focus_step.onnx",
+        "without_0_1/focus_step.onnx",
+        "without_1_2/focus_step.onnx",
         "fingerprint.json",
     }
     assert [(p.reference, p.passed, p.max_rel < 1e-5) for p in manifest.geometry.parity[-2:]] == [
-        ("diffusers, blocks 0:3 left out", True, True),
-        ("diffusers, blocks 3:6 left out", True, True),
+        ("diffusers, blocks 0:1 left out", True, True),
+        ("diffusers, blocks 1:2 left out", True, True),
     ]
     dense = manifest.geometry.bucket_flops[manifest.geometry.contract.tokens]
     # Half of the blocks, and the embeddings and projections around them.
-    assert all(0.45 < flops / dense < 0.55 for flops in manifest.geometry.range_flops)
+    assert all(0.4 < flops / dense < 0.6 for flops in manifest.geometry.range_flops)
 
 
 def test_verify_and_inspect_tell_of_every_range(bundle: Path) -> None:
     verified = command("verify", bundle)
-    assert verified.exit_code == 0 and "blocks 3:6 left out" in verified.stdout
+    assert verified.exit_code == 0 and "blocks 1:2 left out" in verified.stdout
     shown = command("inspect", bundle, "--policy", "delta-dit").stdout
-    assert "0:3 of 6" in shown and "3:6 of 6" in shown
+    assert "0:1 of 2" in shown and "1:2 of 2" in shown
     assert "D1D1D1D1D1 D1D1D0D0D0 D0D0D0D0" in shown and "cost 21 of 28 dense steps" in shown
 
 
@@ -95,8 +101,10 @@ def test_profile_counts_what_a_partial_step_computes(bundle: Path, tmp_path: Pat
     assert {kind["kind"] for kind in found["kinds"]} == {"DENSE", "PARTIAL"}
 
 
-def test_dense_follows_the_untouched_pipeline_and_leaving_blocks_out_comes_near_it(bundle: Path) -> None:
-    pipe = load_shapes()
+def test_dense_follows_the_untouched_pipeline_and_leaving_blocks_out_comes_near_it(
+    checkpoint: Path, bundle: Path
+) -> None:
+    pipe = load_pipeline(checkpoint)
     untouched = sampled(pipe, PROMPT, num_inference_steps=8, guidance_scale=4.5)
     opened = ax.open(bundle)
     ax.accelerate(pipe, opened, Dense())
@@ -113,17 +121,17 @@ def test_dense_follows_the_untouched_pipeline_and_leaving_blocks_out_comes_near_
 def test_a_range_engine_that_is_missing_damaged_or_unlisted_is_named(bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(bundle, folder)
-    (folder / "without_3_6/focus_step.onnx").unlink()
-    with pytest.raises(BundleError, match=r"lacks without_3_6/focus_step\.onnx"):
+    (folder / "without_1_2/focus_step.onnx").unlink()
+    with pytest.raises(BundleError, match=r"lacks without_1_2/focus_step\.onnx"):
         ax.open(folder)
-    shutil.copy(bundle / "without_0_3/focus_step.onnx", folder / "without_3_6/focus_step.onnx")
-    with pytest.raises(BundleError, match="without_3_6"):
+    shutil.copy(bundle / "without_0_1/focus_step.onnx", folder / "without_1_2/focus_step.onnx")
+    with pytest.raises(BundleError, match="without_1_2"):
         ax.open(folder)
-    shutil.copy(bundle / "without_3_6/focus_step.onnx", folder / "without_3_6/focus_step.onnx")
+    shutil.copy(bundle / "without_1_2/focus_step.onnx", folder / "without_1_2/focus_step.onnx")
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["geometries"][0]["without"][1]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match=r"engines without the blocks 0:3, .* changes of 0:3, 3:6"):
+    with pytest.raises(BundleError, match=r"engines without the blocks 0:1, .* changes of 0:1, 1:2"):
         ax.open(folder)
 
 

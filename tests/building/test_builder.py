@@ -16,6 +16,8 @@ from accelaes_export.errors import OtherDeviceError
 from accelaes_export.progress import Silent
 from tests.tiny_sd3 import save_tiny_checkpoint, tiny_config
 
+CONFIG = tiny_config(num_layers=1, dual_attention_layers=[])  # building takes as many seconds as there are blocks
+
 
 class Recorder(Silent):
     """Writes down what a build tells."""
@@ -36,7 +38,7 @@ class Recorder(Silent):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def tiny_build(checkpoint, output, **options):
 
 def test_a_bundle_says_what_it_is_and_its_parity_was_measured(folder, checkpoint):
     manifest = ax.open(folder / "bundle").manifest
-    assert (manifest.family, manifest.geometry.contract.tokens, manifest.layers) == ("sd3", 24, 3)
+    assert (manifest.family, manifest.geometry.contract.tokens, manifest.layers) == ("sd3", 24, 1)
     assert manifest.source.location == str(checkpoint)
     assert [result.reference for result in manifest.geometry.parity] == ["eager focus step"] * 3 + ["diffusers"]
     assert all(result.passed and result.max_rel < 1e-4 for result in manifest.geometry.parity)
@@ -204,14 +206,14 @@ def test_verify_finds_the_models_bundle_good_and_another_models_bad(folder, chec
     report = verification.verify(bundle)
     assert report.passed
     assert len(report.parity) == 4
-    other = save_tiny_checkpoint(tmp_path_factory.mktemp("other"), seed=5)
+    other = save_tiny_checkpoint(tmp_path_factory.mktemp("other"), CONFIG, seed=5)
     with pytest.raises(ax.InputError, match="other weights than this bundle was built from"):
         verification.verify(bundle, other)
     from accelaes_export.backbones.checkpoints import random_transformer
     from tests.tiny_sd3 import SD3
 
     manifest = bundle.manifest
-    other = random_transformer(SD3, tiny_config(), "fp32", 5)
+    other = random_transformer(SD3, CONFIG, "fp32", 5)
     wrong = verification.compare(bundle.session(), manifest, manifest.geometry, other)
     assert not any(result.passed for result in wrong)
 
@@ -222,7 +224,11 @@ def test_half_precision_is_built_and_verified_within_its_tolerance(checkpoint, t
     assert all(result.passed and result.tolerance == 2e-2 for result in bundle.manifest.geometry.parity)
 
 
-def test_random_weights_need_no_checkpoint_and_verify_from_their_seed(tmp_path):
+def test_random_weights_need_no_checkpoint_and_verify_from_their_seed(tmp_path, monkeypatch):
+    recipe = recipes.load("shapes")
+    architecture = recipe.architecture() | {"num_layers": 1}
+    shallow = recipe.model_copy(update={"transformer_config": architecture, "affinity_blocks": None})
+    monkeypatch.setattr(recipes, "load", lambda _: shallow)
     progress = Recorder()
     bundle = build(
         model="shapes", random_weights=True, seed=3, output=tmp_path / "bundle", buckets="0.5", progress=progress

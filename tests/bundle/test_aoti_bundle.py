@@ -1,4 +1,4 @@
-"""Every verb on a bundle of AOTInductor packages: the shipped checkpoint, compiled for this machine's CPU."""
+"""Every verb on a bundle of AOTInductor packages: two blocks of the shipped checkpoint, for this CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from accelaes_export.backends.aoti import AotiBackend
 from accelaes_export.backends.weights_file import WEIGHTS_FILE
 from accelaes_export.cli import main
 from accelaes_export.policies import Dense
-from tests.shapes_pipeline import load_shapes
+from examples.shapes.evaluate import load_pipeline
+from tests.shallow_shapes import save_shallow_shapes
 from tests.trajectories import follows
 
 pytestmark = [
@@ -32,11 +33,22 @@ def command(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shallow_shapes(tmp_path_factory.mktemp("checkpoint") / "shapes")
+
+
+def build(checkpoint: Path, folder: Path) -> Result:
+    options = (
+        f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing -o {folder}"
+    )
+    return command("build", *options.split())
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built by the command line, its weights beside the package."""
     folder = tmp_path_factory.mktemp("aoti") / "shapes"
-    result = command(*f"build --model shapes --backend aoti --target cpu --compiling no-freezing -o {folder}".split())
-    assert "aoti on cpu" in result.stdout
+    assert "aoti on cpu" in build(checkpoint, folder).stdout
     return folder
 
 
@@ -50,9 +62,8 @@ def test_a_build_measures_its_own_parity_and_leaves_weights_beside_the_package(b
     assert not [name for name in names if name.startswith("onnx")]  # nothing was exported
 
 
-def test_a_second_build_has_nothing_to_do(bundle: Path) -> None:
-    result = command(*f"build --model shapes --backend aoti --target cpu --compiling no-freezing -o {bundle}".split())
-    assert "is already this build" in result.stderr
+def test_a_second_build_has_nothing_to_do(checkpoint: Path, bundle: Path) -> None:
+    assert "is already this build" in build(checkpoint, bundle).stderr
 
 
 def test_inspect_names_torch_and_the_instructions_the_code_needs(bundle: Path) -> None:
@@ -87,7 +98,7 @@ def test_doctor_lists_it(bundle: Path) -> None:
     assert (found["can_build"], found["can_run"]) == (True, True)
 
 
-def test_the_dense_policy_follows_the_untouched_pipeline(bundle: Path) -> None:
+def test_the_dense_policy_follows_the_untouched_pipeline(checkpoint: Path, bundle: Path) -> None:
     def latents(pipe: object) -> list[torch.Tensor]:
         kept: list[torch.Tensor] = []
         pipe(  # type: ignore[operator]
@@ -101,7 +112,7 @@ def test_the_dense_policy_follows_the_untouched_pipeline(bundle: Path) -> None:
         )
         return kept
 
-    pipe = load_shapes()
+    pipe = load_pipeline(checkpoint)
     expected = latents(pipe)
     ax.accelerate(pipe, ax.open(bundle), policy=Dense())
     assert follows(latents(pipe), expected)

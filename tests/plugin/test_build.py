@@ -16,13 +16,20 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import registration
 from tests.plugin.exported import serialized_layers
+from tests.shallow_shapes import BLOCKS, save_shallow_shapes
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx isn't installed")
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_shallow_shapes(tmp_path_factory.mktemp("checkpoint") / "shapes")
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return build(
+        checkpoint,
         model="shapes",
         backend="tensorrt-rtx",
         dtype="fp16",
@@ -37,14 +44,17 @@ def test_a_bundle_says_that_its_engine_has_the_plugin(bundle: Bundle) -> None:
     record = bundle.manifest.backend
     assert record.plugin == "SparseQueryAttention 1"
     assert record.versions["SparseQueryAttention"] == "1"
-    assert "6 attentions are plugin layers, head size 32" in record.notes
+    assert f"{BLOCKS} attentions are plugin layers, head size 32" in record.notes
     assert bundle.manifest.recipe["attention"] == "plugin"
     layers = serialized_layers((bundle.path / record.files[0]).read_bytes())
-    assert len(layers) == 6 * 2  # one a block and bucket
+    assert len(layers) == BLOCKS * 2  # one a block and bucket
 
 
-def test_the_same_model_with_native_attention_is_another_engine_of_the_same_export(bundle: Bundle) -> None:
+def test_the_same_model_with_native_attention_is_another_engine_of_the_same_export(
+    checkpoint: Path, bundle: Bundle
+) -> None:
     native = build(
+        checkpoint,
         model="shapes",
         backend="tensorrt-rtx",
         dtype="fp16",

@@ -16,6 +16,7 @@ from accelaes_export.backbones.checkpoints import complete_config, random_transf
 from accelaes_export.cli import main
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
+from tests.runtime.any_pipeline import AnyPipeline, Case
 from tests.trajectories import follows
 
 DIT = backbone_of("dit")
@@ -69,8 +70,9 @@ def pipe(parts):
     return pipe
 
 
-def sample(pipe, classes=(207,), steps=8, stop_after=None, **options):
-    """What the scheduler made of every step; its pipeline has no callback."""
+def sample(pipe, classes=207, steps=8, stop_after=None, **options):
+    """What the scheduler made of every step, which has the pairs' halves one after the other; there is no callback."""
+    classes = classes if isinstance(classes, list) else [classes]
     trajectory, step = [], pipe.scheduler.step
 
     def watched(*args, **kwargs):
@@ -82,28 +84,26 @@ def sample(pipe, classes=(207,), steps=8, stop_after=None, **options):
 
     pipe.scheduler.step = watched
     try:
-        generator = [torch.Generator().manual_seed(k) for k in range(len(classes))]
-        pipe(list(classes), num_inference_steps=steps, generator=generator, output_type="pt", **options)
+        defaults = {"generator": [torch.Generator().manual_seed(k) for k in range(len(classes))], "output_type": "pt"}
+        pipe(classes, num_inference_steps=steps, **defaults | options)
     finally:
         del pipe.scheduler.step
     return trajectory
 
 
-def test_dense_follows_the_untouched_pipeline_and_restore_brings_it_back(pipe, bundle):
-    own = pipe.transformer
-    expected = sample(pipe)
-    assert ax.accelerate(pipe, bundle, policy=Dense()) is pipe
-    assert follows(sample(pipe), expected)
-    ax.restore(pipe)
-    assert pipe.transformer is own
-    assert all(torch.equal(a, b) for a, b in zip(sample(pipe), expected, strict=True))
-
-
-@pytest.mark.parametrize("options", [{"classes": (2, 207)}, {"guidance_scale": 1.0}], ids=["two images", "no guidance"])
-def test_dense_follows_it_too(pipe, bundle, options):
-    expected = sample(pipe, steps=3, **options)
-    ax.accelerate(pipe, bundle, policy=Dense())
-    assert follows(sample(pipe, steps=3, **options), expected)
+class TestAsAnyPipeline(AnyPipeline):
+    case = Case(
+        sample=sample,
+        calls={
+            "as it is": {},
+            "two images": {"steps": 3, "classes": [2, 207]},
+            "without guidance": {"steps": 3, "guidance_scale": 1.0},
+        },
+        argument="classes",
+        prompts=(207, 2),
+        plans=((StepCache(warmup=3), "DDD.D.DD"),),
+        n=None,
+    )
 
 
 def test_a_scheduler_that_keeps_count_is_followed_as_well(pipe, bundle):
@@ -123,17 +123,10 @@ def test_every_run_begins_anew_also_after_a_cancelled_one(pipe, bundle):
     assert (str(report.plan), report.words, report.focus_index) == ("DDDDD.DD", (), None)
     assert [record.kind for record in report.steps] == [step.kind for step in report.plan]
     with pytest.raises(KeyboardInterrupt):
-        sample(pipe, classes=(2,), stop_after=6)
+        sample(pipe, classes=2, stop_after=6)
     assert all(torch.equal(a, b) for a, b in zip(sample(pipe), first, strict=True))
     sample(pipe, steps=10)
     assert str(pipe.transformer.report().plan) == "DDDDD.D.DD"
-
-
-def test_each_image_of_a_batch_is_the_one_it_is_alone(pipe, bundle):
-    ax.accelerate(pipe, bundle, policy=StepCache(warmup=3))
-    together = sample(pipe, (207, 2))[-1]
-    for rows in (together[:2], together[2:]):  # the pipeline steps both halves of the pairs
-        assert torch.allclose(rows[0], sample(pipe, (207,))[-1][0], atol=1e-4 * rows.abs().max())
 
 
 @pytest.mark.parametrize("wanted", ["white shark", " great white shark", "2"])

@@ -15,6 +15,7 @@ from accelaes_export.backbones.checkpoints import complete_config
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import clip_tokenizer, t5_tokenizer
+from tests.runtime.any_pipeline import AnyPipeline, Case
 from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -111,6 +112,21 @@ def sample(pipe, prompt=PROMPT, **options):
     return sampled(pipe, prompt, **defaults | options)
 
 
+class TestAsAnyPipeline(AnyPipeline):
+    case = Case(
+        sample=sample,
+        calls={
+            "as it is": {},
+            "with empty arguments": {"joint_attention_kwargs": {}},
+            "another text length": {"num_inference_steps": 3, "max_sequence_length": 40},
+        },
+        prompts=(PROMPT, OTHER),
+        words=(PROMPT, OTHER),
+        plans=((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.b.Db")),
+        n=24,
+    )
+
+
 def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):
     assert all(result.passed for result in bundle.manifest.geometry.parity)
     assert bundle.manifest.geometry.contract.rows == 1, "no call has both halves of a pair"
@@ -121,38 +137,11 @@ def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):
     assert not [a for a in attributes if (a.name == "to" and a.i == double) or a.t.data_type == double]
 
 
-def test_dense_follows_the_untouched_pipeline_and_restore_brings_it_back(pipe, bundle):
-    own = pipe.transformer
-    expected = sample(pipe)
-    assert ax.accelerate(pipe, bundle, policy=Dense()) is pipe
-    assert follows(sample(pipe), expected)
-    assert follows(sample(pipe, joint_attention_kwargs={}), expected)
-    ax.restore(pipe)
-    assert pipe.transformer is own
-    assert all(torch.equal(a, b) for a, b in zip(sample(pipe), expected, strict=True))
-
-
-def test_dense_follows_it_at_another_text_length_too(pipe, bundle):
-    expected = sample(pipe, num_inference_steps=3, max_sequence_length=40)
-    ax.accelerate(pipe, bundle, policy=Dense())
-    assert follows(sample(pipe, num_inference_steps=3, max_sequence_length=40), expected)
-
-
 def test_embedded_guidance_is_an_input_that_counts(pipe, bundle):
     expected = sample(pipe, guidance_scale=1.5, num_inference_steps=3)
     ax.accelerate(pipe, bundle, policy=Dense())
     assert follows(sample(pipe, guidance_scale=1.5, num_inference_steps=3), expected)
     assert not follows(sample(pipe, guidance_scale=5.0, num_inference_steps=3), expected)
-
-
-def test_stepcache_and_accelaes_run_their_plans(pipe, bundle):
-    for policy, plan in ((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.b.Db")):
-        ax.accelerate(pipe, bundle, policy=policy)
-        assert sample(pipe)[-1].isfinite().all()
-        report = pipe.transformer.report()
-        assert [record.kind for record in report.steps] == [step.kind for step in report.plan]
-        assert str(report.plan) == plan
-    assert report.focus_index.shape == (1, 24)
 
 
 @pytest.mark.thorough
@@ -191,15 +180,6 @@ def test_words_weigh_at_the_positions_t5_gives_them(pipe, bundle, monkeypatch):
         if weight > 0
     }
     assert "".join(c if i in weighed else " " for i, c in enumerate(PROMPT)).split() == heavy
-
-
-def test_each_image_of_a_batch_is_the_one_it_is_alone(pipe, bundle):
-    ax.accelerate(pipe, bundle, policy=ACCELAES)
-    together = sample(pipe, [PROMPT, OTHER])[-1]
-    assert [words.prompt for words in pipe.transformer.report().words] == [PROMPT, OTHER]
-    for k, prompt in enumerate([PROMPT, OTHER]):
-        alone = sample(pipe, prompt, generator=torch.Generator().manual_seed(k))[-1]
-        assert torch.allclose(alone[0], together[k], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "FluxImg2ImgPipeline"])  # only the first names its two calls

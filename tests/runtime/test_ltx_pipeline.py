@@ -12,7 +12,8 @@ from accelaes_export.runtime.arguments import is_of_size
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.families.ltx import FAMILY
 from tests.policies.small_tokenizers import t5_tokenizer
-from tests.trajectories import difference, sampled
+from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.trajectories import sampled
 
 PROMPT = "an intricate red star, plain blue background"
 OTHER = "glossy"
@@ -74,16 +75,18 @@ def sample(pipe, prompt=PROMPT, steps=STEPS, seed=0, **options):
     return sampled(pipe, prompt, seed=seed, num_inference_steps=steps, **defaults | options)
 
 
-@pytest.mark.parametrize("options", [{}, {"guidance_scale": 1.0}, {"prompt": [PROMPT, OTHER], "steps": 4}])
-def test_the_dense_policy_follows_the_untouched_pipeline_through_all_steps(pipe, bundle, options):
-    expected = sample(pipe, negative_prompt=None, **options)
-    ax.accelerate(pipe, bundle, policy=Dense())
-    assert difference(sample(pipe, **options), expected) <= 1e-4
-    ax.restore(pipe)
-    assert difference(sample(pipe, **options), expected) == 0
+class TestAsAnyPipeline(AnyPipeline):
+    case = Case(
+        sample=sample,
+        calls={"guided": {}, "without guidance": {"guidance_scale": 1.0}, "two texts": {"prompt": [PROMPT, OTHER]}},
+        prompts=(PROMPT, OTHER),
+        words=(PROMPT, OTHER),
+        plans=((StepCache(warmup=3, interval=2), "DDD.D.D.D"), (AccelAes(), "DDDDDD.aD")),
+        n=18,
+    )
 
 
-def test_words_weigh_at_their_own_tokens_and_the_other_policies_carry_out_their_plans(pipe, bundle):
+def test_the_mask_is_where_the_prompts_words_are_attended_to(pipe, bundle):
     ax.accelerate(pipe, bundle, policy=AccelAes())
     sample(pipe)
     report = pipe.transformer.report()
@@ -92,8 +95,6 @@ def test_words_weigh_at_their_own_tokens_and_the_other_policies_carry_out_their_
     assert [word for word, weight in words.pairs() if weight > 0] == ["intricate", "red", "star"]
     focus = report.affinity[0].sort(descending=True).indices[:18].sort().values
     assert torch.equal(report.focus_index[0], focus)
-    ax.accelerate(pipe, bundle, policy=StepCache(warmup=3, interval=2))
-    assert torch.isfinite(sample(pipe)[-1]).all() and str(pipe.transformer.report().plan) == "DDD.D.D.D"
 
 
 def test_generate_and_run_give_the_frames_the_pipeline_gives(pipe, bundle, tmp_path, monkeypatch):

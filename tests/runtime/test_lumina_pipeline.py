@@ -13,6 +13,7 @@ from accelaes_export import recipes
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind, named
 from accelaes_export.runtime.generate import generate, load_pipeline
+from tests.runtime.any_pipeline import AnyPipeline, Case
 from tests.trajectories import difference, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -105,25 +106,30 @@ def kinds(pipe):
     return "".join(letters[record.kind] for record in pipe.transformer.report().steps)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"guidance_scale": 1.0}, {"num_images_per_prompt": 2, "generator": None, "latents": torch.ones(2, 4, 12, 8)}],
-    ids=["guided", "without guidance", "two pictures"],
-)
-def test_the_dense_policy_follows_the_untouched_pipeline_across_the_watershed(pipe, bundle, options):
-    expected = sample(pipe, **options)
+def at_one_scale(pipe, **options):
+    """The latents of a call in which one table of positions serves all steps."""
+    return sample(pipe, **{"scaling_watershed": 2.0} | options)
+
+
+class TestAsAnyPipeline(AnyPipeline):
+    case = Case(
+        sample=at_one_scale,
+        calls={
+            "guided": {},
+            "without guidance": {"guidance_scale": 1.0},
+            "two pictures": {"num_images_per_prompt": 2, "latents": torch.ones(2, 4, 12, 8)},
+            "across the watershed": {"scaling_watershed": WATERSHED},
+        },
+        prompts=(PROMPT, OTHER),
+        words=(PROMPT, OTHER),
+        tolerance=1e-3,
+        plans=((StepCache(), "?"), (AccelAes(refresh_every=0), "?")),
+        n=12,
+    )
+
+
+def test_the_watershed_lies_within_the_run(pipe):
     assert 0 < watershed_step(pipe) < STEPS - 1
-    ax.accelerate(pipe, bundle, policy=Dense())
-    assert difference(sample(pipe, **options), expected) <= 1e-4
-
-
-def test_restore_gives_exactly_the_old_pictures(pipe, bundle):
-    own, expected = pipe.transformer, sample(pipe)
-    ax.accelerate(pipe, bundle)
-    sample(pipe)
-    ax.restore(pipe)
-    assert pipe.transformer is own
-    assert all(torch.equal(a, b) for a, b in zip(sample(pipe), expected, strict=True))
 
 
 def test_keys_rotated_by_another_table_make_the_watershed_a_dense_step(pipe, bundle):
@@ -137,17 +143,6 @@ def test_keys_rotated_by_another_table_make_the_watershed_a_dense_step(pipe, bun
     assert plain[first] != "D"
     sample(pipe)
     assert kinds(pipe) == plain[:first] + "D" + plain[first + 1 :]
-
-
-def test_stepcache_and_accelaes_carry_out_their_plans(pipe, bundle):
-    for policy in (StepCache(), AccelAes(refresh_every=0)):
-        ax.accelerate(pipe, bundle, policy=policy)
-        latents = sample(pipe, scaling_watershed=2.0)
-        report = pipe.transformer.report()
-        assert [record.kind for record in report.steps] == [step.kind for step in report.plan]
-        assert latents[-1].isfinite().all()
-    assert report.focus_index.shape == (1, 12)
-    assert StepKind.SPARSE in {record.kind for record in report.steps}
 
 
 def test_words_weigh_at_their_own_tokens_which_gemma_pads_from_the_left(pipe, bundle, monkeypatch):
@@ -165,17 +160,6 @@ def test_words_weigh_at_their_own_tokens_which_gemma_pads_from_the_left(pipe, bu
     M = -(-(len(PROMPT) + 1) // 8) * 8  # a begin token, a token a letter, to a multiple of 8
     marked = "".join(c if w > 0 else "." for c, w in zip(PROMPT.rjust(M), conditional.tolist(), strict=True))
     assert marked.strip(".").replace(".", " ").split() == ["intricate", "red", "star"]
-
-
-def test_a_batch_of_prompts_gives_each_picture_its_own_mask(pipe, bundle):
-    ax.accelerate(pipe, bundle, policy=AccelAes(mask_step=2, warmup=2))
-    together = sample(pipe, [PROMPT, OTHER])[-1]
-    report = pipe.transformer.report()
-    assert [words.prompt for words in report.words] == [PROMPT, OTHER]
-    assert report.focus_index.shape[0] == 2
-    for k, prompt in enumerate([PROMPT, OTHER]):
-        alone = sample(pipe, prompt, seed=k)[-1]
-        assert difference(together[k], alone[0]) <= 1e-3
 
 
 def test_guidance_by_region_is_the_recipes_default_and_leaves_the_fourth_channel_alone(pipe, bundle):

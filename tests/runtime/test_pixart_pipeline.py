@@ -14,6 +14,7 @@ from accelaes_export.backbones.checkpoints import complete_config, random_transf
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import t5_tokenizer
+from tests.runtime.any_pipeline import AnyPipeline, Case
 from tests.trajectories import follows
 
 PIXART = backbone_of("pixart")
@@ -126,33 +127,29 @@ def sample(pipe, prompt=PROMPT, **options):
     return trajectory
 
 
-def test_dense_follows_the_untouched_pipeline_and_restore_brings_it_back(pipe, alpha):
-    own = pipe.transformer
-    expected = sample(pipe)
-    assert ax.accelerate(pipe, alpha, policy=Dense()) is pipe
-    assert follows(sample(pipe), expected)
-    ax.restore(pipe)
-    assert pipe.transformer is own
-    assert all(torch.equal(a, b) for a, b in zip(sample(pipe), expected, strict=True))
+class TestAsAnyPipeline(AnyPipeline):
+    case = Case(
+        sample=sample,
+        calls={
+            "as it is": {},
+            "without guidance": {"num_inference_steps": 3, "guidance_scale": 1.0},
+            "two images of one prompt": {
+                "num_inference_steps": 3,
+                "negative_prompt": "a blue ring",
+                "num_images_per_prompt": 2,
+                "latents": torch.ones(2, 4, 16, 12),
+            },
+            "a longer text": {"num_inference_steps": 3, "max_sequence_length": 40},
+        },
+        prompts=(PROMPT, OTHER),
+        words=(PROMPT.lower(), OTHER),
+        plans=((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.a.Da")),
+        n=24,
+    )
 
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"guidance_scale": 1.0},
-        {"negative_prompt": "a blue ring", "num_images_per_prompt": 2, "generator": None},
-        {"max_sequence_length": 40},
-    ],
-    ids=["without guidance", "two images of one prompt", "a longer text"],
-)
-def test_dense_follows_it_too(pipe, alpha, options):
-    def run():
-        torch.manual_seed(0)
-        return sample(pipe, num_inference_steps=3, **options)
-
-    expected = run()
-    ax.accelerate(pipe, alpha, policy=Dense())
-    assert follows(run(), expected)
+    @pytest.fixture
+    def bundle(self, alpha):
+        return alpha
 
 
 def test_a_scheduler_that_keeps_no_count_is_counted_for(pipe, alpha):
@@ -177,16 +174,6 @@ def test_sigma_in_the_component_form_follows_its_pipeline_and_skips_as_planned(p
     assert (str(report.plan), report.focus_index.shape) == ("DDD.a.Da", (1, 24))
 
 
-def test_stepcache_and_accelaes_run_their_plans(pipe, alpha):
-    for policy, plan in ((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.a.Da")):
-        ax.accelerate(pipe, alpha, policy=policy)
-        assert sample(pipe)[-1].isfinite().all()
-        report = pipe.transformer.report()
-        assert [record.kind for record in report.steps] == [step.kind for step in report.plan]
-        assert str(report.plan) == plan
-    assert report.focus_index.shape == (1, 24)
-
-
 def test_words_weigh_at_the_positions_t5_gives_them_whatever_their_case(pipe, alpha, monkeypatch):
     ax.accelerate(pipe, alpha, policy=ACCELAES)
     session, seen = pipe.transformer.served[0].session, []
@@ -208,15 +195,6 @@ def test_words_weigh_at_the_positions_t5_gives_them_whatever_their_case(pipe, al
     weighed = [piece for piece, weight in zip(pieces, cond.tolist(), strict=False) if weight > 0]
     assert weighed == ["\u2581intric", "ate", "\u2581red", "\u2581star"]
     assert not cond[len(pieces) :].any(), "padding weighs nothing"
-
-
-def test_each_image_of_a_batch_is_the_one_it_is_alone(pipe, alpha):
-    ax.accelerate(pipe, alpha, policy=ACCELAES)
-    together = sample(pipe, [PROMPT, OTHER])[-1]
-    assert [words.prompt for words in pipe.transformer.report().words] == [PROMPT.lower(), OTHER]
-    for k, prompt in enumerate([PROMPT, OTHER]):
-        alone = sample(pipe, prompt, generator=torch.Generator().manual_seed(k))[-1]
-        assert torch.allclose(alone[0], together[k], atol=1e-4 * alone.abs().max())
 
 
 def test_run_makes_a_picture_and_says_which_words_the_encoder_left_out(alpha):

@@ -15,6 +15,7 @@ from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import qwen_tokenizer
+from tests.runtime.any_pipeline import AnyPipeline, Case
 from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -117,6 +118,25 @@ def sample(pipe, prompt=PROMPT, **options):
     return sampled(pipe, prompt, **SIZE | GUIDED | {"num_inference_steps": 8} | options)
 
 
+class TestAsAnyPipeline(AnyPipeline):
+    case = Case(
+        sample=sample,
+        calls={
+            "guided": {},
+            "without guidance": {"true_cfg_scale": 1.0},
+            "two texts of different length, one of them padded": {
+                "prompt": [PROMPT, OTHER],
+                "negative_prompt": ["", NEGATIVE],
+            },
+        },
+        prompts=(PROMPT, OTHER),
+        together={"negative_prompt": [NEGATIVE] * 2},
+        words=(PROMPT, OTHER),
+        plans=((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.b.Db")),
+        n=24,
+    )
+
+
 @pytest.fixture
 def seen(bundle, monkeypatch):
     """The token weights of every call of the engine."""
@@ -141,35 +161,6 @@ def test_the_bundle_was_verified_and_its_graph_has_no_complex_numbers_no_float64
     assert made <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"true_cfg_scale": 1.0}, {"prompt": [PROMPT, OTHER], "negative_prompt": ["", NEGATIVE]}],
-    ids=["guided", "without guidance", "two texts of different length, one of them padded"],
-)
-def test_dense_follows_the_untouched_pipeline_and_restore_brings_it_back(pipe, bundle, options):
-    own, expected = pipe.transformer, sample(pipe, **options)
-    assert ax.accelerate(pipe, bundle, policy=Dense()) is pipe
-    assert follows(sample(pipe, **options), expected)
-    ax.restore(pipe)
-    assert pipe.transformer is own
-    assert all(torch.equal(a, b) for a, b in zip(sample(pipe, **options), expected, strict=True))
-
-
-def test_stepcache_and_accelaes_run_their_plans(pipe, bundle):
-    dense = sample(pipe)
-    for policy, plan in ((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.b.Db")):
-        ax.accelerate(pipe, bundle, policy=policy)
-        found = sample(pipe)
-        assert found[-1].isfinite().all()
-        assert follows(found[:3], dense[:3])
-        assert not follows(found, dense)
-        report = pipe.transformer.report()
-        assert [record.kind for record in report.steps] == [step.kind for step in report.plan]
-        assert str(report.plan) == plan
-        ax.restore(pipe)
-    assert report.focus_index.shape == (1, 24)
-
-
 def test_words_weigh_at_their_positions_behind_the_dropped_beginning_of_the_template(pipe, bundle, seen):
     template, drop = pipe.prompt_template_encode, pipe.prompt_template_encode_start_idx
     prefix = template[: template.index("{}")]
@@ -186,15 +177,6 @@ def test_words_weigh_at_their_positions_behind_the_dropped_beginning_of_the_temp
     assert unconditional.shape != conditional.shape
     heavy = [piece for piece, weight in zip(pieces, conditional[0].tolist(), strict=True) if weight > 0]
     assert "".join(heavy).split("\u0120") == ["", "intricate", "red", "star"]
-
-
-def test_each_image_of_a_batch_is_the_one_it_is_alone(pipe, bundle):
-    ax.accelerate(pipe, bundle, policy=ACCELAES)
-    together = sample(pipe, [PROMPT, OTHER], negative_prompt=[NEGATIVE] * 2)[-1]
-    assert [words.prompt for words in pipe.transformer.report().words] == [PROMPT, OTHER]
-    for k, prompt in enumerate([PROMPT, OTHER]):
-        alone = sample(pipe, prompt, generator=torch.Generator().manual_seed(k))[-1]
-        assert torch.allclose(alone[0], together[k], atol=1e-4)
 
 
 def test_the_second_call_of_a_step_keeps_a_cache_of_its_own(pipe, bundle):

@@ -14,6 +14,7 @@ from accelaes_export.contract.fingerprint import differing, fingerprint, read_fi
 from accelaes_export.policies import Dense
 from accelaes_export.recipes import shipped_folder
 from accelaes_export.runtime.weights import which_weights
+from tests.shallow_shapes import save_shallow_shapes
 from tests.shapes_pipeline import load_shapes
 from tests.tiny_sd3 import save_tiny_checkpoint, tiny_config
 
@@ -118,8 +119,8 @@ class TestNumbersNoEngineCanHold:
 
 
 def test_an_engine_of_half_precision_serves_a_pipeline_that_was_loaded_plainly(tmp_path):
-    folder = shipped_folder("shipped:shapes")
-    bundle = ax.build(model="shapes", dtype="fp16", buckets="0.5", output=tmp_path / "half")
+    folder = save_shallow_shapes(tmp_path / "shapes")
+    bundle = ax.build(folder, model="shapes", dtype="fp16", buckets="0.5", output=tmp_path / "half")
     assert any("a GPU would overflow can't be seen" in note for note in bundle.manifest.backend.notes)
     pipe = StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None)
     ax.accelerate(pipe, bundle)

@@ -75,14 +75,14 @@ class AotiSession:
                 self._graphed.capture(workspace, key, lambda _: self._call(sizes, inputs, outputs))
 
     def _call(self, sizes: StepSizes, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> None:
-        given = [inputs[spec.name] for spec in self.contract.inputs]
+        tensors = [inputs[spec.name] for spec in self.contract.inputs]
         try:
             with torch.no_grad():
-                results = self._packages[sizes.n].run(given)
+                results = self._packages[sizes.n].run(tensors)
         except RuntimeError as error:
             raise AccelAesError(f"AOTInductor failed in a focus step: {first_line(error)}.") from error
-        made = dict(zip((spec.name for spec in self.contract.outputs), results, strict=True))
-        torch._foreach_copy_(list(outputs.values()), [made[name] for name in outputs])
+        by_name = dict(zip((spec.name for spec in self.contract.outputs), results, strict=True))
+        torch._foreach_copy_(list(outputs.values()), [by_name[name] for name in outputs])
 
 
 def open_session(

@@ -65,10 +65,10 @@ class DenoiseProblem:
 
     def conditions(self, i: int, latents: torch.Tensor, branch: str = CONDITIONAL) -> StepInputs:
         """The tensors of step i's call, for latents [b, ...] in fp32."""
-        given = latents.to(self._dtype)
+        rows = latents.to(self._dtype)
         if self.paired:
-            given = torch.cat([given, given])
-        return StepInputs(given, self._timesteps[i], self._conditioning[branch], self.paired)
+            rows = torch.cat([rows, rows])
+        return StepInputs(rows, self._timesteps[i], self._conditioning[branch], self.paired)
 
     def run(self, predict: Predict, spans: Spans, name: str) -> torch.Tensor:
         """From noise to latents [b, ...] fp32. Nothing in here waits for the device."""

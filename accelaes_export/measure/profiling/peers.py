@@ -54,17 +54,17 @@ class PeerRun:
         """From noise to latents [b, ...]."""
         if self.cache is not None:
             self.cache.begin(self.model, self.problem.steps)
-        made: dict[str, dict[str, Any]] = {}  # arguments that are the same at every step, as a pipeline keeps them
+        arguments: dict[str, dict[str, Any]] = {}  # arguments that are the same at every step, as a pipeline keeps them
 
         def predict(i: int, now: StepInputs, branch: str) -> torch.Tensor:
-            given = {"hidden_states": now.hidden_states, "timestep": now.timestep}
-            if branch not in made:
-                made[branch] = dict(self.arguments({**given, **now.conditioning}))
-            made[branch] |= given
+            step = {"hidden_states": now.hidden_states, "timestep": now.timestep}
+            if branch not in arguments:
+                arguments[branch] = dict(self.arguments({**step, **now.conditioning}))
+            arguments[branch] |= step
             if self.cache is None:
-                return self.model(**made[branch])[0]
+                return self.model(**arguments[branch])[0]
             with self.cache.context(self.model, branch):
-                return self.model(**made[branch])[0]
+                return self.model(**arguments[branch])[0]
 
         with torch.no_grad():
             return self.problem.run(predict, self.spans, self.name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelaes_export.checks import require_once
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError, did_you_mean
 from accelaes_export.policies import registry
@@ -50,8 +51,8 @@ class ProfileRequest:
     def __post_init__(self) -> None:
         if not self.policies:
             raise InputError("No policy was given; name at least one, such as dense.")
-        _once("Batch", self.batches)
-        _once("Peer", self.against)
+        require_once("Batch", self.batches)
+        require_once("Peer", self.against)
         for batch in self.batches:
             if not 1 <= batch <= _LARGEST_BATCH:
                 raise InputError(f"Batch {batch} was given; allowed are 1 to {_LARGEST_BATCH} pictures.")
@@ -89,9 +90,3 @@ class ProfileRequest:
             "iterations": self.iterations,
             "against": list(self.against),
         }
-
-
-def _once(what: str, given: Sequence[object]) -> None:
-    for value in given:
-        if list(given).count(value) > 1:
-            raise InputError(f"{what} {value} is given twice; give it once.")

@@ -40,7 +40,7 @@ def clip_score(device: torch.device, location: str = CLIP_MODEL) -> Metric:
     model = model.eval().to(device)
 
     def measure(sample: Sample) -> float:
-        given = processor(
+        model_inputs = processor(
             text=[sample.prompt],
             images=[frame.convert("RGB") for frame in sample.frames],
             return_tensors="pt",
@@ -48,7 +48,7 @@ def clip_score(device: torch.device, location: str = CLIP_MODEL) -> Metric:
             padding=True,
         ).to(device)
         with torch.inference_mode():
-            output = model(**given)
+            output = model(**model_inputs)
         cosines = output.image_embeds @ output.text_embeds.T  # [F, 1]; both have length 1
         return float(100 * cosines.clamp(min=0).mean())
 

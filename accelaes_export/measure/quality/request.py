@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelaes_export.bundle.reading import Bundle
+from accelaes_export.checks import require_once
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
 from accelaes_export.measure.quality.metric_names import check_names
@@ -48,10 +49,10 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise InputError("No prompt was given; give at least one.")
-        _once("Prompt", self.prompts)
+        require_once("Prompt", self.prompts)
         if not self.seeds:
             raise InputError("No seed was given; give at least one, such as 1.")
-        _once("Seed", self.seeds)
+        require_once("Seed", self.seeds)
         for seed in self.seeds:
             if not 0 <= seed <= _LARGEST_SEED:
                 raise InputError(f"Seed {seed} was given; allowed are 0 to {_LARGEST_SEED}.")
@@ -116,11 +117,3 @@ def possible_policies(manifest: Manifest, steps: int | None) -> tuple[dict[str, 
         else:
             found[name] = policy
     return found, impossible
-
-
-def _once(what: str, given: Sequence[object]) -> None:
-    seen = set()
-    for value in given:
-        if value in seen:
-            raise InputError(f"{what} {value!r} is given twice; give it once.")
-        seen.add(value)
