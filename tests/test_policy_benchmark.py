@@ -142,7 +142,8 @@ def test_times_are_ratios_within_a_round_beside_those_of_cost_and_keep_the_other
     output.write_text('{"kept": 1}', encoding="utf-8")
     runs = []
     flops = {36: 40.0, 72: 60.0, 108: 80.0, 144: 100.0}
-    manifest = SimpleNamespace(bucket_flops=flops, range_flops=(20.0, 20.0))
+    geometry = SimpleNamespace(bucket_flops=flops, range_flops=(20.0, 20.0))
+    manifest = SimpleNamespace(geometry=geometry)
     monkeypatch.setattr(ax, "open", lambda folder: SimpleNamespace(manifest=manifest))
     monkeypatch.setattr(ax, "build", lambda **given: ax.open(given["output"]))
 

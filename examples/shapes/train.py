@@ -43,7 +43,7 @@ class Scale:
 
 
 FULL = Scale(20_000, 2_000, 60_000, 7_000, 1_500)
-SMOKE = Scale(256, 6, 256, 16, 3, save_every=8)
+SMOKE = Scale(128, 4, 128, 10, 2, save_every=5)
 
 
 def make_autoencoder(work: Path, scale: Scale, seed: int) -> AutoencoderKL:

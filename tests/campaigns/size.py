@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 WHOLE = os.environ.get("ACCELAES_CAMPAIGN") == "whole"
-SECONDS = 8.0
+SECONDS = 4.0
 
 
 def attempts(count: int) -> Iterator[random.Random]:

@@ -11,7 +11,7 @@ FAMILY = Family(
         "patch_size": 2,
         "in_channels": 4,
         "out_channels": 4,
-        "num_layers": 3,
+        "num_layers": 2,
         "attention_head_dim": 16,
         "num_attention_heads": 4,
         "joint_attention_dim": 32,
@@ -25,6 +25,6 @@ FAMILY = Family(
     variants={
         "qk_norm none": {},
         "qk_norm rms_norm": {"qk_norm": "rms_norm"},
-        "dual attention, as in SD3.5": {"qk_norm": "rms_norm", "dual_attention_layers": [0, 1]},
+        "dual attention, as in SD3.5": {"qk_norm": "rms_norm", "dual_attention_layers": [0]},
     },
 )

@@ -49,7 +49,7 @@ def test_a_hollow_model_exports_to_the_same_numbers(kind, external, tmp_path):
 
     hollow = hollow_transformer(TINY.backbone, config, read, "fp32", large=600)
     left_out = {name for name, parameter in hollow.named_parameters() if is_hollow(parameter)}
-    assert len(left_out) > 40
+    assert len(left_out) > 30
     whole = TINY.step(model, VARIANT)
     (tmp_path / "whole").mkdir()
     (tmp_path / "hollow").mkdir()

@@ -117,13 +117,13 @@ class TestAsAnyPipeline(AnyPipeline):
         calls={
             "guided": {},
             "without guidance": {"guidance_scale": 1.0},
-            "two pictures": {"num_images_per_prompt": 2, "latents": torch.ones(2, 4, 12, 8)},
+            "two pictures": {"num_images_per_prompt": 2, "generator": None, "latents": torch.ones(2, 4, 12, 8)},
             "across the watershed": {"scaling_watershed": WATERSHED},
         },
         prompts=(PROMPT, OTHER),
         words=(PROMPT, OTHER),
         tolerance=1e-3,
-        plans=((StepCache(), "?"), (AccelAes(refresh_every=0), "?")),
+        plans=((StepCache(), "DDDDD.D.D.DD"), (AccelAes(refresh_every=0), "DDDDDD.b.b.b")),
         n=12,
     )
 

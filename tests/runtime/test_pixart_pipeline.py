@@ -137,6 +137,7 @@ class TestAsAnyPipeline(AnyPipeline):
                 "num_inference_steps": 3,
                 "negative_prompt": "a blue ring",
                 "num_images_per_prompt": 2,
+                "generator": None,
                 "latents": torch.ones(2, 4, 16, 12),
             },
             "a longer text": {"num_inference_steps": 3, "max_sequence_length": 40},
