@@ -20,9 +20,9 @@ def is_finite(value: object) -> TypeGuard[float]:
 
 
 def require_once(what: str, values: Iterable[object]) -> None:
-    """InputError for a value that is there twice: "Prompt 'a ring' is given twice"."""
+    """InputError for a value that is there twice: "Seed 1 is given twice"."""
     seen = set()
     for value in values:
         if value in seen:
-            raise InputError(f"{what} {value!r} is given twice; give it once.")
+            raise InputError(f"{what} {value} is given twice; give it once.")
         seen.add(value)

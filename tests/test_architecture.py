@@ -18,7 +18,7 @@ RUN = BRIDGE | {"files", "options", "policies", "recipes"}
 # A room of the package: the other rooms it may import. Lower ones first.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "checks": set(),
+    "checks": {"errors"},
     "progress": set(),
     "options": BELOW_ALL,
     "memory": BELOW_ALL,

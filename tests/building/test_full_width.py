@@ -28,6 +28,7 @@ TWO_BLOCKS = {
 WEIGHTS_BESIDE = {"flux-dev", "qwen-image"}
 
 
+@pytest.mark.thorough
 def test_two_blocks_of_sd3_medium_become_one_engine_for_two_targets_with_every_bucket(tmp_path):
     config = complete_config(SD3, recipes.load("sd3").architecture() | {"num_layers": 2})
     checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint", config)

@@ -49,7 +49,7 @@ class EvaluationRequest:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise InputError("No prompt was given; give at least one.")
-        require_once("Prompt", self.prompts)
+        require_once("Prompt", map(repr, self.prompts))
         if not self.seeds:
             raise InputError("No seed was given; give at least one, such as 1.")
         require_once("Seed", self.seeds)
