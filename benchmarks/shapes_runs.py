@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib import metadata
@@ -15,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 from rich.table import Table
 
 import accelaes_export as ax
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.measure.profiling import policies
+from accelaes_export.measure.profiling import policies, timing
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.generate import load_pipeline
 from benchmarks.shapes_quality import attribute_accuracy, heldout, psnr
@@ -38,23 +36,23 @@ class Case:
     steps: int = 28
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, and the 10th and 90th percentile."""
-    low, high = np.percentile(values, [10, 90])
-    return {"median": statistics.median(values), "p10": float(low), "p90": float(high)}
+    return timing.spread(values).model_dump(include={"median", "p10", "p90"})
 
 
-def interleaved(work: dict[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
-    """Seconds of every piece of work, one after the other in each round; one round before them warms up."""
-    for piece in work.values():
-        piece()
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in track(range(rounds), title, console=console):
-        for name, piece in work.items():
-            started = time.perf_counter()
-            piece()
-            times[name].append(time.perf_counter() - started)
-    return times
+def interleaved(work: Mapping[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, list[float]]:
+    """Seconds of every piece of work, in turns; one round before them warms up."""
+    with Progress(console=console) as bar:
+        task = bar.add_task(title, total=1.0)
+        timings = timing.interleaved(
+            work,
+            timing.HostStopwatch(),
+            rounds=rounds,
+            warmup=1,
+            progress=lambda done, _: bar.update(task, completed=done),
+        )
+    return {name: one.rounds for name, one in timings.items()}
 
 
 def sample(

@@ -170,7 +170,7 @@ def _inputs(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...], see
     backend.check(recipe.dtype, targets)
     if recipe.weights == "inputs" and not backend.weights_beside:
         raise InputError(
-            f"Weights as inputs are for TensorRT, whose builder copies them; {backend.name} doesn't: "
+            f"Weights as inputs are for backends whose builder copies them; {backend.name} doesn't: "
             "leave --weights out."
         )
     backbone = backbone_of(recipe.family)

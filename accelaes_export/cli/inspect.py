@@ -33,16 +33,17 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
         click.echo(json.dumps(manifest.model_dump(mode="json"), indent=2))  # in ASCII, for terminals of any encoding
         return
     from accelaes_export.cli import manifest_tables
-    from accelaes_export.cli.policy_options import default_plan, run_steps
+    from accelaes_export.cli.policy_options import default_plan
     from accelaes_export.cli.terminal import results
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.errors import BundleError
-    from accelaes_export.runtime.policy_choice import policy_for
+    from accelaes_export.runtime.policy_choice import policy_for, steps_alone
 
     plan, whose = default_plan(manifest), manifest.defaults.policy
     if steps is not None or policy is not None:
         chosen = policy_for(manifest, policy)
-        plan = chosen.plan(run_steps(manifest, chosen, steps), manifest.sparse_fractions, manifest.range_shares)
+        T = steps_alone(chosen, steps, manifest.defaults.steps)
+        plan = chosen.plan(T, manifest.sparse_fractions, manifest.range_shares)
         whose = chosen.name
     console = results()
     console.print(manifest_tables.overview(opened))

@@ -9,14 +9,13 @@ from rich.text import Text
 
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.bundle.signing import signer
-from accelaes_export.cli.policy_options import run_steps
 from accelaes_export.cli.progress import readable_size
 from accelaes_export.contract.geometry import Geometry, Latents, Parity
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Drift, listed_budgets
-from accelaes_export.runtime.policy_choice import policy_for
+from accelaes_export.runtime.policy_choice import policy_for, steps_alone
 
 
 def overview(bundle: Bundle) -> Table:
@@ -116,7 +115,7 @@ def budgets(manifest: Manifest) -> Table:
     for budget in listed_budgets(defaults.steps, defaults.plans):
         try:
             policy = policy_for(manifest, Drift.name, {"budget": budget})
-            plan = policy.plan(run_steps(manifest, policy, None), manifest.sparse_fractions)
+            plan = policy.plan(steps_alone(policy, None, manifest.defaults.steps), manifest.sparse_fractions)
         except InputError:  # not with the default policy's options
             continue
         far = policy.extrapolation

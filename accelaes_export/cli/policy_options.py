@@ -9,21 +9,7 @@ from typing import Any
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Plan, Policy, named
-from accelaes_export.policies.schedule import MOST_STEPS
 from accelaes_export.runtime.policy_choice import policy_for
-
-
-def run_steps(manifest: Manifest, policy: Policy, steps: int | None) -> int:
-    """T: as given, or as many steps as the policy was made for, or the bundle's default.
-
-    InputError for more than there are noise levels a model was trained at.
-    """
-    if steps is not None and steps > MOST_STEPS:
-        raise InputError(
-            f"{steps} steps were asked for; allowed are up to {MOST_STEPS}, the noise levels these models were trained "
-            "at: ask for fewer."
-        )
-    return steps if steps is not None else policy.own_steps or manifest.defaults.steps
 
 
 def parsed_options(written: Sequence[str]) -> dict[str, Any]:

@@ -84,13 +84,12 @@ def command(
         accelaes-export run engines/built/shapes --prompt "a red star" --policy ras --policy-option metric=norm
     """
     from accelaes_export.cli import run_report
-    from accelaes_export.cli.policy_options import run_steps
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.files.writing import check_writable
     from accelaes_export.options import require_guidance, require_seed
-    from accelaes_export.runtime.policy_choice import policy_for
+    from accelaes_export.runtime.policy_choice import policy_for, steps_alone
 
     # Everything that can be wrong with the request is found before the models are loaded.
     manifest = bundle.manifest
@@ -101,7 +100,7 @@ def command(
     require_guidance(guidance)
     require_seed(seed)
     chosen = policy_for(manifest, policy, settings)
-    T = run_steps(manifest, chosen, steps)
+    T = steps_alone(chosen, steps, manifest.defaults.steps)
     planned = chosen.plan(T, manifest.sparse_fractions, manifest.range_shares)
     if mask_out is not None:
         run_report.require_mask(chosen.name, planned)

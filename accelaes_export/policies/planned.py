@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PolicyWithPlan:
-    """A policy with the plan `symbols` in place of its own.
-
-    Attributes:
-        policy: supplies everything else.
-        symbols: one of ``D``, ``.`` or a bucket letter a step, e.g. ``DDDD.b.D.b..D.b``.
-    """
+class _Changed:
+    """Another policy in all that a subclass doesn't say otherwise."""
 
     policy: Policy
-    symbols: str
 
     @property
     def name(self) -> str:
@@ -42,6 +36,41 @@ class PolicyWithPlan:
     @property
     def word_scoring(self) -> WordScoring:
         return self.policy.word_scoring
+
+    @property
+    def own_steps(self) -> int | None:
+        return self.policy.own_steps
+
+    @property
+    def keeps_steps(self) -> bool:
+        return self.policy.keeps_steps
+
+    def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
+        return self.policy.plan(steps, buckets, shares)
+
+    def selector(self) -> Selector | None:
+        return self.policy.selector()
+
+    def affinity_steps(self, plan: Plan) -> frozenset[int]:
+        return self.policy.affinity_steps(plan)
+
+    def gate(self) -> Gate | None:
+        return self.policy.gate()
+
+    def without_mask(self) -> Policy:
+        return self.policy.without_mask()
+
+
+@dataclass(frozen=True)
+class PolicyWithPlan(_Changed):
+    """A policy with the plan `symbols` in place of its own.
+
+    Attributes:
+        policy: supplies everything else.
+        symbols: one of ``D``, ``.`` or a bucket letter a step, e.g. ``DDDD.b.D.b..D.b``.
+    """
+
+    symbols: str
 
     @property
     def own_steps(self) -> int | None:
@@ -67,15 +96,6 @@ class PolicyWithPlan:
         require_runnable(self.policy, plan)
         return plan
 
-    def selector(self) -> Selector | None:
-        return self.policy.selector()
-
-    def affinity_steps(self, plan: Plan) -> frozenset[int]:
-        return self.policy.affinity_steps(plan)
-
-    def gate(self) -> Gate | None:
-        return self.policy.gate()
-
     def without_mask(self) -> Policy:
         bare = self.policy.without_mask()
         return PolicyWithoutMask(self) if bare.selector() is None else replace(self, policy=bare)
@@ -96,38 +116,16 @@ class PolicyWithDefaultPlan(PolicyWithPlan):
 
 
 @dataclass(frozen=True)
-class PolicyWithoutMask:
+class PolicyWithoutMask(_Changed):
     """A policy that lost its mask: what it would compute of some tokens is computed of all, and no region is guided.
 
     Attributes:
         policy: supplies everything else.
     """
 
-    policy: Policy
-
-    @property
-    def name(self) -> str:
-        return self.policy.name
-
-    @property
-    def extrapolation(self) -> Extrapolation:
-        return self.policy.extrapolation
-
     @property
     def spatial_guidance(self) -> SpatialGuidance | None:
         return None
-
-    @property
-    def word_scoring(self) -> WordScoring:
-        return self.policy.word_scoring
-
-    @property
-    def own_steps(self) -> int | None:
-        return self.policy.own_steps
-
-    @property
-    def keeps_steps(self) -> bool:
-        return self.policy.keeps_steps
 
     def plan(self, steps: int, buckets: Sequence[float], shares: Sequence[float] = ()) -> Plan:
         """The policy's, with D in place of its letters."""
@@ -139,9 +137,6 @@ class PolicyWithoutMask:
 
     def affinity_steps(self, plan: Plan) -> frozenset[int]:
         return frozenset()
-
-    def gate(self) -> Gate | None:
-        return self.policy.gate()
 
     def without_mask(self) -> Policy:
         return self

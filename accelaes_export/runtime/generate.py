@@ -16,6 +16,7 @@ from accelaes_export.options import require_guidance, require_seed
 from accelaes_export.policies.base import Policy
 from accelaes_export.recipes import SHIPPED, shipped_folder
 from accelaes_export.runtime.pipeline import accelerate
+from accelaes_export.runtime.policy_choice import steps_alone
 from accelaes_export.runtime.prompts import as_tokenised
 from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.text import cut_words
@@ -127,8 +128,7 @@ def generate(
     import torch
 
     manifest = bundle.manifest
-    if steps is None:
-        steps = manifest.defaults.steps if policy is None else policy.own_steps or manifest.defaults.steps
+    steps = steps_alone(policy, steps, manifest.defaults.steps)
     if steps < 2:
         raise InputError(f"{steps} denoising steps were asked for; allowed are 2 or more.")
     if not prompt.strip():

@@ -10,6 +10,7 @@ from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.policies import ModelFacts, Plan, Policy, from_name
+from accelaes_export.policies.schedule import MOST_STEPS
 
 
 def policy_for(
@@ -26,14 +27,26 @@ def policy_for(
     return from_name(name, options, ModelFacts(defaults.steps, manifest.sparse_fractions, defaults.plans))
 
 
+def steps_alone(policy: Policy | None, asked: int | None, default: int) -> int:
+    """T of a run: what is asked for, or else what its policy was made for, or else the bundle's `default`.
+
+    InputError for more than there are noise levels a model was trained at.
+    """
+    if asked is not None and asked > MOST_STEPS:
+        raise InputError(
+            f"{asked} steps were asked for; allowed are up to {MOST_STEPS}, the noise levels these models were trained "
+            "at: ask for fewer."
+        )
+    return asked if asked is not None else (policy and policy.own_steps) or default
+
+
 def steps_beside(policy: Policy, asked: int | None, default: int) -> int:
     """T of a policy among others that it is compared with.
 
     What is asked for holds for all but those whose length is their own option (fewer-steps, a plan by hand); where
     nothing is asked, each has what it was made for, else the bundle's.
     """
-    own = policy.own_steps
-    return own if own is not None and policy.keeps_steps else asked or own or default
+    return steps_alone(policy, None if policy.own_steps and policy.keeps_steps else asked, default)
 
 
 def plan_for(manifest: Manifest, policy: Policy, steps: int) -> Plan:

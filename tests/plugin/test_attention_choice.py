@@ -66,7 +66,7 @@ def test_auto_is_the_plugin_where_it_is_faster_over_the_buckets_on_every_target(
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"backend": "onnxruntime"}, "is for TensorRT and aoti, and onnxruntime has its own attention"),
+        ({"backend": "onnxruntime"}, "is for aoti, tensorrt-rtx, tensorrt, and onnxruntime has its own attention"),
         ({"contract": tiny.contract("fp32")}, "takes fp16 and bf16, not fp32"),
         ({"targets": ("sm75", "sm86")}, "has kernels for sm80, sm86, sm89, sm90, sm100, sm120, not for sm75"),
         ({"head_dims": [64, 20]}, "takes head sizes from 32 to 256 in steps of 8, not 20"),
