@@ -19,7 +19,7 @@ class Estimates:
         drift: norm of the change between a token's last two predictions, per unit of the clock [b, N] fp32; inf where
             there are no two. None: the history keeps one (order 0).
         age: time on the clock since the token ran [b, N] fp32.
-        drops: computed steps since the token ran [b, N] int32.
+        drops: computed steps since the token ran [b, N] fp32.
     """
 
     last: torch.Tensor

@@ -172,7 +172,7 @@ class Trajectory:
             written = {**written, **self._calls.changes(now, blocks)}
         tokens = self._engine(i, self._everything, self._nothing, now, written)[FOCUS_PREDICTION]
         self._filled = True
-        self._history.update(None, tokens.float(), self._run.clock[i])
+        self._history.update(None, tokens, self._run.clock[i])
         return tokens
 
     def _partial(self, i: int, now: StepInputs) -> torch.Tensor:
@@ -180,7 +180,7 @@ class Trajectory:
         left_out = self._run.plan[i].left_out
         assert left_out is not None, "a partial step says which range it leaves out"
         tokens = self._calls.run_without(now, self._ranges[left_out])
-        self._history.update(None, tokens.float(), self._run.clock[i])
+        self._history.update(None, tokens, self._run.clock[i])
         return tokens
 
     def _sparse(self, i: int, n: int, now: StepInputs) -> None:
@@ -198,9 +198,9 @@ class Trajectory:
         outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
             self._cache.write(sets.focus_rows, fresh, clock)
-        computed = outputs[FOCUS_PREDICTION].float()
+        computed = outputs[FOCUS_PREDICTION]
         if BACKGROUND_PREDICTION in outputs:  # component form: the network predicts the background as well
-            everything = torch.cat([computed, outputs[BACKGROUND_PREDICTION].float()], dim=1)
+            everything = torch.cat([computed, outputs[BACKGROUND_PREDICTION]], dim=1)
             order = torch.cat([sets.focus_rows, sets.background_rows], dim=1)[..., None].expand_as(everything)
             merged = torch.empty_like(everything).scatter_(1, order, everything)
             self._history.update(None, merged, clock, ran=sets.focus_rows)

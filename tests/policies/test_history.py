@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
-from accelaes_export.policies.history import MEMORY, History
+from accelaes_export.policies.history import History
+from accelaes_export.policies.history_state import MEMORY
 from tests.no_host_sync import NoHostSync
 
 torch.set_num_threads(1)
@@ -148,7 +149,7 @@ def test_a_calibrated_history_carries_on_what_came_true_so_far_in_each_row_alone
     plain, history = taken_in(steps, order), taken_in(steps, order, calibrated=True)
     shares = came_true(b, steps)
     assert history.came_true.tolist() == pytest.approx(shares, rel=1e-3, abs=1e-4)
-    found = history.at(clock, Extrapolation(reach=reach))
+    found = history.at(clock, Extrapolation(reach=reach, calibrated=True))
     for row, share in enumerate(shares):
         expected = plain.at(clock, Extrapolation(reach=reach, trend=share))[row]
         assert torch.allclose(found[row], expected, atol=2e-3 * max(1.0, plain.at(clock, Extrapolation()).abs().max()))
@@ -156,12 +157,13 @@ def test_a_calibrated_history_carries_on_what_came_true_so_far_in_each_row_alone
 
 def test_predictions_on_a_line_are_carried_on_whole_and_ones_that_swing_are_held():
     line = [(None, torch.tensor([[[float(t)]]]), float(t)) for t in range(5)]
-    assert taken_in(line, 1, calibrated=True).at(7.0, Extrapolation()).item() == pytest.approx(7.0)
+    calibrated = Extrapolation(calibrated=True)
+    assert taken_in(line, 1, calibrated=True).at(7.0, calibrated).item() == pytest.approx(7.0)
     swing = [(None, torch.tensor([[[float(t % 2)]]]), float(t)) for t in range(5)]
-    assert taken_in(swing, 1, calibrated=True).at(7.0, Extrapolation()).item() == 0.0
+    assert taken_in(swing, 1, calibrated=True).at(7.0, calibrated).item() == 0.0
     assert taken_in(swing, 1).at(7.0, Extrapolation()).item() == -3.0
     # Of two predictions nobody knows yet whether the change goes on.
-    assert taken_in(line[:2], 1, calibrated=True).at(3.0, Extrapolation()).item() == 1.0
+    assert taken_in(line[:2], 1, calibrated=True).at(3.0, calibrated).item() == 1.0
 
 
 @given(runs(), reaches, st.sampled_from([0.0, 0.5, 1.0]))

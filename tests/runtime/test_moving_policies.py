@@ -13,7 +13,7 @@ from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.patches import by_cell, patchify
 from accelaes_export.errors import InputError
 from accelaes_export.policies import RAS, AccelAes, Dense, Drift, PolicyWithPlan, StepCache
-from accelaes_export.policies.history import MEMORY
+from accelaes_export.policies.history_state import MEMORY
 from accelaes_export.policies.moving import FLOOR
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
