@@ -56,7 +56,7 @@ class History:
             self._state = nothing_known(whole, self.order) if self._state is None else self._state
         else:
             rows = focus_index.unsqueeze(-1).expand_as(prediction)
-            whole = torch.empty_like(self._known().predictions[0]).scatter_(1, rows, prediction.to(torch.float32))
+            whole = self._known().predictions[0].scatter(1, rows, prediction.to(torch.float32))
         self._state = taken_in(
             self._known(),
             whole,

@@ -76,7 +76,7 @@ def taken_in(
     """The state after a computed step.
 
     Args:
-        prediction: [b, N, d] fp32, which the new state keeps; of tokens that weren't computed it may be anything.
+        prediction: [b, N, d] fp32, which the new state keeps; of tokens that weren't computed their last (`merged`).
         clock: when: the step index, or sigma. Any scale that moves one way.
         computed: [b, N] bool, the tokens that were; None: all.
         ran: [b, N] bool, those whose queries were computed, where that isn't `computed`: in component form a sparse
@@ -84,18 +84,18 @@ def taken_in(
         calibrated: whether it is compared with what was foreseen of it.
     """
     last = state.predictions[0]
-    now = prediction if computed is None else torch.where(computed.unsqueeze(-1), prediction, last)
     agreed, foreseen = state.agreed, state.foreseen
     if calibrated and state.order:
-        expected = _distance(state, clock)[2].unsqueeze(-1) * (last - state.predictions[1])
+        # The linear form foresaw `distance` changes; a token that wasn't computed foresaw nothing of this step.
+        distance, change = _distance(state, clock)[2], last - state.predictions[1]
         if computed is not None:
-            expected = torch.where(computed.unsqueeze(-1), expected, 0.0)
-        agreed = agreed * MEMORY + (expected * (now - last)).sum(dim=(1, 2))
-        foreseen = foreseen * MEMORY + expected.square().sum(dim=(1, 2))
-    when = torch.zeros_like(state.ran) + clock
+            distance = torch.where(computed, distance, 0.0)
+        agreed = agreed * MEMORY + (distance * (change * (prediction - last)).sum(dim=2)).sum(dim=1)
+        foreseen = foreseen * MEMORY + (distance.square() * change.square().sum(dim=2)).sum(dim=1)
+    when = clock.expand_as(state.ran) if isinstance(clock, torch.Tensor) else torch.full_like(state.ran, clock)
     ran = computed if ran is None else ran
     return HistoryState(
-        predictions=(now, *_moved_back(state.predictions, computed)),
+        predictions=(prediction, *_moved_back(state.predictions, computed)),
         clocks=(
             when if computed is None else torch.where(computed, when, state.clocks[0]),
             *_moved_back(state.clocks, computed),
@@ -106,6 +106,11 @@ def taken_in(
         agreed=agreed,
         foreseen=foreseen,
     )
+
+
+def merged(state: HistoryState, prediction: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
+    """`prediction` [b, N, d] where `computed` [b, N] says so, and elsewhere, whatever it is there, the token's last."""
+    return torch.where(computed.unsqueeze(-1), prediction, state.predictions[0])
 
 
 def _moved_back(slots: tuple[torch.Tensor, ...], computed: torch.Tensor | None) -> tuple[torch.Tensor, ...]:

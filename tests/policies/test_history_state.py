@@ -7,7 +7,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from accelaes_export.policies.base import Extrapolation
-from accelaes_export.policies.history_state import HistoryState, estimated, nothing_known, predicted, taken_in
+from accelaes_export.policies.history_state import HistoryState, estimated, merged, nothing_known, predicted, taken_in
 
 b, N, d = 2, 7, 3
 EXTRAPOLATIONS = [
@@ -29,7 +29,8 @@ def steps(seed: int = 0) -> list[tuple[torch.Tensor, float, torch.Tensor]]:
 def state_of(taken: list[tuple[torch.Tensor, float, torch.Tensor]], extrapolation: Extrapolation) -> HistoryState:
     state = nothing_known(taken[0][0], extrapolation.order)
     for prediction, clock, computed in taken:
-        state = taken_in(state, prediction, clock, computed, calibrated=extrapolation.calibrated)
+        whole = merged(state, prediction, computed)
+        state = taken_in(state, whole, clock, computed, calibrated=extrapolation.calibrated)
     return state
 
 
@@ -42,7 +43,8 @@ class Program(torch.nn.Module):
 
     def forward(self, state, prediction, clock, computed, target):
         state = HistoryState(*state)
-        state = taken_in(state, prediction, clock, computed, calibrated=self.extrapolation.calibrated)
+        whole = merged(state, prediction, computed)
+        state = taken_in(state, whole, clock, computed, calibrated=self.extrapolation.calibrated)
         estimates = estimated(state, target)
         moved = estimates.last if estimates.drift is None else estimates.drift
         return tuple(state), predicted(state, target, self.extrapolation), moved, estimates.age, estimates.drops
@@ -84,5 +86,6 @@ def test_a_step_changes_nothing_it_is_given() -> None:
     state = state_of(steps()[:3], extrapolation)
     before = [leaf.clone() for leaf in tree_leaves(state)]
     prediction, clock, computed = steps()[3]
-    predicted(taken_in(state, prediction, clock, computed, calibrated=True), 0.0, extrapolation)
+    whole = merged(state, prediction, computed)
+    predicted(taken_in(state, whole, clock, computed, calibrated=True), 0.0, extrapolation)
     assert all(torch.equal(a, c) for a, c in zip(tree_leaves(state), before, strict=True))
