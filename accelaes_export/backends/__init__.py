@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from accelaes_export.backends.registry import backend, names
+from accelaes_export.backends.registry import backend, names, names_with
 
-__all__ = ["backend", "names"]
+__all__ = ["backend", "names", "names_with"]

@@ -25,6 +25,11 @@ def names() -> tuple[str, ...]:
     return tuple(_HOMES)
 
 
+def names_with(attribute: str) -> tuple[str, ...]:
+    """Names of the backends that say `attribute` of themselves, such as `takes_plugin`."""
+    return tuple(name for name in names() if getattr(backend(name), attribute))
+
+
 @cache
 def backend(name: str) -> Backend:
     """The backend called `name`, one object a process; InputError lists the names there are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from accelaes_export import backends
+from accelaes_export.backends import names_with
 from accelaes_export.backends.base import Backend
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError
@@ -54,13 +54,9 @@ def choose_attention(
     return "plugin" if wins else "native"
 
 
-def _taking_plugins() -> list[str]:
-    return [name for name in backends.names() if backends.backend(name).takes_plugin]
-
-
 def _why_no_plugin(backend: Backend, targets: Sequence[str], dtype: str, head_dims: Sequence[int]) -> str:
     if not backend.takes_plugin:
-        return f"is for {', '.join(_taking_plugins())}, and {backend.name} has its own attention"
+        return f"is for {', '.join(names_with('takes_plugin'))}, and {backend.name} has its own attention"
     if dtype not in ("fp16", "bf16"):
         return f"takes fp16 and bf16, not {dtype}"
     unknown = [target for target in targets if target not in (*ARCHITECTURES, *_ON_THIS_MACHINE)]

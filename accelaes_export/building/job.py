@@ -20,6 +20,7 @@ from accelaes_export.backbones.checkpoints import (
     resolve,
 )
 from accelaes_export.backbones.weights import Read, hollow_transformer, random_weights, stored_weights
+from accelaes_export.backends import names_with
 from accelaes_export.backends.base import Backend
 from accelaes_export.building.attention import Attention, choose_attention
 from accelaes_export.building.stages import stage_key
@@ -170,8 +171,8 @@ def _inputs(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...], see
     backend.check(recipe.dtype, targets)
     if recipe.weights == "inputs" and not backend.weights_beside:
         raise InputError(
-            f"Weights as inputs are for backends whose builder copies them; {backend.name} doesn't: "
-            "leave --weights out."
+            f"Weights as inputs are for {' and '.join(names_with('weights_beside'))}, whose builders copy them; "
+            f"{backend.name} doesn't: leave --weights out."
         )
     backbone = backbone_of(recipe.family)
     if seed is None:

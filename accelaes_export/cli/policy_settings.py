@@ -10,34 +10,39 @@ import click
 
 from accelaes_export.errors import InputError
 
-_OPTIONS = (
-    click.option(
-        "--skip-ratio", type=float, metavar="P", help="Share of image tokens a sparse step leaves out: bucket 1 - p."
-    ),
-    click.option(
-        "--mask-step", type=int, metavar="I", help="The mask is built after this step; it and all before are dense."
-    ),
-    click.option("--warmup", type=int, metavar="STEPS", help="Dense steps before the first skip."),
-    click.option(
-        "--interval", type=int, metavar="K", help="After that one step in K is computed, the others extrapolated."
-    ),
-    click.option(
-        "--refresh-every", type=int, metavar="K", help="Every K-th computed step after the mask is dense; 0: none is."
-    ),
-    click.option(
-        "--budget",
-        type=float,
-        metavar="COST",
-        help="Token-steps to spend, in dense steps (drift and fewer-steps); inspect lists drift's plans.",
-    ),
-    click.option(
-        "--plan", metavar="SYMBOLS", help="Any policy's plan by hand: D, '.' or a bucket letter for every step."
-    ),
-    click.option(
-        "--policy-option", "policy_options", multiple=True, metavar="NAME=VALUE", help="Any other option of the policy."
-    ),
-)
-_NAMES = ("skip_ratio", "mask_step", "warmup", "interval", "refresh_every", "budget", "plan")
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "skip_ratio": {
+        "type": float,
+        "metavar": "P",
+        "help": "Share of image tokens a sparse step leaves out: bucket 1 - p.",
+    },
+    "mask_step": {
+        "type": int,
+        "metavar": "I",
+        "help": "The mask is built after this step; it and all before are dense.",
+    },
+    "warmup": {"type": int, "metavar": "STEPS", "help": "Dense steps before the first skip."},
+    "interval": {
+        "type": int,
+        "metavar": "K",
+        "help": "After that one step in K is computed, the others extrapolated.",
+    },
+    "refresh_every": {
+        "type": int,
+        "metavar": "K",
+        "help": "Every K-th computed step after the mask is dense; 0: none is.",
+    },
+    "budget": {
+        "type": float,
+        "metavar": "COST",
+        "help": "Token-steps to spend, in dense steps (drift and fewer-steps); inspect lists drift's plans.",
+    },
+    "plan": {
+        "metavar": "SYMBOLS",
+        "help": "Any policy's plan by hand: D, '.' or a bucket letter for every step.",
+    },
+}
+"""Settings with an option of their own, by the policies' name for them."""
 
 
 def policy_settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,7 +55,7 @@ def policy_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     def gathering(policy_options: tuple[str, ...], **others: Any) -> None:
         from accelaes_export.cli.policy_options import parsed_options
 
-        named = {name: others.pop(name) for name in _NAMES}
+        named = {name: others.pop(name) for name in _SETTINGS}
         settings = {name: value for name, value in named.items() if value is not None}
         more = parsed_options(policy_options)
         twice = sorted(set(settings) & set(more))
@@ -58,6 +63,10 @@ def policy_settings(command: Callable[..., Any]) -> Callable[..., Any]:
             raise InputError(f"Policy option {twice[0]} is given twice; give it once.")
         command(settings=settings | more, **others)
 
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return gathering
+    any_other = click.option(
+        "--policy-option", "policy_options", multiple=True, metavar="NAME=VALUE", help="Any other option of the policy."
+    )
+    decorated = any_other(gathering)
+    for name, described in reversed(_SETTINGS.items()):
+        decorated = click.option(f"--{name.replace('_', '-')}", **described)(decorated)
+    return decorated
