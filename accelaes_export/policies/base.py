@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from accelaes_export.policies.drift_plans import DriftSchedule
     from accelaes_export.policies.estimates import Estimates
+    from accelaes_export.policies.gating import GateState
+    from accelaes_export.policies.history_state import Clock
 
 ORDERS = (0, 1, 2)
 CLOCKS = ("step", "sigma")
@@ -144,16 +146,20 @@ class Selector(Protocol):
 
 
 class Gate(Protocol):
-    """Decides during a run whether a step the plan computes is computed: for policies that depend on the data."""
+    """Decides during a run whether a step the plan computes is computed: for policies that depend on the data.
 
-    def computes(self, i: int, hidden_states: torch.Tensor, *, last: bool) -> bool:
-        """Whether step i is computed, by the latents [B, ...] of all images; `last`: of the run. Waits for the device.
+    What it remembers is a state of tensors by name, and its methods are functions of it that change nothing they are
+    given and wait for nothing: a runtime reads the answer, and hands the state on (`gating.Decisions`).
+    """
 
-        A step's second call gets the answer of the first.
-        """
+    def nothing_seen(self, latents: torch.Tensor) -> GateState:
+        """The state before the first step, of latents like these [B, ...] fp32."""
 
-    def observe(self, i: int, prediction: torch.Tensor) -> None:
-        """After step i was computed: what was predicted, [B, ...]; not of a step's second call."""
+    def decide(self, state: GateState, latents: torch.Tensor, i: Clock) -> tuple[GateState, torch.Tensor]:
+        """The state after step i was decided on, and whether it is computed, a bool [], by all images' latents."""
+
+    def observe(self, state: GateState, prediction: torch.Tensor) -> GateState:
+        """The state after that step was computed: what was predicted, [B, ...] fp32."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ class Policy(Protocol):
         """The steps whose affinity the selector wants to observe."""
 
     def gate(self) -> Gate | None:
-        """A fresh gate for one run, or None where the plan alone decides."""
+        """What decides during a run, or None where the plan alone does."""
 
     def without_mask(self) -> Policy:
         """What runs where no word is known to build the mask from."""

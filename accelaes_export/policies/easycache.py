@@ -13,8 +13,6 @@ from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.schedule import require_steps, require_whole
 
 if TYPE_CHECKING:
-    import torch
-
     from accelaes_export.policies.base import Gate
 
 
@@ -52,41 +50,6 @@ class EasyCache(BasePolicy):
         return Plan("D" * steps, tuple(buckets))
 
     def gate(self) -> Gate | None:
-        return _ForeseenChange(self.threshold, self.warmup)
+        from accelaes_export.policies.gating import ForeseenChange  # loads torch, which a plan alone doesn't need
 
-
-class _ForeseenChange:
-    """EasyCache's decision; see `Gate`."""
-
-    def __init__(self, threshold: float, warmup: int) -> None:
-        self._threshold = threshold
-        self._warmup = warmup
-        self._latents: torch.Tensor | None = None  # of the last step that was decided on
-        self._computed: tuple[torch.Tensor, torch.Tensor] | None = None  # latents and prediction of the last one
-        self._rate: float | None = None  # k over the size of the last prediction
-        self._sum = 0.0
-        self._decided: tuple[int, bool] | None = None
-
-    def computes(self, i: int, hidden_states: torch.Tensor, *, last: bool) -> bool:
-        if self._decided is None or self._decided[0] != i:
-            self._decided = i, self._decide(i, hidden_states) or last
-            if self._decided[1]:
-                self._sum = 0.0
-        return self._decided[1]
-
-    def _decide(self, i: int, hidden_states: torch.Tensor) -> bool:
-        before, self._latents = self._latents, hidden_states.detach().float().clone()
-        if i < self._warmup or self._rate is None or before is None or before.shape != self._latents.shape:
-            return True
-        self._sum += self._rate * float((self._latents - before).abs().mean())  # waits for the device
-        return not self._sum < self._threshold  # a change that is no number computes
-
-    def observe(self, i: int, prediction: torch.Tensor) -> None:
-        assert self._latents is not None, "a step is decided on before it is computed"
-        latents, now = self._latents, prediction.detach().float().clone()
-        before, self._computed = self._computed, (latents, now)
-        if before is None or before[0].shape != latents.shape or before[1].shape != now.shape:
-            self._rate = None
-            return
-        moved = (latents - before[0]).abs().mean()
-        self._rate = float((now - before[1]).abs().mean() / moved / now.abs().mean())
+        return ForeseenChange(self.threshold, self.warmup)

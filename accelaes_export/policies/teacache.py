@@ -13,8 +13,6 @@ from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.schedule import require_steps
 
 if TYPE_CHECKING:
-    import torch
-
     from accelaes_export.policies.base import Gate
 
 
@@ -61,33 +59,6 @@ class TeaCache(BasePolicy):
         return Plan("D" * steps, tuple(buckets))
 
     def gate(self) -> Gate | None:
-        return _AccumulatedChange(self.threshold, self.coefficients)
+        from accelaes_export.policies.gating import AccumulatedChange  # loads torch, which a plan alone doesn't need
 
-
-class _AccumulatedChange:
-    """TeaCache's decision; see `Gate`."""
-
-    def __init__(self, threshold: float, coefficients: Sequence[float]) -> None:
-        self._threshold = threshold
-        self._coefficients = coefficients
-        self._last: torch.Tensor | None = None
-        self._sum = 0.0
-        self._decided: tuple[int, bool] | None = None
-
-    def computes(self, i: int, hidden_states: torch.Tensor, *, last: bool) -> bool:
-        if self._decided is None or self._decided[0] != i:
-            self._decided = i, self._decide(hidden_states) or last
-            if self._decided[1]:
-                self._sum = 0.0
-        return self._decided[1]
-
-    def observe(self, i: int, prediction: torch.Tensor) -> None:
-        """What was predicted plays no part."""
-
-    def _decide(self, hidden_states: torch.Tensor) -> bool:
-        before, self._last = self._last, hidden_states.detach().float().clone()
-        if before is None or before.shape != self._last.shape:
-            return True
-        change = float((self._last - before).abs().mean() / before.abs().mean())  # waits for the device
-        self._sum += sum(c * change**power for power, c in enumerate(reversed(self._coefficients)))
-        return not self._sum < self._threshold  # a change that is no number computes
+        return AccumulatedChange(self.threshold, self.coefficients)

@@ -13,6 +13,7 @@ import torch
 from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.policies.cache_clocks import carried, made, never_made
 
 
 @dataclass
@@ -28,38 +29,45 @@ class _Earlier:
     """Every token's second-last cached tensors, and when its last two were made."""
 
     def __init__(self, full: Mapping[str, torch.Tensor], workspace: Workspace) -> None:
-        some = next(iter(full.values()))
         self.tensors = {
             name: workspace.zeros(f"earlier {name}", tuple(tensor.shape), tensor.dtype) for name, tensor in full.items()
         }
-        self._made = [torch.zeros(some.shape[0], some.shape[2], device=some.device) for _ in range(2)]  # latest first
-        self._count = torch.zeros_like(self._made[0], dtype=torch.int8)
+        some = next(iter(full.values()))
+        self._none = self.clocks = never_made(some.shape[0], some.shape[2], some.device)
 
     def forget(self) -> None:
-        self._count.zero_()
+        self.clocks = self._none
 
     def made(self, index: torch.Tensor | None, clock: float) -> None:
         """Tokens `index` [B, n] (None: all) are made at `clock`."""
-        last, before = self._made
-        if index is None:
-            before.copy_(last)
-            last.fill_(clock)
-            self._count.add_(1)
-        else:
-            before.scatter_(1, index, last.gather(1, index))
-            last.scatter_(1, index, clock)
-            self._count.scatter_add_(1, index, torch.ones_like(index, dtype=self._count.dtype))
-        self._count.clamp_(max=2)
+        computed = None
+        if index is not None:
+            computed = torch.zeros_like(self.clocks.latest, dtype=torch.bool).scatter_(1, index, True)
+        self.clocks = made(self.clocks, clock, computed)
 
-    def distance(self, index: torch.Tensor, clock: float, reach: float) -> torch.Tensor:
-        """[B, m] fp32: time since the tokens `index` were made, in gaps between their last two, at most `reach`.
 
-        0 for tokens that were made once, or twice at one time.
-        """
-        last, before = (made.gather(1, index) for made in self._made)
-        gap = last - before
-        known = (self._count.gather(1, index) >= 2) & (gap != 0)
-        return torch.where(known, (clock - last) / torch.where(known, gap, 1.0), 0.0).clamp(max=reach)
+class _RowsOf:
+    """Where tokens [B, n] lie in tensors [B, H, N, hd] seen as rows of hd numbers; found once for all of as many heads.
+
+    Whole rows are copied: several times faster than numbers gathered and scattered one by one.
+    """
+
+    def __init__(self, index: torch.Tensor) -> None:
+        self._index = index
+        self._found: dict[int, torch.Tensor] = {}
+
+    def in_(self, full: torch.Tensor) -> torch.Tensor:
+        """[B * H * n] int64: the rows of `full`, in the order of [B, H, n]."""
+        B, heads, N, _ = full.shape
+        if heads not in self._found:
+            base = torch.arange(B * heads, device=full.device).reshape(B, heads, 1) * N
+            self._found[heads] = (base + self._index[:, None, :]).reshape(-1)
+        return self._found[heads]
+
+
+def _by_row(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, H, n, hd] as [B * H * n, hd]."""
+    return tensor.view(-1, tensor.shape[-1])
 
 
 class BackgroundCache:
@@ -119,12 +127,12 @@ class BackgroundCache:
 
     def write(self, focus_index: torch.Tensor, fresh: Mapping[str, torch.Tensor], clock: float = 0.0) -> None:
         """Write a sparse step's cached tensors [B, Hkv, n, hd], made at `clock`, back at focus_index [B, n]."""
+        rows = _RowsOf(focus_index)
         for entry in self._entries:
-            index = focus_index[:, None, :, None].expand(-1, entry.heads, -1, entry.head_dim)
-            full = self.full[entry.name]
+            own, full = rows.in_(self.full[entry.name]), _by_row(self.full[entry.name])
             if self._earlier is not None:
-                self._earlier.tensors[entry.name].scatter_(2, index, full.gather(2, index))
-            full.scatter_(2, index, fresh[entry.name])
+                _by_row(self._earlier.tensors[entry.name]).index_copy_(0, own, full.index_select(0, own))
+            full.index_copy_(0, own, _by_row(fresh[entry.name]))
         if self._earlier is not None:
             self._earlier.made(focus_index, clock)
         self.invalidate()
@@ -140,28 +148,25 @@ class BackgroundCache:
         chosen = background_index if chosen is None else chosen
         B, m = background_index.shape
         segment = self._segments.setdefault(m, _Segment())
-        rows: dict[int, torch.Tensor] = {}  # by head count: one index serves every layer
-        inputs = {}
+        rows, inputs = _RowsOf(background_index), {}
         distance = None
         if self._earlier is not None and m:
             segment.stale = segment.stale or clock != segment.clock
-            distance = self._earlier.distance(background_index, clock, self._reach)[:, None, :, None].to(self._dtype)
+            everywhere = carried(self._earlier.clocks, clock, self._reach)  # [B, N]
+            distance = everywhere.gather(1, background_index)[:, None, :, None].to(self._dtype)
         for entry in self._entries:
             full = self.full[entry.name]
-            heads, N, hd = full.shape[1:]
+            heads, hd = entry.heads, entry.head_dim
             target = self._workspace.empty(f"{entry.name}_bg", (B, heads, m, hd), self._dtype, slot=m)
             inputs[f"{entry.name}_bg"] = target
             if not m or not (segment.stale or chosen is not segment.chosen):
                 continue
-            if heads not in rows:
-                base = torch.arange(B * heads, device=full.device).reshape(B, heads, 1) * N
-                rows[heads] = (base + background_index[:, None, :]).reshape(-1)
-            # Whole hd-wide rows are copied: several times faster than an elementwise gather.
-            torch.index_select(full.view(-1, hd), 0, rows[heads], out=target.view(-1, hd))
+            own = rows.in_(full)
+            torch.index_select(_by_row(full), 0, own, out=_by_row(target))
             if self._earlier is not None and distance is not None:
                 earlier = self._workspace.empty("earlier rows", (B, heads, m, hd), self._dtype, slot=m)
                 before = self._earlier.tensors[entry.name]
-                torch.index_select(before.view(-1, hd), 0, rows[heads], out=earlier.view(-1, hd))
+                torch.index_select(_by_row(before), 0, own, out=_by_row(earlier))
                 target.add_(torch.sub(target, earlier, out=earlier).mul_(distance))
         segment.chosen, segment.clock, segment.stale = chosen, clock, False
         return inputs

@@ -20,7 +20,8 @@ from accelaes_export.backends.workspace import Desk
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.errors import InputError
-from accelaes_export.policies.base import Gate, Selector
+from accelaes_export.policies.base import Selector
+from accelaes_export.policies.gating import Decisions
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.policies.planned import require_runnable
 from accelaes_export.runtime.policy_choice import require_text_for
@@ -77,7 +78,7 @@ class Denoiser:
         self._desk.begin()
         self._branches: dict[str, list[Trajectory]] = {}
         self._selectors: list[Selector | None] = []
-        self._gate: Gate | None = run.policy.gate()
+        self._decisions = _decisions(run)
         self._timer = StepTimer(self.session.device)
         self._nonfinite: list[tuple[int, torch.Tensor]] = []
         self._warned = False
@@ -86,7 +87,7 @@ class Denoiser:
         """Go on with another prompt: what was predicted, cached and chosen for the old one is dropped."""
         self._run = run
         self._branches, self._selectors = {}, []
-        self._gate = run.policy.gate()
+        self._decisions = _decisions(run)
 
     def forget(self, branch: str) -> None:
         """Drop what was predicted and cached in a branch: its text changed."""
@@ -119,7 +120,7 @@ class Denoiser:
         images = now.hidden_states.shape[0] // (2 if now.paired else 1)
         self._timer.start()
         last = i + 1 == len(self._run.plan)
-        skipped = self._gate is not None and not self._gate.computes(i, now.hidden_states, last=last)
+        skipped = self._decisions is not None and not self._decisions.computes(i, now.hidden_states, last=last)
         planned = self._run.plan[i]
         n = 0 if skipped or planned.kind is StepKind.PARTIAL else self._tokens_of[planned.fraction]
         trajectories = self._trajectories_for(images, branch, now.paired)
@@ -133,8 +134,8 @@ class Denoiser:
         left_out = planned.left_out if kind is StepKind.PARTIAL else None
         self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
         result = result.to(now.hidden_states)
-        if self._gate is not None and kind is not StepKind.SKIP and branch == CONDITIONAL:
-            self._gate.observe(i, result)
+        if self._decisions is not None and kind is not StepKind.SKIP and branch == CONDITIONAL:
+            self._decisions.observe(result)
         self._count_nonfinite(i, result)
         return result
 
@@ -190,7 +191,7 @@ class Denoiser:
         focus = [t.focus_index for t in conditional if t.focus_index is not None]
         affinity = [t.affinity for t in conditional if t.affinity is not None]
         plan, steps = self._run.plan, self._timer.steps()
-        if self._gate is not None:  # the plan of such a policy is what it may compute at most
+        if self._decisions is not None:  # the plan of such a policy is what it may compute at most
             done = {step.index: "." if step.kind is StepKind.SKIP else plan.symbols[step.index] for step in steps}
             plan = replace(plan, symbols="".join(done.get(i, symbol) for i, symbol in enumerate(plan.symbols)))
         return RunReport(
@@ -243,3 +244,9 @@ class Denoiser:
                 for own, selector in zip(spans, self._selectors, strict=True)
             ]
         return self._branches[branch]
+
+
+def _decisions(run: Run) -> Decisions | None:
+    """Those of a run whose plan isn't the last word."""
+    gate = run.policy.gate()
+    return None if gate is None else Decisions(gate)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies import EasyCache, StepKind
+from accelaes_export.policies.gating import Decisions
 from accelaes_export.runtime.trajectory import Run
 from tests.watched_denoiser import BUCKETS, conditions, make
 
@@ -44,13 +45,13 @@ def expected(latents: np.ndarray, outputs: np.ndarray, policy: EasyCache) -> str
 def test_a_step_is_computed_once_the_foreseen_change_adds_up_to_the_threshold(T, seed, threshold, warmup):
     policy = EasyCache(threshold=threshold, warmup=warmup)
     latents, outputs = walk(T, seed)
-    gate, found = policy.gate(), ""
+    decisions, found = Decisions(policy.gate()), ""
     for i in range(T):
         now = torch.from_numpy(latents[i])
-        computes = gate.computes(i, now, last=i == T - 1)
-        assert gate.computes(i, now * 2, last=False) == computes, "a step's second call gets the answer of the first"
+        computes = decisions.computes(i, now, last=i == T - 1)
+        assert decisions.computes(i, now * 2, last=False) == computes, "a step's second call gets the answer of the first"
         if computes:
-            gate.observe(i, torch.from_numpy(outputs[i]))
+            decisions.observe(torch.from_numpy(outputs[i]))
         found += "D" if computes else "."
     wanted = expected(latents, outputs, policy)
     others = {expected(latents, outputs, EasyCache(threshold=threshold * f, warmup=warmup)) for f in (0.9999, 1.0001)}
@@ -76,13 +77,22 @@ def test_a_smaller_threshold_computes_no_less():
 
 
 def test_a_prediction_that_is_no_number_is_never_held():
-    gate = EasyCache(warmup=2).gate()
+    decisions = Decisions(EasyCache(warmup=2).gate())
     for i in range(6):
-        assert gate.computes(i, torch.ones(1) * i, last=False)
-        gate.observe(i, torch.full((1,), float("nan")))
+        assert decisions.computes(i, torch.ones(1) * i, last=False)
+        decisions.observe(torch.full((1,), float("nan")))
 
 
 @pytest.mark.parametrize("options", [{"threshold": 0}, {"threshold": float("nan")}, {"threshold": "x"}, {"warmup": 1}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
         EasyCache(**options)
+
+
+def test_predictions_may_have_another_shape_than_latents():
+    """PixArt's and DiT's have a variance behind them."""
+    decisions = Decisions(EasyCache(warmup=2, threshold=1e9).gate())
+    for i in range(2):
+        assert decisions.computes(i, torch.full((2, 4, 3, 3), 1.0 + i), last=False)
+        decisions.observe(torch.full((2, 8, 3, 3), 2.0 + i))
+    assert not decisions.computes(2, torch.full((2, 4, 3, 3), 9.0), last=False)
