@@ -11,6 +11,7 @@ import torch
 
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.policies import AccelAes
+from accelaes_export.policies.estimates import Estimates
 from accelaes_export.policies.selection import OneShotMask, top_tokens
 from examples.shapes import judge
 from examples.shapes.captions import heldout_prompts, parse
@@ -19,8 +20,9 @@ from examples.shapes.scenes import Scene
 
 
 class _RandomMask(OneShotMask):
-    def observe(self, i: int, affinity: torch.Tensor) -> None:
-        super().observe(i, torch.rand(affinity.shape, generator=torch.Generator().manual_seed(i)))
+    def score(self, estimates: Estimates, affinity: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+        assert affinity is not None
+        return torch.rand(affinity.shape, generator=torch.Generator().manual_seed(self.mask_step))
 
 
 @dataclass(frozen=True)

@@ -122,27 +122,28 @@ def require_spatial_guidance(value: object) -> None:
 
 
 class Selector(Protocol):
-    """Which tokens a SPARSE step computes. `observe` is called after every computed step."""
+    """Which tokens a SPARSE step computes: those of the largest score. Holds no state (`selection.FocusSets` does)."""
 
     @property
     def moving(self) -> bool:
         """Whether focus sets of one size differ between steps, so that fresh keys and values must be written back."""
 
-    def observe(self, i: int, affinity: torch.Tensor) -> None:
-        """After computed step i: `affinity` [b, N], one row an image, conditional half only (dense steps)."""
+    @property
+    def mask_step(self) -> int | None:
+        """The step whose affinity is observed, or None where it plays no part."""
 
-    def select(self, i: int, n: int, estimates: Estimates) -> torch.Tensor:
-        """The focus index [b, n] int64, ascending, for SPARSE step i.
+    @property
+    def fraction(self) -> float:
+        """n/N of the mask, the tokens with the largest affinity, which spatial guidance uses."""
 
-        `estimates` tell what the conditional rows' history knows of every token. Where a step has a second call, for
-        the unconditional text, it is asked again with that call's own, and answers as before.
+    def score(self, estimates: Estimates, affinity: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+        """[b, N] fp32: the n largest are focus tokens. A fixed sequence of operations, without a sort or scatter.
+
+        Args:
+            estimates: what the conditional rows' history knows of every token.
+            affinity: [b, N] of the mask step, one row an image, conditional half only; None without a mask step.
+            mask: M [b, N] fp32 of Eq. 7, 1 on the tokens with the largest affinity; None without a mask step.
         """
-
-    def affinity(self) -> torch.Tensor | None:
-        """The affinity [b, N] the one-shot mask was built from, or None before it exists."""
-
-    def mask(self) -> torch.Tensor | None:
-        """M [b, N] fp32 of Eq. 7 (1 on focus tokens, 0 elsewhere) for spatial guidance, or None before it exists."""
 
 
 class Gate(Protocol):
@@ -152,8 +153,12 @@ class Gate(Protocol):
     given and wait for nothing: a runtime reads the answer, and hands the state on (`gating.Decisions`).
     """
 
+    @property
+    def observes(self) -> bool:
+        """Whether predictions play a part."""
+
     def nothing_seen(self, latents: torch.Tensor) -> GateState:
-        """The state before the first step, of latents like these [B, ...] fp32."""
+        """The state before the first step, of latents like these [B, ...] fp32: all zeros."""
 
     def decide(self, state: GateState, latents: torch.Tensor, i: Clock) -> tuple[GateState, torch.Tensor]:
         """The state after step i was decided on, and whether it is computed, a bool [], by all images' latents."""
@@ -213,7 +218,7 @@ class Policy(Protocol):
         """
 
     def selector(self) -> Selector | None:
-        """A fresh selector for one run, or None where no step is SPARSE."""
+        """What says which tokens are computed, or None where no step is SPARSE."""
 
     def affinity_steps(self, plan: Plan) -> frozenset[int]:
         """The steps whose affinity the selector wants to observe."""

@@ -1,4 +1,4 @@
-"""When every token's cached tensors were made: how far the background's may be carried on (as Eq. 12, of keys and values).
+"""When tokens' cached tensors were made, and how far the background's are carried on (Eq. 12, of keys and values).
 
 Pure functions of tensors of fixed shape, as in `history_state`: a clock value is a number, or a tensor of one.
 """
@@ -27,7 +27,7 @@ class CacheClocks(NamedTuple):
 
 def never_made(rows: int, tokens: int, device: torch.device | None = None) -> CacheClocks:
     """The state before the first step."""
-    none = torch.zeros(rows, tokens, device=device)
+    none = torch.zeros(rows, tokens, device=device, dtype=torch.float32)
     return CacheClocks(none, none, none)
 
 

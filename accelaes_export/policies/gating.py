@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from accelaes_export.policies.history_state import Clock
 
 if TYPE_CHECKING:
-    from accelaes_export.policies.base import Gate
+    from accelaes_export.policies.programs import Compute
 
 GateState = Mapping[str, torch.Tensor]
 
@@ -24,6 +24,8 @@ class AccumulatedChange:
         threshold: where a step is computed.
         coefficients: of the polynomial from the latents' relative change to the output's, the highest power's first.
     """
+
+    observes = False
 
     def __init__(self, threshold: float, coefficients: Sequence[float]) -> None:
         self._threshold = threshold
@@ -64,6 +66,8 @@ class ForeseenChange:
         warmup: the first steps, all computed.
     """
 
+    observes = True
+
     def __init__(self, threshold: float, warmup: int) -> None:
         self._threshold = threshold
         self._warmup = warmup
@@ -97,17 +101,22 @@ class Decisions:
     """The decisions of one run. All its images share them, and each waits for the device.
 
     Args:
-        gate: which decides.
+        decide, observe: the policy's programs (`programs`); observe is None where predictions play no part.
+        nothing_seen: the gate's state before the first step, of latents of a shape.
     """
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    def __init__(
+        self, decide: Compute, observe: Compute | None, nothing_seen: Callable[[torch.Tensor], GateState]
+    ) -> None:
+        self._decide = decide
+        self._observe = observe
+        self._nothing_seen = nothing_seen
         self._state: GateState = {}
         self._shape: torch.Size | None = None
         self._decided: tuple[int, bool] | None = None
 
     def computes(self, i: int, latents: torch.Tensor, *, last: bool) -> bool:
-        """Whether step i is computed; the `last` of the run always is. A step's second call gets the first one's answer.
+        """Whether step i is computed; the `last` of the run always is. A step's second call gets the same answer.
 
         Args:
             latents: [B, ...], of all images. Of another shape than before they belong to nothing that was seen.
@@ -115,11 +124,13 @@ class Decisions:
         if self._decided is None or self._decided[0] != i:
             now = latents.detach().float()
             if now.shape != self._shape:
-                self._state, self._shape = self._gate.nothing_seen(now), now.shape
-            self._state, computed = self._gate.decide(self._state, now.clone(), i)
-            self._decided = i, bool(computed) or last
+                self._state, self._shape = self._nothing_seen(now), now.shape
+            after = dict(self._decide({**self._state, "latents": now, "step": i}))
+            computed = after.pop("computed")
+            self._state, self._decided = after, (i, bool(computed) or last)
         return self._decided[1]
 
     def observe(self, prediction: torch.Tensor) -> None:
-        """What was predicted, [B, ...], at the step decided on last, which was computed; not of its second call."""
-        self._state = self._gate.observe(self._state, prediction.detach().float().clone())
+        """What was predicted, [B, N, w], at the step decided on last, which was computed; not of its second call."""
+        if self._observe is not None:
+            self._state = self._observe({**self._state, "prediction": prediction.detach().float()})

@@ -8,7 +8,7 @@ from accelaes_export.errors import InputError
 from accelaes_export.policies.base import SpatialGuidance
 
 
-def guided(uncond: torch.Tensor, cond: torch.Tensor, scale: float) -> torch.Tensor:
+def guided(uncond: torch.Tensor, cond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """uncond + scale (cond - uncond), in the predictions' dtype, bit for bit what diffusers' pipelines compute."""
     return uncond + scale * (cond - uncond)
 
@@ -29,6 +29,17 @@ def spatial(uncond: torch.Tensor, cond: torch.Tensor, mask: torch.Tensor, guidan
     scale = guidance.background + (guidance.focus - guidance.background) * mask.to(torch.float32)  # [b, N]
     uncond_fp32 = uncond.to(torch.float32)
     return (uncond_fp32 + scale.unsqueeze(-1) * (cond.to(torch.float32) - uncond_fp32)).to(uncond.dtype)
+
+
+def with_free_channels(guided: torch.Tensor, cond: torch.Tensor, channels: int | None, of: int) -> torch.Tensor:
+    """`guided` [b, N, d], of whose `of` channels a cell those behind the first `channels` are `cond`'s: never guided.
+
+    None: all are guided.
+    """
+    if channels is None or channels >= of:
+        return guided
+    free = torch.arange(guided.shape[-1], device=guided.device) % of >= channels
+    return torch.where(free, cond, guided)
 
 
 def softened_mask(mask: torch.Tensor, grid: tuple[int, int], width: float) -> torch.Tensor:

@@ -10,27 +10,12 @@ from typing import Literal
 import torch
 
 from accelaes_export.policies.estimates import Estimates
-from accelaes_export.policies.selection import FocusSelector
 
 FLOOR = 1e-3
 """Of a row's mean: no measure counts as smaller. A token of measure 0 would be chosen always, or never."""
 
 
-class MovingFocus(FocusSelector):
-    """What selectors of a new focus set at every sparse step share; `score` says which tokens.
-
-    Args:
-        mask_step: the step whose affinity is observed, or None where it plays no part.
-        fraction: n/N of `mask`, the mask spatial guidance uses.
-    """
-
-    moving = True
-
-    def __init__(self, mask_step: int | None = None, fraction: float = 0.5) -> None:
-        super().__init__(mask_step, fraction)
-
-
-class RegionAdaptive(MovingFocus):
+class RegionAdaptive:
     """RAS (its Eq. 1): tokens with the smallest deviation or the largest norm, and those dropped for long.
 
     The factor exp(k D) has the sign that makes a token dropped D times *more* likely to run: R exp(-k D) where the
@@ -44,6 +29,8 @@ class RegionAdaptive(MovingFocus):
         mask_step: the step whose affinity that is.
     """
 
+    moving = True
+
     def __init__(
         self,
         metric: Literal["std", "norm"],
@@ -52,7 +39,8 @@ class RegionAdaptive(MovingFocus):
         kept: float = 0.0,
         mask_step: int | None = None,
     ) -> None:
-        super().__init__(mask_step, kept or 0.5)
+        self.mask_step = mask_step
+        self.fraction = kept or 0.5
         self._metric = metric
         self._starvation = starvation
         self._kept = kept
@@ -67,7 +55,7 @@ class RegionAdaptive(MovingFocus):
         return score if mask is None or not self._kept else torch.where(mask > 0, torch.inf, score)
 
 
-class LargestDrift(MovingFocus):
+class LargestDrift:
     """Tokens whose prediction has probably moved farthest since they ran: change per step x steps since.
 
     It goes round by itself, as what isn't computed grows stale: FLOOR bounds how long any token waits.
@@ -75,11 +63,14 @@ class LargestDrift(MovingFocus):
     Args:
         mask_weight: exponent w of a token's affinity over the picture's mean: score x (m / mean m)^w.
         mask_step: the step whose affinity that is, or None.
-        fraction: n/N of `mask`.
+        fraction: n/N of the mask, which spatial guidance uses.
     """
 
+    moving = True
+
     def __init__(self, mask_weight: float = 0.0, mask_step: int | None = None, fraction: float = 0.5) -> None:
-        super().__init__(mask_step, fraction)
+        self.mask_step = mask_step
+        self.fraction = fraction
         self._mask_weight = mask_weight
 
     def score(self, estimates: Estimates, affinity: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:

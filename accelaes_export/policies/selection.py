@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
 from accelaes_export.errors import InputError
-from accelaes_export.policies.estimates import Estimates
+
+if TYPE_CHECKING:
+    from accelaes_export.policies.base import Selector
+    from accelaes_export.policies.estimates import Estimates
+
+Score = Callable[[torch.Tensor | None, torch.Tensor | None], torch.Tensor]
+"""From affinity and mask [b, N] to a number a token."""
 
 
 def top_tokens(score: torch.Tensor, n: int) -> torch.Tensor:
@@ -46,84 +54,73 @@ def focus_count(fraction: float, tokens: int) -> int:
     return min(max(math.floor(tokens * fraction + 0.5), 1), tokens)
 
 
-class FocusSelector:
-    """What selectors share: the affinity they may look at, the mask made of it, and the sets chosen so far.
-
-    Which tokens it is, `score` says alone, as a function of tensors that any runtime can compute.
-
-    Args:
-        mask_step: the step whose affinity is observed, or None where it plays no part.
-        fraction: n/N of `mask`, the mask spatial guidance uses.
-    """
-
-    moving: bool
-    """Whether focus sets of one size differ between steps; where they don't, the first one stays."""
-
-    def __init__(self, mask_step: int | None, fraction: float) -> None:
-        self.mask_step = mask_step
-        self.fraction = fraction
-        self._affinity: torch.Tensor | None = None
-        self._mask: torch.Tensor | None = None
-        self._chosen: dict[int, torch.Tensor] = {}  # by step, of the latest alone; by n where sets stay
-
-    def score(self, estimates: Estimates, affinity: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """[b, N] fp32: the n largest are focus tokens. A fixed sequence of operations, without a sort or scatter.
-
-        Args:
-            estimates: what is known of the tokens.
-            affinity, mask: both [b, N], of the mask step; None without one.
-        """
-        raise NotImplementedError
-
-    def observe(self, i: int, affinity: torch.Tensor) -> None:
-        """Keep `affinity` [b, N] if `i` is the mask step; any other step's is ignored."""
-        if i == self.mask_step:
-            self._affinity = affinity.clone()  # the caller may reuse its output buffer
-            tokens = affinity.shape[1]
-            self._mask = focus_mask(top_tokens(self._affinity, focus_count(self.fraction, tokens)), tokens)
-            self._chosen = {}
-
-    def select(self, i: int, n: int, estimates: Estimates) -> torch.Tensor:
-        """The focus index [b, n] of step i; a second call for the same step gets the first one's.
-
-        Raises:
-            InputError: where the mask plays a part and its step was never observed.
-        """
-        if self.mask_step is not None and self._affinity is None:
-            raise InputError(
-                f"Step {i} is SPARSE, but the mask is built after step {self.mask_step} and that step's affinity was "
-                f"never observed: keep steps 0 to {self.mask_step} DENSE, or give a smaller mask_step."
-            )
-        key = i if self.moving else n
-        if key not in self._chosen:
-            if self.moving:
-                self._chosen = {}
-            self._chosen[key] = top_tokens(self.score(estimates, self._affinity, self._mask), n)
-        return self._chosen[key]
-
-    def affinity(self) -> torch.Tensor | None:
-        """The affinity [b, N] the mask is built from, or None where there is none."""
-        return self._affinity
-
-    def mask(self) -> torch.Tensor | None:
-        """M [b, N] fp32 of Eq. 7 at this selector's fraction, or None where there is no mask."""
-        return self._mask
-
-
-class OneShotMask(FocusSelector):
-    """AesMask as a selector: the affinity of one step, kept for the rest of the run. Every image has its own mask.
+class OneShotMask:
+    """AesMask as a selector: the affinity of one step. Every image has its own mask; what came since plays no part.
 
     Args:
         step: the step whose affinity is the mask.
-        fraction: n/N of `mask`, the mask spatial guidance uses.
+        fraction: n/N of the mask, which spatial guidance uses.
     """
 
     moving = False
 
     def __init__(self, step: int, fraction: float = 0.5) -> None:
-        super().__init__(step, fraction)
+        self.mask_step = step
+        self.fraction = fraction
 
     def score(self, estimates: Estimates, affinity: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
-        """The affinity: what was predicted since plays no part."""
+        """The affinity."""
         assert affinity is not None, "it is asked once the mask step was observed"
         return affinity
+
+
+class FocusSets:
+    """The sets chosen in a run, and the affinity and mask that a selector may look at.
+
+    Args:
+        selector: says which tokens.
+    """
+
+    def __init__(self, selector: Selector) -> None:
+        self.selector = selector
+        self._affinity: torch.Tensor | None = None
+        self._mask: torch.Tensor | None = None
+        self._chosen: dict[int, torch.Tensor] = {}  # by step, of the latest alone; by n where sets stay
+
+    def observe(self, i: int, affinity: torch.Tensor) -> None:
+        """Keep `affinity` [b, N] if `i` is the mask step; any other step's is ignored."""
+        if i == self.selector.mask_step:
+            self._affinity = affinity.clone()  # the caller may reuse its output buffer
+            tokens = affinity.shape[1]
+            self._mask = focus_mask(top_tokens(self._affinity, focus_count(self.selector.fraction, tokens)), tokens)
+            self._chosen = {}
+
+    def select(self, i: int, n: int, score: Score) -> torch.Tensor:
+        """The focus index [b, n] of step i; a second call for the same step gets the first one's.
+
+        Args:
+            score: the selector's, of affinity and mask.
+
+        Raises:
+            InputError: where the mask plays a part and its step was never observed.
+        """
+        at = self.selector.mask_step
+        if at is not None and self._affinity is None:
+            raise InputError(
+                f"Step {i} is SPARSE, but the mask is built after step {at} and that step's affinity was never "
+                f"observed: keep steps 0 to {at} DENSE, or give a smaller mask_step."
+            )
+        key = i if self.selector.moving else n
+        if key not in self._chosen:
+            if self.selector.moving:
+                self._chosen = {}
+            self._chosen[key] = top_tokens(score(self._affinity, self._mask), n)
+        return self._chosen[key]
+
+    def affinity(self) -> torch.Tensor | None:
+        """The affinity [b, N] the mask is built from, or None before it exists, or where there is none."""
+        return self._affinity
+
+    def mask(self) -> torch.Tensor | None:
+        """M [b, N] fp32 of Eq. 7 at the selector's fraction, or None before it exists, or where there is none."""
+        return self._mask

@@ -1,11 +1,11 @@
 """The background cache: every layer's keys and values, or part outputs, of all N tokens, kept on the device.
 
-Cached tensors may be extrapolated as predictions are: every token's own last two, linearly, in clock time.
+Cached tensors may be extrapolated as predictions are: every token's own last two, linearly, as far as the policy says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,61 +13,102 @@ import torch
 from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.contract.tensors import GraphContract
-from accelaes_export.policies.cache_clocks import carried, made, never_made
+
+_ALIGNMENT = 256
+"""Bytes: of what CUDA allocates."""
 
 
 @dataclass
 class _Segment:
-    """Background rows of one focus count: whose they are, for when, and whether the full tensors changed since."""
+    """Background rows of one focus count: whose they are, and whether the full tensors changed since."""
 
     chosen: object = None
-    clock: float | None = None
     stale: bool = True
 
 
-class _Earlier:
-    """Every token's second-last cached tensors, and when its last two were made."""
+class _Stack:
+    """The cached tensors of one size, one behind the other: what is done to all of them is one operation.
 
-    def __init__(self, full: Mapping[str, torch.Tensor], workspace: Workspace) -> None:
-        self.tensors = {
-            name: workspace.zeros(f"earlier {name}", tuple(tensor.shape), tensor.dtype) for name, tensor in full.items()
-        }
-        some = next(iter(full.values()))
-        self._none = self.clocks = never_made(some.shape[0], some.shape[2], some.device)
-
-    def forget(self) -> None:
-        self.clocks = self._none
-
-    def made(self, index: torch.Tensor | None, clock: float) -> None:
-        """Tokens `index` [B, n] (None: all) are made at `clock`."""
-        computed = None
-        if index is not None:
-            computed = torch.zeros_like(self.clocks.latest, dtype=torch.bool).scatter_(1, index, True)
-        self.clocks = made(self.clocks, clock, computed)
-
-
-class _RowsOf:
-    """Where tokens [B, n] lie in tensors [B, H, N, hd] seen as rows of hd numbers; found once for all of as many heads.
-
-    Whole rows are copied: several times faster than numbers gathered and scattered one by one.
+    Args:
+        names: of the tensors, K.
+        heads, head_dim, tokens: Hkv, hd and N of each.
+        workspace: where they are; its rows are B.
+        keeps_two: whether what was there before is kept as well.
     """
 
-    def __init__(self, index: torch.Tensor) -> None:
-        self._index = index
-        self._found: dict[int, torch.Tensor] = {}
+    def __init__(
+        self,
+        names: Sequence[str],
+        heads: int,
+        head_dim: int,
+        tokens: int,
+        workspace: Workspace,
+        dtype: torch.dtype,
+        *,
+        keeps_two: bool,
+    ) -> None:
+        self._names = tuple(names)
+        self._size = (len(self._names), workspace.rows, heads, head_dim)
+        self._workspace = workspace
+        self._dtype = dtype
+        # Zeros: what memory held before may be no numbers, and times 0 they would still be none.
+        self._full = workspace.zeros(f"all {self._names[0]}", self._shape(tokens), dtype)
+        self._earlier = workspace.zeros(f"earlier {self._names[0]}", self._shape(tokens), dtype) if keeps_two else None
+        self.full = self._by_name(self._full)
 
-    def in_(self, full: torch.Tensor) -> torch.Tensor:
-        """[B * H * n] int64: the rows of `full`, in the order of [B, H, n]."""
-        B, heads, N, _ = full.shape
-        if heads not in self._found:
-            base = torch.arange(B * heads, device=full.device).reshape(B, heads, 1) * N
-            self._found[heads] = (base + self._index[:, None, :]).reshape(-1)
-        return self._found[heads]
+    def _shape(self, count: int) -> tuple[int, ...]:
+        K, B, heads, head_dim = self._size
+        return K, B, heads, count, head_dim
+
+    def _by_name(self, stack: torch.Tensor) -> dict[str, torch.Tensor]:
+        return dict(zip(self._names, stack.unbind(), strict=True))
+
+    def _rows(self, index: torch.Tensor) -> torch.Tensor:
+        """[B * H * n] int64: where tokens [B, n] lie in a tensor [B, H, N, hd] seen as rows of hd numbers."""
+        _, B, heads, _ = self._size
+        base = torch.arange(B * heads, device=index.device).reshape(B, heads, 1) * self._full.shape[3]
+        return (base + index[:, None, :]).reshape(-1)
+
+    def put_by(self) -> None:
+        """Keep what there is as what there was: a copy, as engines see the same addresses."""
+        if self._earlier is not None:
+            self._earlier.copy_(self._full)
+
+    def empty(self, suffix: str, count: int) -> torch.Tensor:
+        """[K, B, H, count, hd], the same every time."""
+        return self._workspace.empty(self._names[0] + suffix, self._shape(count), self._dtype, slot=count)
+
+    def fresh(self, n: int) -> dict[str, torch.Tensor]:
+        """Buffers by name for n tokens."""
+        return self._by_name(self.empty("", n))
+
+    def write(self, index: torch.Tensor) -> None:
+        """Write the buffers of n tokens back at index [B, n]."""
+        rows, full = self._rows(index), _by_row(self._full)
+        if self._earlier is not None:
+            _by_row(self._earlier).index_copy_(1, rows, full.index_select(1, rows))
+        full.index_copy_(1, rows, _by_row(self.empty("", index.shape[1])))
+
+    def background(
+        self, index: torch.Tensor, distance: torch.Tensor | None, *, gather: bool
+    ) -> dict[str, torch.Tensor]:
+        """The rows at index [B, m] by name, read anew if `gather`, and carried on `distance` [B, m] gaps."""
+        m = index.shape[1]
+        target = self.empty("_bg", m)
+        if gather and m:
+            rows = self._rows(index)
+            torch.index_select(_by_row(self._full), 1, rows, out=_by_row(target))
+            if distance is not None and self._earlier is not None:
+                before = self.empty(" before", m)
+                torch.index_select(_by_row(self._earlier), 1, rows, out=_by_row(before))
+                beyond = distance[None, :, None, :, None].to(self._dtype)
+                target.add_(torch.sub(target, before, out=before).mul_(beyond))
+        return {f"{name}_bg": tensor for name, tensor in self._by_name(target).items()}
 
 
-def _by_row(tensor: torch.Tensor) -> torch.Tensor:
-    """[B, H, n, hd] as [B * H * n, hd]."""
-    return tensor.view(-1, tensor.shape[-1])
+def _by_row(stack: torch.Tensor) -> torch.Tensor:
+    """[K, B, H, n, hd] as [K, B * H * n, hd]: whole rows are copied several times faster than single numbers."""
+    return stack.view(stack.shape[0], -1, stack.shape[-1])
 
 
 class BackgroundCache:
@@ -80,93 +121,78 @@ class BackgroundCache:
     Args:
         contract: the graph's tensor table.
         workspace: where the tensors are; its rows are B, guidance pairs included.
-        reach: cached tensors are extrapolated, at most so many gaps between a token's last two; 0: as they are, and
-            one of each is kept.
+        keeps_two: whether every token's second-last cached tensors are kept as well, to extrapolate from.
     """
 
-    def __init__(self, contract: GraphContract, workspace: Workspace, reach: float = 0.0) -> None:
-        self._entries = contract.cache
-        self._dtype = dtype = torch_dtype(contract.dtype)
-        self._workspace = workspace
+    def __init__(self, contract: GraphContract, workspace: Workspace, *, keeps_two: bool = False) -> None:
         self._segments: dict[int, _Segment] = {}  # by m
-        # Zeros: what memory held before may be no numbers, and times 0 they would still be none.
-        self.full = {
-            entry.name: workspace.zeros(
-                f"all {entry.name}", (workspace.rows, entry.heads, contract.tokens, entry.head_dim), dtype
-            )
-            for entry in contract.cache
-        }
-        self._reach = reach
-        self._earlier = _Earlier(self.full, workspace) if reach and self.full else None
+        dtype = torch_dtype(contract.dtype)
+        self._stacks = [
+            _Stack(names, heads, head_dim, contract.tokens, workspace, dtype, keeps_two=keeps_two)
+            for (heads, head_dim), names in _alike(contract, workspace, dtype)
+        ]
+        self.full = {name: tensor for stack in self._stacks for name, tensor in stack.full.items()}
 
     def invalidate(self) -> None:
         """Call after the full tensors were written: gathered rows are out of date."""
         for segment in self._segments.values():
             segment.stale = True
 
-    def renewing(self, clock: float) -> dict[str, torch.Tensor]:
-        """The full tensors, for a dense step at `clock` to write into; what they hold is put by where it is needed."""
-        if self._earlier is not None:
-            for name, full in self.full.items():  # copied, not exchanged: engines see the same addresses
-                self._earlier.tensors[name].copy_(full)
-            self._earlier.made(None, clock)
+    def renewing(self) -> dict[str, torch.Tensor]:
+        """The full tensors, for a dense step to write into; what they hold is put by where it is needed."""
+        for stack in self._stacks:
+            stack.put_by()
         self.invalidate()
         return self.full
 
-    def forget(self) -> None:
-        """What was cached before doesn't go with what will be: it is not extrapolated from."""
-        if self._earlier is not None:
-            self._earlier.forget()
-
     def fresh(self, n: int) -> dict[str, torch.Tensor]:
         """Buffers [B, Hkv, n, hd] for what a sparse step makes anew."""
-        return {
-            name: self._workspace.empty(name, (full.shape[0], full.shape[1], n, full.shape[3]), self._dtype, slot=n)
-            for name, full in self.full.items()
-        }
+        return {name: tensor for stack in self._stacks for name, tensor in stack.fresh(n).items()}
 
-    def write(self, focus_index: torch.Tensor, fresh: Mapping[str, torch.Tensor], clock: float = 0.0) -> None:
-        """Write a sparse step's cached tensors [B, Hkv, n, hd], made at `clock`, back at focus_index [B, n]."""
-        rows = _RowsOf(focus_index)
-        for entry in self._entries:
-            own, full = rows.in_(self.full[entry.name]), _by_row(self.full[entry.name])
-            if self._earlier is not None:
-                _by_row(self._earlier.tensors[entry.name]).index_copy_(0, own, full.index_select(0, own))
-            full.index_copy_(0, own, _by_row(fresh[entry.name]))
-        if self._earlier is not None:
-            self._earlier.made(focus_index, clock)
+    def write(self, focus_index: torch.Tensor) -> None:
+        """Write what a sparse step made, in the buffers of `fresh`, back at focus_index [B, n]."""
+        for stack in self._stacks:
+            stack.write(focus_index)
         self.invalidate()
 
     def background(
-        self, background_index: torch.Tensor, clock: float = 0.0, chosen: object = None
+        self, background_index: torch.Tensor, distance: torch.Tensor | None = None, chosen: object = None
     ) -> dict[str, torch.Tensor]:
-        """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m] for `clock`; m may be 0.
+        """The engine inputs ``<name>_bg`` [B, Hkv, m, hd] at background_index [B, m]; m may be 0.
 
-        `chosen` stands for the choice of these tokens: as long as it is the same object they are the same ones. Without
-        it that is the index itself.
+        Args:
+            distance: [B, N] fp32, how many gaps between a token's last two its cached tensors are carried on beyond
+                the last. None: they are taken as they are.
+            chosen: stands for the choice of these tokens: as long as it is the same object they are the same ones.
+                Without it that is the index itself.
         """
         chosen = background_index if chosen is None else chosen
-        B, m = background_index.shape
-        segment = self._segments.setdefault(m, _Segment())
-        rows, inputs = _RowsOf(background_index), {}
-        distance = None
-        if self._earlier is not None and m:
-            segment.stale = segment.stale or clock != segment.clock
-            everywhere = carried(self._earlier.clocks, clock, self._reach)  # [B, N]
-            distance = everywhere.gather(1, background_index)[:, None, :, None].to(self._dtype)
-        for entry in self._entries:
-            full = self.full[entry.name]
-            heads, hd = entry.heads, entry.head_dim
-            target = self._workspace.empty(f"{entry.name}_bg", (B, heads, m, hd), self._dtype, slot=m)
-            inputs[f"{entry.name}_bg"] = target
-            if not m or not (segment.stale or chosen is not segment.chosen):
-                continue
-            own = rows.in_(full)
-            torch.index_select(_by_row(full), 0, own, out=_by_row(target))
-            if self._earlier is not None and distance is not None:
-                earlier = self._workspace.empty("earlier rows", (B, heads, m, hd), self._dtype, slot=m)
-                before = self._earlier.tensors[entry.name]
-                torch.index_select(_by_row(before), 0, own, out=_by_row(earlier))
-                target.add_(torch.sub(target, earlier, out=earlier).mul_(distance))
-        segment.chosen, segment.clock, segment.stale = chosen, clock, False
-        return inputs
+        segment = self._segments.setdefault(background_index.shape[1], _Segment())
+        gather = segment.stale or distance is not None or chosen is not segment.chosen
+        beyond = None if distance is None else distance.gather(1, background_index)
+        segment.chosen, segment.stale = chosen, False
+        return {
+            name: tensor
+            for stack in self._stacks
+            for name, tensor in stack.background(background_index, beyond, gather=gather).items()
+        }
+
+
+def _alike(
+    contract: GraphContract, workspace: Workspace, dtype: torch.dtype
+) -> list[tuple[tuple[int, int], list[str]]]:
+    """The cache's entries by (heads, head size), each with its names.
+
+    Engines on GPUs want tensors at aligned addresses: where one behind the other would not be, each stands alone.
+    """
+    alike: dict[tuple[int, int], list[str]] = {}
+    for entry in contract.cache:
+        alike.setdefault((entry.heads, entry.head_dim), []).append(entry.name)
+    found = []
+    for (heads, head_dim), names in alike.items():
+        numbers = torch.Size((workspace.rows, heads, head_dim)).numel()
+        counts = {count for n in contract.buckets for count in (n, contract.tokens - n)}
+        crooked = any(numbers * count * dtype.itemsize % _ALIGNMENT for count in counts)
+        alone = workspace.device.type == "cuda" and crooked
+        found += [((heads, head_dim), [name]) for name in names] if alone else [((heads, head_dim), names)]
+    return found

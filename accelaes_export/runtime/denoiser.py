@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,11 +19,15 @@ from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Desk
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
+from accelaes_export.contract.patches import by_cell, patchify
+from accelaes_export.contract.tensors import BACKGROUND_PREDICTION
 from accelaes_export.errors import InputError
-from accelaes_export.policies.base import Selector
+from accelaes_export.policies.base import Policy
 from accelaes_export.policies.gating import Decisions
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.policies.planned import require_runnable
+from accelaes_export.policies.programs import Compute, Picture, programs_of
+from accelaes_export.policies.selection import FocusSets
 from accelaes_export.runtime.policy_choice import require_text_for
 from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
 from accelaes_export.runtime.step_inputs import StepInputs
@@ -54,8 +58,12 @@ class Denoiser:
         self._run: Run | None = None
         self._desk = Desk(session.workspaces)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, programs: Mapping[str, Compute] | None = None) -> None:
         """Begin a run; whatever an earlier one left, finished or cancelled, is dropped.
+
+        Args:
+            run: plan and policy.
+            programs: the policy's by name, where they aren't computed as they stand: a bundle's own, opened.
 
         Raises:
             InputError: a policy that needs what this engine or pipeline doesn't have, or a plan it can't carry out.
@@ -76,18 +84,41 @@ class Denoiser:
             )
         self._run = run
         self._desk.begin()
+        self._programs = self._programs_of(run.policy) if programs is None else programs
         self._branches: dict[str, list[Trajectory]] = {}
-        self._selectors: list[Selector | None] = []
-        self._decisions = _decisions(run)
+        self._sets: list[FocusSets | None] = []
+        self._decisions = self._deciding(run)
         self._timer = StepTimer(self.session.device)
         self._nonfinite: list[tuple[int, torch.Tensor]] = []
         self._warned = False
 
+    def _programs_of(self, policy: Policy) -> dict[str, Compute]:
+        """A policy's programs by name, as they stand."""
+        latents = self.latents
+        picture = Picture(
+            latents=latents.shape,
+            grid=latents.grid,
+            channels=latents.out_channels,
+            guided_channels=self.guidance.channels,
+            cells=partial(by_cell, latents=latents),
+            component=BACKGROUND_PREDICTION in self.session.contract.has,
+        )
+        return {program.name: program.compute for program in programs_of(policy, picture)}
+
+    def _deciding(self, run: Run) -> Decisions | None:
+        """The decisions of a run whose plan isn't the last word."""
+        gate = run.policy.gate()
+        if gate is None:
+            return None
+        return Decisions(self._programs["decide"], self._programs.get("observe"), gate.nothing_seen)
+
     def go_on(self, run: Run) -> None:
         """Go on with another prompt: what was predicted, cached and chosen for the old one is dropped."""
+        if self._run is not None and run.policy != self._run.policy:
+            self._programs = self._programs_of(run.policy)
         self._run = run
-        self._branches, self._selectors = {}, []
-        self._decisions = _decisions(run)
+        self._branches, self._sets = {}, []
+        self._decisions = self._deciding(run)
 
     def forget(self, branch: str) -> None:
         """Drop what was predicted and cached in a branch: its text changed."""
@@ -135,7 +166,7 @@ class Denoiser:
         self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
         result = result.to(now.hidden_states)
         if self._decisions is not None and kind is not StepKind.SKIP and branch == CONDITIONAL:
-            self._decisions.observe(result)
+            self._decisions.observe(patchify(result, self.latents))
         self._count_nonfinite(i, result)
         return result
 
@@ -222,11 +253,12 @@ class Denoiser:
         if any(
             sum(trajectory.images for trajectory in trajectories) != images for trajectories in self._branches.values()
         ):
-            self._branches, self._selectors = {}, []
+            self._branches, self._sets = {}, []
         if branch not in self._branches:
             size = self.session.contract.batch if paired else self.session.contract.rows
             spans = [slice(first, min(first + size, images)) for first in range(0, images, size)]
-            self._selectors = self._selectors or [run.policy.selector() for _ in spans]
+            selector = run.policy.selector()
+            self._sets = self._sets or [None if selector is None else FocusSets(selector) for _ in spans]
             conditional = branch == CONDITIONAL
             weights = run.token_weights if conditional else None
             self._branches[branch] = [
@@ -236,17 +268,12 @@ class Denoiser:
                     self.latents,
                     self.guidance,
                     run,
+                    self._programs,
                     own.stop - own.start,
-                    selector,
+                    sets,
                     None if weights is None else weights[own],
                     conditional=conditional,
                 )
-                for own, selector in zip(spans, self._selectors, strict=True)
+                for own, sets in zip(spans, self._sets, strict=True)
             ]
         return self._branches[branch]
-
-
-def _decisions(run: Run) -> Decisions | None:
-    """Those of a run whose plan isn't the last word."""
-    gate = run.policy.gate()
-    return None if gate is None else Decisions(gate)

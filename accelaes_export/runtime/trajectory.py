@@ -1,7 +1,7 @@
 """The state of a few images on their way through a run, and what each step kind does to it.
 
 Per row and token its last computed predictions, per layer the background's cached tensors; all on the session's
-device. Nothing here waits for the device or knows a policy's name.
+device. Nothing here waits for the device or knows a policy's name: what a policy has to say is in its programs.
 
 Both halves of a guidance pair keep predictions of their own. Extrapolation is linear in them, so guiding afterwards
 is the same as extrapolating guided predictions (Eq. 12-13), whatever the scale, which only the pipeline knows.
@@ -10,7 +10,8 @@ is the same as extrapolating guided predictions (Eq. 12-13), whatever the scale,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -18,13 +19,12 @@ from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Workspace
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
-from accelaes_export.contract.patches import by_cell, unpatchify
+from accelaes_export.contract.patches import unpatchify
 from accelaes_export.contract.tensors import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
-from accelaes_export.policies.base import Policy, Selector
-from accelaes_export.policies.guidance import softened_mask, spatial
-from accelaes_export.policies.history import History
+from accelaes_export.policies.base import Policy
 from accelaes_export.policies.plan import Plan, StepKind
-from accelaes_export.policies.selection import background_of
+from accelaes_export.policies.programs import CACHED_MADE, GUIDE_BY_REGION, Compute, state_shapes
+from accelaes_export.policies.selection import FocusSets, background_of
 from accelaes_export.runtime.cache import BackgroundCache
 from accelaes_export.runtime.engine_calls import EngineCalls
 from accelaes_export.runtime.step_inputs import StepInputs
@@ -78,8 +78,9 @@ class Trajectory:
         latents: its geometry.
         guidance: how the pipeline guides.
         run: plan and policy.
+        programs: the policy's, by name.
         images: b; one engine call has b rows, or 2b with pairs.
-        selector: which tokens a sparse step computes; images guided by a second call share it with that call.
+        sets: which tokens sparse steps compute; images guided by a second call share them with that call.
         token_weights: [b, M], the run's for these images; None: no row is conditional, or there is no text.
     """
 
@@ -90,8 +91,9 @@ class Trajectory:
         latents: Latents,
         guidance: Guidance,
         run: Run,
+        programs: Mapping[str, Compute],
         images: int,
-        selector: Selector | None,
+        sets: FocusSets | None,
         token_weights: torch.Tensor | None,
         *,
         conditional: bool = True,
@@ -103,7 +105,8 @@ class Trajectory:
         self._run = run
         self._token_weights = token_weights
         self._workspace = workspace
-        self._selector = selector
+        self._programs = programs
+        self._chosen = sets
         # The selector's step by the one it is observed at: a prompt that came later has its mask built later.
         self._observed = {run.since + i: i for i in run.policy.affinity_steps(run.plan) if conditional}
         left_out = sorted({step.left_out for step in run.plan if step.left_out is not None})
@@ -116,20 +119,26 @@ class Trajectory:
 
     def _begin(self, rows: int) -> None:
         """From here on calls have B = `rows`, of which nothing is known yet."""
-        extrapolation = self._run.policy.extrapolation
-        self._history = History(extrapolation.order, calibrated=extrapolation.calibrated)
-        workspace = self._workspace(rows)
-        self._calls = EngineCalls(self._session, workspace)
-        self._cache = BackgroundCache(self._session.contract, workspace, extrapolation.cache_reach)
-        everything = torch.arange(self._latents.tokens, device=self._session.device).expand(rows, -1)
+        extrapolation, device = self._run.policy.extrapolation, self._session.device
+        latents, self._place = self._latents, self._workspace(rows)
+        sizes = {"B": rows, "N": latents.tokens, "w": latents.token_width}
+        self._known: Mapping[str, torch.Tensor] = {
+            name: torch.zeros([sizes[str(letter)] for letter in shape], device=device, dtype=torch.float32)
+            for name, shape in state_shapes(extrapolation).items()
+        }
+        self._none = self._known["known"]  # no tokens
+        self._all = torch.ones_like(self._none)
+        self._calls = EngineCalls(self._session, self._place)
+        self._cache = BackgroundCache(self._session.contract, self._place, keeps_two="carry" in self._programs)
+        everything = torch.arange(latents.tokens, device=device).expand(rows, -1)
         self._everything, self._nothing = self._calls.tokens(everything, everything[:, :0])
         self._sets, self._alpha, self._filled = None, None, False
 
     def renew(self) -> None:
         """What is cached doesn't hold any more (keys were rotated by another table): the next step is DENSE."""
         self._filled = False
-        if self._cache is not None:
-            self._cache.forget()
+        if self._cache is not None and CACHED_MADE in self._known:
+            self._known = {**self._known, CACHED_MADE: self._none}
 
     @property
     def focus_index(self) -> torch.Tensor | None:
@@ -139,7 +148,7 @@ class Trajectory:
     @property
     def affinity(self) -> torch.Tensor | None:
         """[b, N] the mask was built from."""
-        return None if self._selector is None else self._selector.affinity()
+        return None if self._chosen is None else self._chosen.affinity()
 
     def step(self, i: int, n: int, now: StepInputs, *, skipped: bool = False) -> tuple[StepKind, torch.Tensor]:
         """Carry out step i with n focus tokens; returns its kind and the rows [B, ...] for the pipeline.
@@ -161,18 +170,18 @@ class Trajectory:
                 return kind, unpatchify(tokens, self._latents).clone()
         elif kind is StepKind.SPARSE:
             self._sparse(i, n, now)
-        prediction = self._history.at(target, self._run.policy.extrapolation)  # [B, N, w]
+        prediction = self._programs["extrapolate"]({**self._known, "target": target})["predicted"]  # [B, N, w]
         return kind, unpatchify(self._guided(prediction, mask), self._latents)
 
     def _dense(self, i: int, now: StepInputs) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
         assert self._cache is not None
-        written = self._cache.renewing(self._run.clock[i])
+        written = self._cache.renewing()
         for blocks in self._ranges.values():
             written = {**written, **self._calls.changes(now, blocks)}
         tokens = self._engine(i, self._everything, self._nothing, now, written)[FOCUS_PREDICTION]
         self._filled = True
-        self._history.update(None, tokens, self._run.clock[i])
+        self._advance(i, tokens, cached=self._all)
         return tokens
 
     def _partial(self, i: int, now: StepInputs) -> torch.Tensor:
@@ -180,32 +189,42 @@ class Trajectory:
         left_out = self._run.plan[i].left_out
         assert left_out is not None, "a partial step says which range it leaves out"
         tokens = self._calls.run_without(now, self._ranges[left_out])
-        self._history.update(None, tokens, self._run.clock[i])
+        self._advance(i, tokens, cached=self._none)
         return tokens
+
+    def _advance(
+        self, i: int, computed: torch.Tensor, *, cached: torch.Tensor, running: torch.Tensor | None = None
+    ) -> None:
+        """Take in what step i computed: predictions [B, N, w], `running` [B, N] where that isn't all of them."""
+        name = "advance" if running is None else "advance_focus"
+        tensors = {**self._known, "computed": computed.float(), "now": self._run.clock[i], "cached": cached}
+        self._known = self._programs[name](tensors if running is None else {**tensors, "running": running})
 
     def _sparse(self, i: int, n: int, now: StepInputs) -> None:
         """Compute the focus tokens; what the graph needs of the background is read from the cache."""
-        assert self._selector is not None and self._cache is not None, "plans with sparse steps have a selector"
-        estimates = self._history.estimates(self._conditional, self._run.clock[i])
-        estimates = replace(estimates, last=by_cell(estimates.last.squeeze(2), self._latents))
-        focus = self._selector.select(i, n, estimates)  # [b, n]
+        assert self._chosen is not None and self._cache is not None, "plans with sparse steps have a selector"
+        focus = self._chosen.select(i, n, partial(self._score, i))  # [b, n]
         if self._sets is None or focus is not self._sets.focus:
             rows = torch.cat([focus, focus]) if self._paired else focus
             self._sets = _TokenSets(focus, *self._calls.tokens(rows, background_of(rows, self._latents.tokens)))
-        sets, clock = self._sets, self._run.clock[i]
+        sets = self._sets
         # A one-shot mask always computes the same tokens, so nobody would read what they write back.
-        fresh = self._cache.fresh(n) if self._selector.moving else {}
+        fresh = self._cache.fresh(n) if self._chosen.selector.moving else {}
         outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
-            self._cache.write(sets.focus_rows, fresh, clock)
-        computed = outputs[FOCUS_PREDICTION]
+            self._cache.write(sets.focus_rows)
+        computed = self._place.empty("computed", tuple(self._known["prediction.0"].shape), torch.float32)
+        _put(computed, sets.focus_rows, outputs[FOCUS_PREDICTION])
         if BACKGROUND_PREDICTION in outputs:  # component form: the network predicts the background as well
-            everything = torch.cat([computed, outputs[BACKGROUND_PREDICTION]], dim=1)
-            order = torch.cat([sets.focus_rows, sets.background_rows], dim=1)[..., None].expand_as(everything)
-            merged = torch.empty_like(everything).scatter_(1, order, everything)
-            self._history.update(None, merged, clock, ran=sets.focus_rows)
-        else:
-            self._history.update(sets.focus_rows, computed, clock)
+            _put(computed, sets.background_rows, outputs[BACKGROUND_PREDICTION])
+        running = torch.zeros_like(self._all).scatter_(1, sets.focus_rows, 1.0)
+        self._advance(i, computed, cached=running if fresh else self._none, running=running)
+
+    def _score(self, i: int, affinity: torch.Tensor | None, mask: torch.Tensor | None) -> torch.Tensor:
+        """[b, N]: by what is known of the conditional rows before step i."""
+        rows = {name: tensor[self._conditional] for name, tensor in self._known.items()}
+        seen = {name: tensor for name, tensor in (("affinity", affinity), ("mask", mask)) if tensor is not None}
+        return self._programs["score"]({**rows, **seen, "now": self._run.clock[i]})["score"]
 
     def _engine(
         self,
@@ -218,12 +237,15 @@ class Trajectory:
         """One session call: its outputs by name. `fresh` are buffers for what is kept (none: it isn't fetched)."""
         assert self._cache is not None
         weights = self._weights(focus_rows.shape[0], self._calls.text_tokens(now))
-        observed = self._selector is not None and i in self._observed
-        cached = self._cache.background(background_rows, self._run.clock[i], self._sets)
+        observed = self._chosen is not None and i in self._observed
+        carry, distance = self._programs.get("carry"), None
+        if carry is not None and background_rows.shape[1]:
+            distance = carry({**self._known, "now": self._run.clock[i]})["distance"]
+        cached = self._cache.background(background_rows, distance, self._sets)
         outputs = self._calls.run(now, focus_rows, background_rows, weights, cached, fresh, affinity=observed)
         if observed:
-            assert self._selector is not None
-            self._selector.observe(self._observed[i], outputs[AFFINITY][self._conditional])
+            assert self._chosen is not None
+            self._chosen.observe(self._observed[i], outputs[AFFINITY][self._conditional])
         return outputs
 
     @property
@@ -243,25 +265,23 @@ class Trajectory:
 
     def _mask(self) -> torch.Tensor | None:
         """M [b, N] of Eq. 7 as it is before this step, where the policy guides by region and there are pairs."""
-        by_region = self._run.policy.spatial_guidance
-        if self._selector is None or by_region is None or not self._paired:
-            return None
-        mask = self._selector.mask()
-        return None if mask is None else softened_mask(mask, self._latents.grid, by_region.softness)
+        return self._chosen.mask() if self._chosen and self._paired and GUIDE_BY_REGION in self._programs else None
 
     def _guided(self, rows: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Rows [B, N, w] as they are, or with a mask [b, N] the guided prediction (Eq. 11) in both halves.
 
         The pipeline's own u + s(c - u) leaves equal halves as they are, whatever s.
         """
-        by_region = self._run.policy.spatial_guidance
-        if mask is None or by_region is None:
+        if mask is None:
             return rows
         first, second = rows.chunk(2)
         uncond, cond = (first, second) if self._guidance.layout == "uncond_cond" else (second, first)
-        E = spatial(uncond, cond, mask, by_region)
-        if self._guidance.channels is not None:  # the channels behind are never guided
-            C = self._latents.out_channels
-            free = torch.arange(E.shape[-1], device=E.device) % C >= self._guidance.channels
-            E = torch.where(free, cond, E)
+        E = self._programs[GUIDE_BY_REGION]({"uncond": uncond, "cond": cond, "mask": mask})["guided"]
         return torch.cat([E, E])
+
+
+def _put(tokens: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:
+    """Write rows [B, n, w] into tokens [B, N, w] at index [B, n]."""
+    B, N, w = tokens.shape
+    own = (torch.arange(B, device=index.device)[:, None] * N + index).reshape(-1)
+    tokens.view(-1, w).index_copy_(0, own, rows.reshape(-1, w).to(tokens.dtype))

@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
-from accelaes_export.policies.history import History
 from accelaes_export.policies.history_state import MEMORY
 from tests.no_host_sync import NoHostSync
+from tests.policies.held_history import History
 
 torch.set_num_threads(1)
 
@@ -272,16 +271,3 @@ def test_no_operation_waits_for_the_device():
         history.update(torch.tensor([[0, 2], [1, 3]]), torch.randn(2, 2, 3), 1.0)
         history.update(None, torch.randn(2, 4, 3), 2.0)
         history.at(3.0, Extrapolation(order=2, reach=1.0))
-
-
-def test_a_run_that_begins_sparse_asks_too_early_or_asks_too_much_is_told_so():
-    history = History(1)
-    with pytest.raises(InputError, match="No step has been computed"):
-        history.at(0.0, Extrapolation())
-    with pytest.raises(InputError, match="start with a DENSE one"):
-        history.update(torch.tensor([[0]]), torch.zeros(1, 1, 1), 0.0)
-    history.update(None, torch.zeros(1, 1, 1), 0.0)
-    with pytest.raises(InputError, match=r"order 2 .*History\(2\)"):
-        history.at(1.0, Extrapolation(order=2))
-    with pytest.raises(InputError, match="order is 3"):
-        History(3)

@@ -12,11 +12,17 @@ from hypothesis import strategies as st
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.estimates import Estimates
-from accelaes_export.policies.history import History
 from accelaes_export.policies.moving import FLOOR, LargestDrift, RegionAdaptive
+from accelaes_export.policies.selection import FocusSets
 from tests.no_host_sync import NoHostSync
+from tests.policies.held_history import History
 
 torch.set_num_threads(1)
+
+
+def select(sets: FocusSets, i: int, n: int, estimates: Estimates) -> torch.Tensor:
+    """The tokens of step i, by the selector's score."""
+    return sets.select(i, n, lambda affinity, mask: sets.selector.score(estimates, affinity, mask))
 
 
 @st.composite
@@ -85,10 +91,10 @@ def test_ras_takes_the_smallest_deviations_or_largest_norms_times_the_starvation
     always = [sorted(range(N), key=lambda token: (-row[token], token))[:count] for row in affinity.tolist()]
     expected = chosen_by_region(estimates, n, metric, k, always)
     assume(None not in expected)
-    selector = RegionAdaptive(metric, k, kept=kept, mask_step=3 if kept else None)
+    selector = FocusSets(RegionAdaptive(metric, k, kept=kept, mask_step=3 if kept else None))
     for step in (2, 3, 4):
         selector.observe(step, affinity if step == 3 else 1 - affinity)
-    assert selector.select(5, n, estimates).tolist() == expected
+    assert select(selector, 5, n, estimates).tolist() == expected
     assert all(set(own) <= set(focus) for own, focus in zip(always, expected, strict=True))
 
 
@@ -105,17 +111,17 @@ def test_drift_takes_the_largest_products_of_change_and_age_weighted_by_the_mask
         ]
         expected.append(largest(scores, n))
     assume(None not in expected)
-    selector = LargestDrift(weight, mask_step=1 if weight else None)
+    selector = FocusSets(LargestDrift(weight, mask_step=1 if weight else None))
     selector.observe(1, affinity)
-    assert selector.select(5, n, estimates).tolist() == expected
+    assert select(selector, 5, n, estimates).tolist() == expected
 
 
 def test_tokens_nobody_knows_the_drift_of_come_first():
     drift = torch.tensor([[1.0, torch.inf, 5.0, torch.inf]])
     one = torch.ones(1, 4)
-    selector = LargestDrift()
-    assert selector.select(3, 2, Estimates(one, drift, one, one)).tolist() == [[1, 3]]
-    assert selector.select(4, 3, Estimates(one, drift, one, one)).tolist() == [[1, 2, 3]]
+    selector = FocusSets(LargestDrift())
+    assert select(selector, 3, 2, Estimates(one, drift, one, one)).tolist() == [[1, 3]]
+    assert select(selector, 4, 3, Estimates(one, drift, one, one)).tolist() == [[1, 2, 3]]
 
 
 def rounds(selector, measured, N, n, steps):
@@ -123,13 +129,13 @@ def rounds(selector, measured, N, n, steps):
 
     `measured(i, focus)` is the prediction [1, n, 2] of step i.
     """
-    history = History(1)
+    history, selector = History(1), FocusSets(selector)
     everything = torch.arange(N)[None]
     for i in (0, 1):
         history.update(None, measured(i, everything), float(i))
     waiting, longest = [0] * N, 0
     for i in range(2, steps + 2):
-        focus = selector.select(i, n, history.estimates(slice(None), float(i)))
+        focus = select(selector, i, n, history.estimates(slice(None), float(i)))
         history.update(focus, measured(i, focus), float(i))
         ran = set(focus[0].tolist())
         waiting = [0 if token in ran else waited + 1 for token, waited in enumerate(waiting)]
@@ -212,25 +218,25 @@ def test_a_token_that_never_changed_is_not_forgotten():
 
 
 def test_a_steps_second_call_gets_the_first_ones_tokens():
-    selector = LargestDrift()
+    selector = FocusSets(LargestDrift())
     one = torch.ones(1, 3)
-    first = selector.select(4, 1, Estimates(one, torch.tensor([[1.0, 3.0, 2.0]]), one, one))
-    again = selector.select(4, 1, Estimates(one, torch.tensor([[9.0, 3.0, 2.0]]), one, one))
+    first = select(selector, 4, 1, Estimates(one, torch.tensor([[1.0, 3.0, 2.0]]), one, one))
+    again = select(selector, 4, 1, Estimates(one, torch.tensor([[9.0, 3.0, 2.0]]), one, one))
     assert again is first
     assert first.tolist() == [[1]]
-    assert selector.select(5, 1, Estimates(one, torch.tensor([[9.0, 3.0, 2.0]]), one, one)).tolist() == [[0]]
+    assert select(selector, 5, 1, Estimates(one, torch.tensor([[9.0, 3.0, 2.0]]), one, one)).tolist() == [[0]]
 
 
 def test_the_mask_is_kept_shown_and_asked_for():
-    selector = LargestDrift(1.0, mask_step=2, fraction=0.25)
+    selector = FocusSets(LargestDrift(1.0, mask_step=2, fraction=0.25))
     one = torch.ones(1, 4)
     assert (selector.affinity(), selector.mask()) == (None, None)
     with pytest.raises(InputError, match="Step 5 is SPARSE, but the mask is built after step 2"):
-        selector.select(5, 1, Estimates(one, one, one, one))
+        select(selector, 5, 1, Estimates(one, one, one, one))
     affinity = torch.tensor([[0.1, 0.9, 0.3, 0.2]])
     selector.observe(2, affinity)
     affinity.zero_()  # an engine writes the next step's affinity into the same buffer
-    assert selector.select(5, 2, Estimates(one, one, one, one)).tolist() == [[1, 2]]
+    assert select(selector, 5, 2, Estimates(one, one, one, one)).tolist() == [[1, 2]]
     assert selector.mask().tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
@@ -240,9 +246,9 @@ def test_no_operation_waits_for_the_device():
     with NoHostSync():
         for i in range(2):
             history.update(None, torch.randn(4, 8, 4), float(i))
-        for selector in selectors:
+        for selector in map(FocusSets, selectors):
             selector.observe(0, torch.rand(2, 8))
-            focus = selector.select(3, 3, history.estimates(slice(2, 4), 3.0))
+            focus = select(selector, 3, 3, history.estimates(slice(2, 4), 3.0))
             selector.mask()
         history.update(torch.cat([focus, focus]), torch.randn(4, 3, 4), 3.0)
         history.at(4.3, Extrapolation(reach=1.0, stale_reach=0.0, theta=0.3))

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelaes_export.backends.workspace import Workspace
-from accelaes_export.runtime.cache import BackgroundCache
+from accelaes_export.policies.cache_clocks import carried, made, never_made
+from accelaes_export.policies.selection import focus_mask
+from accelaes_export.runtime.cache import BackgroundCache, _alike
 from tests.no_host_sync import NoHostSync
 from tests.tiny_sd3 import tiny_config, tiny_contract
 
@@ -51,7 +53,7 @@ def test_what_a_sparse_step_writes_back_is_what_others_read(n, seed):
     for name, tensor in fresh.items():
         assert tensor.shape == (2, HEADS, n, HD)
         tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed + len(name))))
-    cache.write(focus, fresh)
+    cache.write(focus)
     everything = torch.arange(N).expand(2, N).contiguous()
     seen = cache.background(everything)
     for name in before:
@@ -69,15 +71,15 @@ def test_rows_are_gathered_again_only_when_they_or_the_cache_changed(monkeypatch
     monkeypatch.setattr(torch, "index_select", lambda *a, **k: gathers.append(1) or select(*a, **k))
     cache.background(index)
     cache.background(index)
-    assert len(gathers) == 2, "K and V once"
+    assert len(gathers) == 1, "all tensors at once"
     cache.background(index[:, :0])
     cache.background(index)
-    assert len(gathers) == 2, "a dense step between reads nothing"
+    assert len(gathers) == 1, "a dense step between reads nothing"
     cache.invalidate()
     cache.background(index)
-    assert len(gathers) == 4
+    assert len(gathers) == 2
     cache.background(index.clone())
-    assert len(gathers) == 6, "another selection"
+    assert len(gathers) == 3, "another selection"
 
 
 @pytest.mark.parametrize("between", [12, 24, 0])
@@ -103,13 +105,35 @@ def cached_runs(draw):
     return [*events, ("read", clock + 1)]
 
 
+class Clocked:
+    """A cache that keeps two of everything, with the clocks of what is in it."""
+
+    def __init__(self, rows: int, reach: float) -> None:
+        self.cache, self.reach = BackgroundCache(CONTRACT, Workspace(rows, CPU), keeps_two=True), reach
+        self.clocks = self.never = never_made(rows, N)
+
+    def forget(self) -> None:
+        self.clocks = self.never
+
+    def renewing(self, clock: float) -> dict[str, torch.Tensor]:
+        self.clocks = made(self.clocks, clock)
+        return self.cache.renewing()
+
+    def write(self, index: torch.Tensor, clock: float) -> None:
+        self.clocks = made(self.clocks, clock, focus_mask(index, N) > 0)
+        self.cache.write(index)
+
+    def background(self, index: torch.Tensor, clock: float) -> dict[str, torch.Tensor]:
+        return self.cache.background(index, carried(self.clocks, clock, self.reach))
+
+
 @given(events=cached_runs(), reach=st.sampled_from([0.5, 1.0, 3.0]), seed=st.integers(0, 1000))
 def test_cached_tensors_follow_the_line_through_each_tokens_own_last_two(events, reach, seed):
     """Against a list per token of (when, value), in double precision."""
     rows, n, m = 2, 12, 24
-    cache = BackgroundCache(CONTRACT, Workspace(rows, CPU), reach)
+    cache = Clocked(rows, reach)
     generator = torch.Generator().manual_seed(seed)
-    known = {name: [[[] for _ in range(N)] for _ in range(rows)] for name in cache.full}
+    known = {name: [[[] for _ in range(N)] for _ in range(rows)] for name in cache.cache.full}
     everything = torch.arange(N).expand(rows, N)
     addresses = set()
     for kind, clock in events:
@@ -125,7 +149,7 @@ def test_cached_tensors_follow_the_line_through_each_tokens_own_last_two(events,
                     assert torch.allclose(found[f"{name}_bg"][b].double(), expected, atol=1e-4)
         else:
             index = everything if kind == "dense" else index
-            written = cache.renewing(clock) if kind == "dense" else cache.fresh(n)
+            written = cache.renewing(clock) if kind == "dense" else cache.cache.fresh(n)
             for name, tensor in written.items():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator))
                 for b in range(rows):
@@ -134,7 +158,7 @@ def test_cached_tensors_follow_the_line_through_each_tokens_own_last_two(events,
             if kind == "dense":
                 addresses.add(tuple(tensor.data_ptr() for tensor in written.values()))
             else:
-                cache.write(index, written, clock)
+                cache.write(index, clock)
     assert len(addresses) == 1, "engines find the tensors where they were"
 
 
@@ -147,7 +171,7 @@ def on_the_line(made, clock, reach):
 
 
 def test_extrapolated_rows_are_gathered_for_every_step_they_are_asked_for():
-    cache, index = BackgroundCache(CONTRACT, Workspace(1, CPU), 1.0), index_sets(1, 24, 1)
+    cache, index = Clocked(1, 1.0), index_sets(1, 24, 1)
     for clock in (0.0, 1.0):
         for tensor in cache.renewing(clock).values():
             tensor.fill_(clock)
@@ -156,9 +180,19 @@ def test_extrapolated_rows_are_gathered_for_every_step_they_are_asked_for():
 
 
 def test_extrapolating_waits_for_nothing():
-    cache = BackgroundCache(CONTRACT, Workspace(2, CPU), 1.0)
+    cache = Clocked(2, 1.0)
     with NoHostSync():
         cache.renewing(0.0)
         cache.renewing(1.0)
-        cache.write(index_sets(2, 12, 0), cache.fresh(12), 2.0)
+        cache.cache.fresh(12)
+        cache.write(index_sets(2, 12, 0), 2.0)
         cache.background(index_sets(2, 24, 1), 3.0)
+
+
+@pytest.mark.parametrize(("kind", "tokens", "stacks"), [("cpu", 44, 1), ("cuda", 64, 1), ("cuda", 44, 2)])
+def test_tensors_lie_one_behind_the_other_where_engines_find_them_at_aligned_addresses(kind, tokens, stacks):
+    """A token has 128 bytes: on GPUs its buckets of 16 tokens are a multiple of 256, and those of 11 aren't."""
+    buckets = (tokens // 4, tokens // 2, tokens)
+    contract = CONTRACT.model_copy(update={"tokens": tokens, "buckets": buckets})
+    workspace = Workspace(1, torch.device(kind))
+    assert len(_alike(contract, workspace, torch.float16)) == stacks

@@ -184,21 +184,12 @@ def _extrapolated(points, now, order, reach):
 
 
 class Rotating:
-    """A selector that moves on by 17 tokens at every step."""
+    """A selector of those tokens that waited longest, the last ones first."""
 
-    moving = True
+    moving, mask_step, fraction = True, None, 0.5
 
-    def observe(self, i, affinity):
-        pass
-
-    def select(self, i, n, estimates=None):
-        return ((torch.arange(n) + 17 * i) % 48).sort().values[None]
-
-    def affinity(self):
-        return None
-
-    def mask(self):
-        return None
+    def score(self, estimates, affinity, mask):
+        return estimates.drops * 100 + torch.arange(48)
 
 
 def test_a_selector_that_moves_has_its_fresh_keys_written_back(model):
@@ -208,11 +199,12 @@ def test_a_selector_that_moves_has_its_fresh_keys_written_back(model):
     parts.selector, parts.affinity_steps = Rotating, lambda plan: frozenset()
     denoiser, session = make(model)
     found = carry_out(denoiser, Run(parts, plan, range(len(plan))), 1, 3.0)
-    kv, latest = None, None
+    kv, latest, waited = None, None, [0] * 48
     for i, symbol in enumerate(plan.symbols):
         now = conditions(denoiser, i, 2)
         n = {"D": 48, "a": 12, "b": 24, "c": 36}[symbol]
-        focus = list(range(48)) if n == 48 else Rotating().select(i, n)[0].tolist()
+        focus = sorted(sorted(range(48), key=lambda j: (-waited[j], -j))[:n])
+        waited = [0 if j in focus else waited[j] + 1 for j in range(48)]
         rest = [j for j in range(48) if j not in focus]
         inputs = {"hidden_states": now.hidden_states, "timestep": now.timestep, **now.conditioning}
         inputs["token_weights"] = torch.zeros(2, 9)

@@ -1,10 +1,9 @@
-"""The history of a run: every image token is predicted from its own last computed guided predictions (Eq. 12-13)."""
+"""A `HistoryState` held from step to step and asked by token index, to be compared with loops over tokens."""
 
 from __future__ import annotations
 
 import torch
 
-from accelaes_export.errors import InputError
 from accelaes_export.policies import history_state
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.estimates import Estimates
@@ -12,16 +11,9 @@ from accelaes_export.policies.history_state import HistoryState, nothing_known, 
 
 
 class History:
-    """Holds a `HistoryState` from step to step, and takes in what an engine computed.
-
-    Args:
-        order: the highest extrapolation order `at` will be asked for: 0, 1 or 2.
-        calibrated: whether computed steps are compared with what was foreseen of them.
-    """
+    """What is known after the steps taken in so far; the first of them computes all tokens."""
 
     def __init__(self, order: int = 1, *, calibrated: bool = False) -> None:
-        if order not in (0, 1, 2):
-            raise InputError(f"History's order is {order!r}; allowed are 0, 1 and 2: give one of them.")
         self.order = order
         self.calibrated = calibrated and order > 0
         self._state: HistoryState | None = None
@@ -38,19 +30,7 @@ class History:
         clock: float,
         ran: torch.Tensor | None = None,
     ) -> None:
-        """Take in a computed step.
-
-        Args:
-            focus_index: [b, n] int64, the tokens that were computed; None after a DENSE step.
-            prediction: their guided prediction, [b, n, d] ([b, N, d] after a DENSE step), any float dtype; copied.
-            clock: see `history_state.taken_in`.
-            ran: [b, n] int64, the tokens whose queries were computed, where that isn't `focus_index`.
-
-        Raises:
-            InputError: if the first step taken in isn't a DENSE one.
-        """
-        if self._state is None and focus_index is not None:
-            raise InputError("The first computed step is SPARSE; start with a DENSE one, as no token has a prediction.")
+        """Take in predictions [b, n, d] of tokens `focus_index` [b, n] (None: all); `ran` [b, n]: those that ran."""
         if focus_index is None:
             whole = prediction.to(torch.float32, copy=True)
             self._state = nothing_known(whole, self.order) if self._state is None else self._state
@@ -67,19 +47,8 @@ class History:
         )
 
     def at(self, clock: float, extrapolation: Extrapolation) -> torch.Tensor:
-        """Every token's prediction [b, N, d] fp32 at `clock`; see `history_state.predicted`.
-
-        Raises:
-            InputError: before the first update, or for an order above the history's own.
-        """
-        if self._state is None:
-            raise InputError("No step has been computed yet, so nothing can be extrapolated: run a DENSE step first.")
-        if extrapolation.order > self.order:
-            raise InputError(
-                f"Extrapolation of order {extrapolation.order} needs a history of that order; "
-                f"this one keeps order {self.order}: make it with History({extrapolation.order})."
-            )
-        return history_state.predicted(self._state, clock, extrapolation)
+        """Every token's prediction [b, N, d] fp32 at `clock`; see `history_state.predicted`."""
+        return history_state.predicted(self._known(), clock, extrapolation)
 
     def estimates(self, rows: slice, clock: float) -> Estimates:
         """What is known of the tokens of some rows at `clock`; after the first update."""
