@@ -142,6 +142,57 @@ def require_guidance(scale: object) -> None:
         raise InputError(f"The guidance scale is {scale!r}; give a number such as 4.5, below {_LARGEST_GUIDANCE:g}.")
 
 
+def parse_policy_options(written: Sequence[str]) -> dict[str, Any]:
+    """Policy options from NAME=VALUE, the value written as in a recipe: 0.3, true, none, [0.4, 0.7]."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for text in written:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise InputError(f"Policy option {text!r} can't be read; write NAME=VALUE, such as theta=0.3.")
+        if name in options:
+            raise InputError(f"Policy option {name} is given twice; give it once.")
+        try:
+            options[name] = None if value.strip().lower() == "none" else yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date or number that can't be one
+            raise InputError(f"Policy option {name} is {value!r}, which can't be read; write it as in YAML.") from None
+    return options
+
+
+def parse_policies(option: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """Labels of policies from "stepcache,drift:budget=12", where NAME:OPTION=VALUE:... gives options, as written.
+
+    Commas inside brackets belong to a value. InputError, which names `option`, for an empty name or one given twice.
+    """
+    items = re.split(r",(?![^\[\{]*[\]\}])", given) if isinstance(given, str) else given
+    labels = tuple(item.strip() for item in items)
+    for k, label in enumerate(labels):
+        if not label.partition(":")[0]:
+            raise InputError(f"{option} is {given!r}, which has an empty name; give names with commas between them.")
+        if label in labels[:k]:
+            raise InputError(f"Policy {label} is given twice; give it once.")
+    return labels
+
+
+def parse_label(label: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of a policy from NAME:OPTION=VALUE:..."""
+    name, *options = re.split(r":(?![^\[\{]*[\]\}])", label)
+    return name, parse_policy_options(options)
+
+
+def parse_presets(given: object) -> object:
+    """Labels of policies as `parse_policies` reads them, "none" being none; anything else is returned as it is."""
+    if isinstance(given, str):
+        return () if given.strip().lower() == "none" else parse_policies("presets", given)
+    return (
+        parse_policies("presets", given)
+        if isinstance(given, (list, tuple)) and all(isinstance(label, str) for label in given)
+        else given
+    )
+
+
 def parse_names(option: str, given: str) -> tuple[str, ...]:
     """Names from "dense,stepcache", in the order given; InputError for an empty one."""
     names = tuple(item.strip() for item in given.split(","))

@@ -25,7 +25,7 @@ from pydantic import (
 from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError, did_you_mean
-from accelaes_export.options import parse_buckets, parse_compiling, parse_ranges, parse_resolution
+from accelaes_export.options import parse_buckets, parse_compiling, parse_presets, parse_ranges, parse_resolution
 from accelaes_export.policies import Plan
 from accelaes_export.policies.drift_plans import DriftSchedule
 
@@ -67,6 +67,7 @@ class Override(TypedDict, total=False):
     frames: int | None
     text_multiple: int | None
     variant: str | None
+    presets: str | Sequence[str] | None
 
 
 class BuildRecipe(BaseModel):
@@ -93,6 +94,8 @@ class BuildRecipe(BaseModel):
             window or, where text goes through the blocks with the image, of 64.
         plans: step budget to drift's plan for it, in place of the table and rule of policies.drift_plans: `symbols`
             (letters are this recipe's buckets) that cost no more, `theta`, `trend` and `cache_reach`.
+        presets: policies that a bundle has as graphs, for runtimes without a policy's code: names, with options as in
+            "drift:budget=12".
         token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
         anchors: anchor phrases, or None for the policy's own.
         vae_scale: pixels per latent cell.
@@ -125,6 +128,7 @@ class BuildRecipe(BaseModel):
     guidance: float = Field(ge=0)
     policy: PolicyChoice
     plans: Schedules = Field(default_factory=dict)
+    presets: Annotated[tuple[str, ...], BeforeValidator(parse_presets)] = ()
     spatial_cfg: bool
     token_scorer: Literal["clip", "lexical"]
     anchors: tuple[str, ...] | None = None

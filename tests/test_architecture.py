@@ -30,8 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "bundle": BELOW_ALL | {"files", "contract", "memory", "backends"},
     "runtime": RUN,
     "backbones": BELOW_ALL | {"files", "contract", "plugins", "recipes"},
-    "graph": BELOW_ALL | {"contract", "backbones", "plugins"},
-    "building": RUN | {"memory", "progress", "backbones", "graph", "plugins"},
+    "graph": BELOW_ALL | {"contract", "policies", "backbones", "plugins"},
+    "building": RUN | {"memory", "progress", "runtime", "backbones", "graph", "plugins"},
     "measure/profiling": BRIDGE | {"policies", "progress", "runtime", "building"},
     "measure/quality": BELOW_ALL | {"files", "contract", "bundle"} | {"policies", "progress", "runtime"}
     | {"measure/profiling"},

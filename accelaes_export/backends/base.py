@@ -13,7 +13,9 @@ from accelaes_export.contract.tensors import GraphContract
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.backends.graphs import GraphRequest, OpenedGraph
     from accelaes_export.backends.workspace import Workspace, Workspaces
+    from accelaes_export.contract.tensors import TensorSpec
 
 Weights = Literal["engine", "inputs"]
 Attention = Literal["native", "plugin"]
@@ -210,5 +212,27 @@ class Backend(Protocol):
 
         Raises BundleError for an engine that doesn't fit the contract, this library or this GPU, and
         MissingComponentError, saying what would mend it, for a library or device that isn't here.
+        """
+        ...
+
+    def compile_graph(self, request: GraphRequest) -> tuple[str, ...]:
+        """Make a graph beside the focus step in this format; the files written below the destination.
+
+        Raises:
+            BuildError: the format's compiler failed.
+        """
+        ...
+
+    def open_graph(
+        self,
+        files: tuple[Path, ...],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: torch.device,
+    ) -> OpenedGraph:
+        """Open one, on the device of an opened session of the same bundle.
+
+        Raises:
+            BundleError, MissingComponentError: as `open`.
         """
         ...

@@ -18,13 +18,15 @@ from accelaes_export.backends import backend as backend_named
 from accelaes_export.building.job import BuildJob, build_job
 from accelaes_export.building.manifest import manifest_of
 from accelaes_export.building.parts import compiled_part, exported_part, weights_known
+from accelaes_export.building.presets import compiled_presets
 from accelaes_export.building.resources import Needs, require
 from accelaes_export.building.stages import StageStore
-from accelaes_export.bundle.reading import Bundle, open_engines
+from accelaes_export.bundle.reading import Bundle, open_engines, open_programs
 from accelaes_export.bundle.signing import signing_key
 from accelaes_export.bundle.writing import build_lock, check_destination, kept_as, sign_bundle, write_bundle
 from accelaes_export.contract.fingerprint import FINGERPRINT
 from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.presets import preset_files
 from accelaes_export.errors import BuildError, BundleError, InputError, OtherDeviceError
 from accelaes_export.options import parse_targets, require_seed
 from accelaes_export.progress import BuildProgress, Silent
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from typing_extensions import Unpack
 
+    from accelaes_export.backends.base import Session
     from accelaes_export.recipes import Override
 
 # A CPU verifies about 50 GFLOP/s of focus steps; above this, verification is left to `verify`.
@@ -172,21 +175,27 @@ def _built(
             onnx = exported_part(part, store, found, progress) if exports else None
             engines.append(compiled_part(part, store, onnx, progress))
         stages = [store.root / f"engine-{part.keys.engine}" for part in parts]
-        manifest = manifest_of(job, engines)
+        presets, programs = compiled_presets(job, store, progress) if job.presets else ((), None)
+        manifest = manifest_of(job, engines, presets)
         if verify:
-            manifest = _verified(job, manifest, stages, progress)
+            manifest = _verified(job, manifest, stages, programs, progress)
         files = {
             posixpath.join(where, name): stage / name
             for where, stage, engine in zip(manifest.geometry.folders, stages, engines, strict=True)
             for name in engine.files
         }
+        files |= {name: programs / posixpath.basename(name) for name in preset_files(presets)} if programs else {}
         files[FINGERPRINT] = weights / FINGERPRINT
         with progress.stage("write", str(folder)):
             return write_bundle(folder, manifest, files, force=force, key=key)
 
 
-def _verified(job: BuildJob, manifest: Manifest, stages: Sequence[Path], progress: BuildProgress) -> Manifest:
+def _verified(
+    job: BuildJob, manifest: Manifest, stages: Sequence[Path], programs: Path | None, progress: BuildProgress
+) -> Manifest:
     """The manifest with its parity recorded, where the engines in `stages` run here and are small enough to try.
+
+    Presets, whose files are in `programs`, are run as well where their steps are small enough together.
 
     Raises BuildError where an engine that was built computes something else than the model.
     """
@@ -214,9 +223,36 @@ def _verified(job: BuildJob, manifest: Manifest, stages: Sequence[Path], progres
             f"The engine's bucket n = {failed[0].bucket} differs from the {failed[0].reference} by {failed[0].errors} "
             f"in {contract.dtype}; nothing was written."
         )
+    if programs is not None:
+        _verify_presets(job, manifest, session, programs, progress)
     anywhere = backend.reads == "onnx"  # a graph that isn't compiled for one kind of device
     if contract.dtype != "fp32" and anywhere and all(result.device == "cpu" for result in parity):
         record = manifest.backend.model_copy(update={"notes": (*manifest.backend.notes, _ON_CPU)})
         manifest = manifest.model_copy(update={"backend": record})
     compared = geometry.model_copy(update={"parity": parity})
     return manifest.model_copy(update={"geometries": (compared,), "measured_on": machine()})
+
+
+def _verify_presets(
+    job: BuildJob, manifest: Manifest, session: Session, programs: Path, progress: BuildProgress
+) -> None:
+    """BuildError where a preset does otherwise than its policy does in Python."""
+    from accelaes_export.building.preset_verification import compare_preset
+
+    geometry = manifest.geometry
+    flops = 2 * sum(preset.steps for preset in geometry.presets) * max(geometry.bucket_flops.values())
+    if not job.inputs.backend.for_gpu(job.inputs.targets) and flops > _VERIFY_FLOPS:
+        progress.note("Presets weren't verified while building, as it would take long: run accelaes-export verify.")
+        return
+    with progress.stage("verify presets", f"{len(geometry.presets)} runs") as stage:
+        for k, preset in enumerate(geometry.presets):
+            opened = open_programs(
+                manifest.backend, preset, lambda name: programs / posixpath.basename(name), session.device
+            )
+            stage.update(k / len(geometry.presets), preset.name)
+            result = compare_preset(session, manifest, geometry, preset, opened)
+            if not result.passed:
+                raise BuildError(
+                    f"The preset {preset.name} differs from its policy in Python by {result.max_rel:.2g} of a "
+                    f"prediction and in {result.differing} of {result.focus} focus tokens; nothing was written."
+                )

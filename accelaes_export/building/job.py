@@ -30,8 +30,10 @@ from accelaes_export.contract.tensors import BlockRange, GraphContract
 from accelaes_export.errors import InputError
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.graph.tensors import affinity_layers, few_text_lengths, graph_contract, layers
-from accelaes_export.policies import ModelFacts, Plan, from_name
+from accelaes_export.options import parse_label
+from accelaes_export.policies import ModelFacts, Plan, Policy, from_name
 from accelaes_export.recipes import BuildRecipe
+from accelaes_export.runtime.policy_choice import require_text_for
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +113,20 @@ class Keys:
 
 
 @dataclass(frozen=True)
+class PresetChoice:
+    """A policy that the bundle shall have as graphs.
+
+    Attributes:
+        name: as it was asked for.
+        steps: T where nobody asks for another.
+    """
+
+    name: str
+    policy: Policy
+    steps: int
+
+
+@dataclass(frozen=True)
 class BuildJob:
     """Everything a build decides before it starts working.
 
@@ -123,6 +139,7 @@ class BuildJob:
     keys: Keys
     attention: Attention
     default_plan: Plan
+    presets: tuple[PresetChoice, ...]
 
     @property
     def parts(self) -> tuple[BuildJob, ...]:
@@ -164,7 +181,8 @@ def build_job(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...] | 
     sites = inputs.backbone.sites(shapes)
     head_dims = sorted({site.head_dim for site in sites if isinstance(site, AttentionSite)})
     attention = choose_attention(recipe.attention, backend, inputs.targets, graph.contract, head_dims)
-    return BuildJob(inputs, graph, _keys(inputs, graph, attention), attention, _default_plan(recipe, graph.contract))
+    keys, plan = _keys(inputs, graph, attention), _default_plan(recipe, graph.contract)
+    return BuildJob(inputs, graph, keys, attention, plan, _presets(recipe, graph.contract))
 
 
 def _inputs(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...], seed: int | None) -> Inputs:
@@ -246,6 +264,23 @@ def _keys(inputs: Inputs, graph: Graph, attention: Attention) -> Keys:
     )
     build = stage_key(engine=engine, recipe=recipe.model_dump(mode="json"), package=__version__)
     return Keys(export, engine, build)
+
+
+def _presets(recipe: BuildRecipe, contract: GraphContract) -> tuple[PresetChoice, ...]:
+    """The recipe's presets; InputError where one can't run on the bundle, before anything is built."""
+    found = []
+    for label in recipe.presets:
+        name, options = parse_label(label)
+        if name == recipe.policy.name:
+            options = recipe.policy.options | options
+        try:
+            policy = from_name(name, options, ModelFacts(recipe.steps, recipe.buckets, recipe.plans))
+            steps = policy.own_steps or recipe.steps
+            require_text_for(policy, policy.plan(steps, recipe.buckets, contract.shares), contract)
+        except InputError as error:
+            raise InputError(f"The preset {label} can't run on this bundle. {error}") from error
+        found.append(PresetChoice(label, policy, steps))
+    return tuple(found)
 
 
 def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:

@@ -10,16 +10,18 @@ from accelaes_export.backends.base import CompiledEngine
 from accelaes_export.building.job import BuildJob
 from accelaes_export.contract.geometry import EngineWithout, Geometry
 from accelaes_export.contract.manifest import BackendRecord, Defaults, Manifest, TransformerCall
+from accelaes_export.contract.presets import Preset
 from accelaes_export.plugins.sparse_query_attention import NAME as PLUGIN
 from accelaes_export.plugins.sparse_query_attention import VERSION as PLUGIN_VERSION
 from accelaes_export.policies.anchors import ANCHORS
 
 
-def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
+def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequence[Preset] = ()) -> Manifest:
     """Everything but parity and the files' hashes, which come when they are there.
 
     Args:
         engines: of the job's parts, in their order.
+        presets: policies as graphs.
     """
     inputs, graph = job.inputs, job.graph
     recipe, engine, backbone = inputs.recipe, engines[0], inputs.backbone
@@ -30,7 +32,7 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
         family=recipe.family,
         form=recipe.form,
         source=inputs.source,
-        geometries=(_geometry(job, engines),),
+        geometries=(_geometry(job, engines, presets),),
         text=recipe.text,
         layers=graph.layers,
         affinity_layers=graph.affinity_layers,
@@ -67,7 +69,7 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine]) -> Manifest:
     )
 
 
-def _geometry(job: BuildJob, engines: Sequence[CompiledEngine]) -> Geometry:
+def _geometry(job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequence[Preset]) -> Geometry:
     backbone, config, latents = job.inputs.backbone, job.inputs.config, job.graph.latents
     return Geometry(
         latents=latents,
@@ -75,6 +77,7 @@ def _geometry(job: BuildJob, engines: Sequence[CompiledEngine]) -> Geometry:
         fixed=backbone.fixed(config, latents),
         bucket_flops=_bucket_flops(job),
         without=tuple(_without(part, engine) for part, engine in zip(job.parts[1:], engines[1:], strict=True)),
+        presets=tuple(presets),
     )
 
 

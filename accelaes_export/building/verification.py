@@ -13,6 +13,7 @@ from accelaes_export.backbones import Backbone, backbone_of
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
 from accelaes_export.backbones.other_kinds import refuse_config
 from accelaes_export.backends import backend
+from accelaes_export.building.preset_verification import PresetParity, compare_preset
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.contract.geometry import Geometry, Parity
@@ -40,15 +41,16 @@ class VerifyReport:
 
     parity: tuple[Parity, ...]
     skipped: str
+    presets: tuple[PresetParity, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Nothing that could be compared differs by more than its tolerance."""
-        return all(result.passed for result in self.parity)
+        return all(p.passed for p in self.parity) and all(p.passed for p in self.presets)
 
 
 def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: BuildProgress | None = None) -> VerifyReport:
-    """Check a bundle's hashes, then every bucket of its engine against the diffusers model.
+    """Check a bundle's hashes, then every bucket of its engine against the diffusers model, then its presets.
 
     Args:
         bundle: the opened bundle.
@@ -69,8 +71,16 @@ def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: Build
     with progress.stage("load", manifest.source.location):
         model = source_model(manifest, checkpoint)
     geometry = manifest.geometry
+    session = bundle.session()
     with progress.stage("verify", f"{len(geometry.contract.buckets)} buckets") as stage:
-        return VerifyReport(compare(bundle.session(), manifest, geometry, model, stage.update), "")
+        parity = compare(session, manifest, geometry, model, stage.update)
+    del model
+    presets = []
+    for preset in geometry.presets:
+        with progress.stage("verify preset", f"{preset.name}, {preset.steps} steps") as stage:
+            programs = bundle.programs(preset)
+            presets.append(compare_preset(session, manifest, geometry, preset, programs, stage.update))
+    return VerifyReport(parity, "", tuple(presets))
 
 
 def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:

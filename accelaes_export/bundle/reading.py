@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from accelaes_export.bundle.signing import SIGNATURE, require_signature
 from accelaes_export.contract.consistency import contradiction
 from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import SCHEMA_VERSION, BackendRecord, FileRecord, Manifest
+from accelaes_export.contract.presets import NEW, GraphRecord, Preset, preset_files
 from accelaes_export.contract.upgrade import upgraded
 from accelaes_export.errors import BundleError, InputError, shortened
 from accelaes_export.files.hashing import sha256_of
@@ -30,7 +31,10 @@ from accelaes_export.files.replacing import bring_back
 from accelaes_export.memory import require_address_space
 
 if TYPE_CHECKING:
+    import torch
+
     from accelaes_export.backends.base import Session
+    from accelaes_export.backends.graphs import OpenedGraph
     from accelaes_export.contract.tensors import GraphContract
 
 MANIFEST = "manifest.json"
@@ -65,6 +69,22 @@ class Bundle:
                 folders = {folder: self.path / folder for folder in geometry.folders}
                 self._session = open_engines(self.manifest.backend, geometry, folders, cuda_graphs=self._cuda_graphs)
             return self._session
+
+    def preset(self, name: str) -> Preset:
+        """The preset called `name`; InputError, which lists those there are, where there is none."""
+        presets = {preset.name: preset for preset in self.manifest.geometry.presets}
+        if name not in presets:
+            there = f"it has {', '.join(presets)}" if presets else "it has none"
+            raise InputError(
+                f"Bundle {self.path} has no preset {name!r}; {there}: take one of them, or build it again with "
+                f"--presets {name}."
+            )
+        return presets[name]
+
+    def programs(self, preset: Preset) -> dict[str, OpenedGraph]:
+        """A preset's programs by name, opened where the engine is."""
+        session = self.session()  # which asks first whether its code is trusted
+        return open_programs(self.manifest.backend, preset, self.path.joinpath, session.device)
 
     def check(self) -> None:
         """Hash every file again; BundleError names the first that differs from the manifest."""
@@ -129,6 +149,30 @@ def open_engines(
 
     full = opened("", geometry.contract, record.files)
     return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in geometry.without])
+
+
+def open_programs(
+    record: BackendRecord, preset: Preset, located: Callable[[str], Path], device: torch.device
+) -> dict[str, OpenedGraph]:
+    """A preset's programs by name, whose new state has the names of the old.
+
+    Args:
+        record: of the backend that made them.
+        located: where a file of the bundle is, by its name in it.
+        device: the engine's.
+
+    Raises:
+        BundleError, MissingComponentError: as `Backend.open`.
+    """
+    from accelaes_export.backends import backend
+
+    own = backend(record.name)
+
+    def opened(graph: GraphRecord) -> OpenedGraph:
+        run = own.open_graph(tuple(map(located, graph.files)), graph.inputs, graph.outputs, device)
+        return lambda tensors: {name.removesuffix(NEW): tensor for name, tensor in run(tensors).items()}
+
+    return {name: opened(graph) for name, graph in preset.programs.items()}
 
 
 def open_bundle(
@@ -224,6 +268,7 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
                 f"{path} names the file {shortened(name)!r}, which lies outside the bundle; nothing was read."
             )
     files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.geometry.without for name in e.files)]
+    files += preset_files(manifest.geometry.presets)
     unlisted = [name for name in files if name not in manifest.files]
     if unlisted:
         raise BundleError(

@@ -98,6 +98,12 @@ from accelaes_export.backends import names
     help="Pad masked texts to a multiple of so many tokens, as every new length costs a GPU a plan. [default: the "
     "whole window on GPUs, or 64 where text is computed with the image; 1 on CPUs]",
 )
+@click.option(
+    "--presets",
+    metavar="POLICY,...",
+    help="Policies to have in the bundle as graphs, for runtimes without Python, e.g. dense,accelaes,drift:budget=12; "
+    "none: none. [default: the recipe's]",
+)
 @click.option("--frames", type=int, help="Latent frames of a video model. [default: the recipe's]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"

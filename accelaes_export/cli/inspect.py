@@ -56,6 +56,10 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
         console.print()
     console.print(manifest_tables.budgets(manifest))
     console.print()
+    presets = manifest_tables.presets(manifest)
+    if presets is not None:
+        console.print(presets)
+        console.print()
     console.print(manifest_tables.tensors(manifest.geometry.contract, every_layer=tensors))
     console.print()
     if manifest.geometry.parity:

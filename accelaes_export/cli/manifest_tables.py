@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -14,8 +15,11 @@ from accelaes_export.contract.geometry import Geometry, Latents, Parity
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError
-from accelaes_export.policies import Drift, listed_budgets
+from accelaes_export.policies import Drift, Plan, listed_budgets
 from accelaes_export.runtime.policy_choice import policy_for, steps_alone
+
+if TYPE_CHECKING:
+    from accelaes_export.building.preset_verification import PresetParity
 
 
 def overview(bundle: Bundle) -> Table:
@@ -123,6 +127,30 @@ def budgets(manifest: Manifest) -> Table:
         origin = "this model" if budget in defaults.plans else "every model"
         table.add_row(f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *distances, str(plan), origin)
     table.caption, table.caption_justify = "other budgets get a plan by the rule of docs/method.md", "left"
+    return table
+
+
+def presets(manifest: Manifest) -> Table | None:
+    """Every policy that the bundle has as graphs: its plan where nobody asks for another; None where there is none."""
+    found = manifest.geometry.presets
+    if not found:
+        return None
+    table = Table("preset", "steps", "cost", "plan", "plans for", "programs", title="Presets", title_justify="left")
+    for preset in found:
+        plan = Plan(preset.plans[preset.steps], manifest.sparse_fractions, manifest.range_shares)
+        planned = f"{min(preset.plans)} to {max(preset.plans)}" if len(preset.plans) > 1 else str(preset.steps)
+        table.add_row(preset.name, str(preset.steps), f"{plan.cost:g}", str(plan), planned, ", ".join(preset.programs))
+    return table
+
+
+def preset_parity(comparisons: Iterable[PresetParity]) -> Table:
+    """Each preset's run against its policy's in Python."""
+    columns = ("preset", "steps", "max rel", "allowed", "focus tokens", "differing", "")
+    table = Table(*columns, title="Presets against Python", title_justify="left")
+    for p in comparisons:
+        verdict = ("passed", "green") if p.passed else ("FAILED", "bold red")
+        numbers = (f"{p.max_rel:.1e}", f"{p.tolerance:.1e}", str(p.focus), str(p.differing))
+        table.add_row(p.name, str(p.steps), *numbers, Text(*verdict))
     return table
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from accelaes_export.errors import InputError
+from accelaes_export.options import parse_policy_options
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "skip_ratio": {
@@ -53,11 +54,9 @@ def policy_settings(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def gathering(policy_options: tuple[str, ...], **others: Any) -> None:
-        from accelaes_export.cli.policy_options import parsed_options
-
         named = {name: others.pop(name) for name in _SETTINGS}
         settings = {name: value for name, value in named.items() if value is not None}
-        more = parsed_options(policy_options)
+        more = parse_policy_options(policy_options)
         twice = sorted(set(settings) & set(more))
         if twice:
             raise InputError(f"Policy option {twice[0]} is given twice; give it once.")

@@ -20,8 +20,9 @@ from accelaes_export.cli.bundle_options import trust_options
 def command(bundle: Path, checkpoint: str | None, trust: tuple[str, ...], allow_code: bool) -> None:
     """Check a bundle: every file's hash, then every bucket against the diffusers model on the same inputs.
 
-    The dense bucket is compared with the unmodified model, sparse ones with the focus step in eager float32.
-    Exit code 1 where a bucket is outside its dtype's tolerance, 2 where a file was altered.
+    The dense bucket is compared with the unmodified model, sparse ones with the focus step in eager float32, and every
+    preset with its policy in Python, over a whole run.
+    Exit code 1 where a bucket or preset is outside its tolerance, 2 where a file was altered.
 
     \b
     Example:
@@ -40,10 +41,14 @@ def command(bundle: Path, checkpoint: str | None, trust: tuple[str, ...], allow_
     console = results()
     if report.parity:
         console.print(manifest_tables.parity(report.parity))
+    if report.presets:
+        console.print(manifest_tables.preset_parity(report.presets))
     if report.skipped:
         console.print(f"Not compared: {report.skipped}", soft_wrap=True)
     if not report.passed:
-        failed = [str(p.bucket) for p in report.parity if not p.passed]
-        raise AccelAesError(f"Bundle {bundle} is outside the tolerance at n = {', '.join(failed)}; see the table.")
-    verdict = "whole, and every bucket agrees" if report.parity else "whole; its numbers were not compared"
+        failed = [f"n = {p.bucket}" for p in report.parity if not p.passed]
+        failed += [f"preset {p.name}" for p in report.presets if not p.passed]
+        raise AccelAesError(f"Bundle {bundle} is outside the tolerance at {', '.join(failed)}; see the table.")
+    agreed = "every bucket and preset agrees" if report.presets else "every bucket agrees"
+    verdict = f"whole, and {agreed}" if report.parity else "whole; its numbers were not compared"
     console.print(f"Bundle {bundle} is {verdict}.", soft_wrap=True)

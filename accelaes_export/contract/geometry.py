@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from accelaes_export.contract.presets import Preset
 from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count, GraphContract
 
@@ -121,6 +122,7 @@ class Geometry(Record):
         fixed: arguments of the pipeline's call that the engine was built for one value of.
         bucket_flops: n -> FLOPs of one call at the largest B (multiply-adds times two).
         without: the engines of steps that leave blocks out, in the order of contract.ranges.
+        presets: policies as graphs, for runtimes without a policy's code.
     """
 
     latents: Latents
@@ -129,6 +131,7 @@ class Geometry(Record):
     bucket_flops: dict[int, int]
     without: tuple[EngineWithout, ...] = ()
     parity: tuple[Parity, ...] = ()
+    presets: tuple[Preset, ...] = ()
 
     @property
     def folders(self) -> tuple[str, ...]:

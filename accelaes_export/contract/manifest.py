@@ -11,7 +11,7 @@ from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count
 from accelaes_export.policies.drift_plans import DriftSchedule
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 class Source(Record):

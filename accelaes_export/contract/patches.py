@@ -5,12 +5,15 @@ A token's numbers are in the order diffusers' output layers use: frame, row and 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from accelaes_export.contract.geometry import Latents
 
 if TYPE_CHECKING:
     import torch
+
+    from accelaes_export.policies.programs import Picture
 
 
 def unpatchify(tokens: torch.Tensor, latents: Latents) -> torch.Tensor:
@@ -54,6 +57,25 @@ def by_cell(tokens: torch.Tensor, latents: Latents) -> torch.Tensor:
     if latents.packed:
         return tokens.unflatten(-1, (C, -1)).transpose(-1, -2)
     return tokens.unflatten(-1, (-1, C))
+
+
+def picture_of(latents: Latents, guided_channels: int | None, *, component: bool) -> Picture:
+    """What a policy's programs need to know of pictures of this size.
+
+    Args:
+        guided_channels: how many leading channels the family's pipelines guide; None: all.
+        component: the form of the focus step.
+    """
+    from accelaes_export.policies.programs import Picture
+
+    return Picture(
+        latents=latents.shape,
+        grid=latents.grid,
+        channels=latents.out_channels,
+        guided_channels=guided_channels,
+        cells=partial(by_cell, latents=latents),
+        component=component,
+    )
 
 
 def _grid(latents: Latents) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ shape are written down once. Dimensions that vary are letters of the design page
 
     B  batch rows, guidance pairs included      n  focus tokens
     M  text tokens                              m  background tokens, N - n
-    a  focus tokens whose affinity is asked for: none of them, or all n
+    b  images                                   a  focus tokens whose affinity is asked for: none of them, or all n
 
 There are two forms. In the `token` form only focus tokens go through the network, and what is cached are keys and
 values. In the `component` form the residual stream keeps all N tokens, and what is cached are the outputs of
@@ -24,7 +24,7 @@ from accelaes_export.contract.records import Record
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """How many of something there are, or how large a dimension is: engines count in 32 bits."""
 
-Dimension = Count | Literal["B", "n", "m", "M", "a"]
+Dimension = Count | Literal["B", "b", "n", "m", "M", "a"]
 DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
 
 FOCUS_INDEX = "focus_index"

@@ -45,7 +45,7 @@ def trace(step: FocusStep, n: int | None = None) -> torch.export.ExportedProgram
     size = max(2, contract.tokens - 2) if n is None else n
     example = example_inputs(contract, n=size, B=rows, device=next(step.parameters()).device)
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.export.export(
                 step,
                 (as_arguments(contract, example),),
@@ -84,7 +84,7 @@ def save_onnx(
     """
     path = folder / ONNX_NAME
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -114,7 +114,7 @@ def weight_bytes(program: torch.export.ExportedProgram) -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter warns about operators of packages that aren't installed and about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

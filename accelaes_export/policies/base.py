@@ -157,8 +157,8 @@ class Gate(Protocol):
     def observes(self) -> bool:
         """Whether predictions play a part."""
 
-    def nothing_seen(self, latents: torch.Tensor) -> GateState:
-        """The state before the first step, of latents like these [B, ...] fp32: all zeros."""
+    def nothing_seen(self, latents: torch.Tensor, prediction: torch.Tensor) -> GateState:
+        """The state before the first step, of latents and predictions like these [B, ...] fp32: all zeros."""
 
     def decide(self, state: GateState, latents: torch.Tensor, i: Clock) -> tuple[GateState, torch.Tensor]:
         """The state after step i was decided on, and whether it is computed, a bool [], by all images' latents."""

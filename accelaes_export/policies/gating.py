@@ -31,7 +31,7 @@ class AccumulatedChange:
         self._threshold = threshold
         self._coefficients = coefficients
 
-    def nothing_seen(self, latents: torch.Tensor) -> GateState:
+    def nothing_seen(self, latents: torch.Tensor, prediction: torch.Tensor) -> GateState:
         return {"before": torch.zeros_like(latents), "change": latents.new_zeros(()), "seen": latents.new_zeros(())}
 
     def decide(self, state: GateState, latents: torch.Tensor, i: Clock) -> tuple[GateState, torch.Tensor]:
@@ -45,7 +45,7 @@ class AccumulatedChange:
         after = {
             "before": latents,
             "change": torch.where(computed, 0.0, total),
-            "seen": torch.ones_like(state["seen"]),
+            "seen": (state["seen"] + 1).clamp(max=1),
         }
         return after, computed
 
@@ -72,10 +72,10 @@ class ForeseenChange:
         self._threshold = threshold
         self._warmup = warmup
 
-    def nothing_seen(self, latents: torch.Tensor) -> GateState:
+    def nothing_seen(self, latents: torch.Tensor, prediction: torch.Tensor) -> GateState:
         none, zero = torch.zeros_like(latents), latents.new_zeros(())
-        # Predictions may have another shape than latents: nothing is known of it yet, and this one goes with any.
-        return {"before": none, "at": none, **dict.fromkeys(("predicted", "any", "rate", "known", "change"), zero)}
+        numbers = dict.fromkeys(("any", "rate", "known", "change"), zero)
+        return {"before": none, "at": none, "predicted": torch.zeros_like(prediction), **numbers}
 
     def decide(self, state: GateState, latents: torch.Tensor, i: Clock) -> tuple[GateState, torch.Tensor]:
         total = state["change"] + state["rate"] * (latents - state["before"]).abs().mean()
@@ -91,7 +91,7 @@ class ForeseenChange:
             **state,
             "at": latents,
             "predicted": prediction,
-            "any": torch.ones_like(state["any"]),
+            "any": (state["any"] + 1).clamp(max=1),
             "rate": torch.where(any_before, rate, 0.0),
             "known": state["any"],
         }
@@ -102,7 +102,7 @@ class Decisions:
 
     Args:
         decide, observe: the policy's programs (`programs`); observe is None where predictions play no part.
-        nothing_seen: the gate's state before the first step, of latents of a shape.
+        nothing_seen: the gate's state before the first step, of latents like these, as its programs call it.
     """
 
     def __init__(

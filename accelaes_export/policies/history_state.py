@@ -92,7 +92,8 @@ def taken_in(
             distance = torch.where(computed, distance, 0.0)
         agreed = agreed * MEMORY + (distance * (change * (prediction - last)).sum(dim=2)).sum(dim=1)
         foreseen = foreseen * MEMORY + (distance.square() * change.square().sum(dim=2)).sum(dim=1)
-    when = clock.expand_as(state.ran) if isinstance(clock, torch.Tensor) else torch.full_like(state.ran, clock)
+    every = prediction.shape[:2]
+    when = clock.expand(every) if isinstance(clock, torch.Tensor) else prediction.new_full(every, clock)
     ran = computed if ran is None else ran
     return HistoryState(
         predictions=(prediction, *_moved_back(state.predictions, computed)),
@@ -101,7 +102,7 @@ def taken_in(
             *_moved_back(state.clocks, computed),
         ),
         known=(state.known + (1 if computed is None else computed)).clamp(max=state.order + 1),
-        drops=torch.zeros_like(state.drops) if ran is None else torch.where(ran, 0.0, state.drops + 1),
+        drops=prediction.new_zeros(every) if ran is None else torch.where(ran, 0.0, state.drops + 1),
         ran=when if ran is None else torch.where(ran, when, state.ran),
         agreed=agreed,
         foreseen=foreseen,

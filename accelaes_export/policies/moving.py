@@ -85,4 +85,5 @@ def _log(measure: torch.Tensor) -> torch.Tensor:
     known = measure.isfinite()
     mean = torch.where(known, measure, 0.0).sum(dim=1, keepdim=True) / known.sum(dim=1, keepdim=True).clamp(min=1)
     relative = measure / mean.clamp(min=torch.finfo(measure.dtype).tiny)
-    return relative.clamp(min=FLOOR).log()
+    # Not `clamp`: without an upper bound it has the largest float for one in ONNX, and inf would be a number.
+    return torch.maximum(relative, torch.full_like(relative, FLOOR)).log()

@@ -43,6 +43,8 @@ _CACHE_CLOCKS = ("cached.latest", "cached.before", CACHED_MADE)
 
 GUIDE_BY_REGION = "guide_by_region"
 
+_GATE = "gate."
+
 TOKENS: Shape = ("B", "N")
 PREDICTIONS: Shape = ("B", "N", "w")
 
@@ -199,21 +201,30 @@ def _carry(how: Extrapolation) -> Program:
     return Program("carry", {**dict.fromkeys(_CACHE_CLOCKS, TOKENS), "now": ()}, {"distance": TOKENS}, compute)
 
 
+def nothing_seen(gate: Gate, latents: torch.Tensor, prediction: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a gate remembers before the first step, as its programs call it, of latents and predictions like these."""
+    return {_GATE + name: tensor for name, tensor in gate.nothing_seen(latents, prediction).items()}
+
+
 def _gating(gate: Gate, picture: Picture) -> tuple[Program, ...]:
     """`decide` by the latents of all images, and `observe` the prediction of a computed step, of the same rows."""
     latents: Shape = ("B", *picture.latents)
     sizes = {"before": latents, "at": latents, "predicted": PREDICTIONS}
-    state = {name: sizes.get(name, ()) for name in gate.nothing_seen(torch.zeros(1))}
+    names = tuple(gate.nothing_seen(torch.zeros(1), torch.zeros(1)))
+    state = {_GATE + name: sizes.get(name, ()) for name in names}
+
+    def remembered(tensors: Tensors) -> GateState:
+        return {name: tensors[_GATE + name] for name in names}
 
     def kept(after: GateState) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in after.items()}
+        return {_GATE + name: tensor.clone() for name, tensor in after.items()}
 
     def decide(tensors: Tensors) -> dict[str, torch.Tensor]:
-        after, computed = gate.decide({name: tensors[name] for name in state}, tensors["latents"], tensors["step"])
+        after, computed = gate.decide(remembered(tensors), tensors["latents"], tensors["step"])
         return {**kept(after), "computed": computed.to(torch.float32)}
 
     def observe(tensors: Tensors) -> dict[str, torch.Tensor]:
-        return kept(gate.observe({name: tensors[name] for name in state}, tensors["prediction"]))
+        return kept(gate.observe(remembered(tensors), tensors["prediction"]))
 
     deciding = Program("decide", {**state, "latents": latents, "step": ()}, {**state, "computed": ()}, decide)
     observing = Program("observe", {**state, "prediction": PREDICTIONS}, state, observe)

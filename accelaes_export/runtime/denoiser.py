@@ -19,14 +19,14 @@ from accelaes_export.backends.base import Session
 from accelaes_export.backends.workspace import Desk
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
-from accelaes_export.contract.patches import by_cell, patchify
+from accelaes_export.contract.patches import patchify, picture_of
 from accelaes_export.contract.tensors import BACKGROUND_PREDICTION
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
-from accelaes_export.policies.gating import Decisions
+from accelaes_export.policies.gating import Decisions, GateState
 from accelaes_export.policies.plan import StepKind
 from accelaes_export.policies.planned import require_runnable
-from accelaes_export.policies.programs import Compute, Picture, programs_of
+from accelaes_export.policies.programs import Compute, nothing_seen, programs_of
 from accelaes_export.policies.selection import FocusSets
 from accelaes_export.runtime.policy_choice import require_text_for
 from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
@@ -94,15 +94,8 @@ class Denoiser:
 
     def _programs_of(self, policy: Policy) -> dict[str, Compute]:
         """A policy's programs by name, as they stand."""
-        latents = self.latents
-        picture = Picture(
-            latents=latents.shape,
-            grid=latents.grid,
-            channels=latents.out_channels,
-            guided_channels=self.guidance.channels,
-            cells=partial(by_cell, latents=latents),
-            component=BACKGROUND_PREDICTION in self.session.contract.has,
-        )
+        component = BACKGROUND_PREDICTION in self.session.contract.has
+        picture = picture_of(self.latents, self.guidance.channels, component=component)
         return {program.name: program.compute for program in programs_of(policy, picture)}
 
     def _deciding(self, run: Run) -> Decisions | None:
@@ -110,7 +103,12 @@ class Denoiser:
         gate = run.policy.gate()
         if gate is None:
             return None
-        return Decisions(self._programs["decide"], self._programs.get("observe"), gate.nothing_seen)
+
+        def unseen(latents: torch.Tensor) -> GateState:
+            shape = latents.shape[0], self.latents.tokens, self.latents.token_width
+            return nothing_seen(gate, latents, latents.new_zeros(shape))
+
+        return Decisions(self._programs["decide"], self._programs.get("observe"), unseen)
 
     def go_on(self, run: Run) -> None:
         """Go on with another prompt: what was predicted, cached and chosen for the old one is dropped."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from accelaes_export.errors import InputError
 from accelaes_export.policies import EasyCache, StepKind
 from accelaes_export.policies.gating import Decisions
-from accelaes_export.policies.programs import Picture, programs_of
+from accelaes_export.policies.programs import Picture, nothing_seen, programs_of
 from accelaes_export.runtime.trajectory import Run
 from tests.watched_denoiser import BUCKETS, conditions, make
 
@@ -37,10 +39,11 @@ def expected(latents: np.ndarray, outputs: np.ndarray, policy: EasyCache) -> str
     return "".join("D" if i in done else "." for i in range(T))
 
 
-def decisions_of(policy: EasyCache) -> Decisions:
+def decisions_of(policy: EasyCache, *like: int) -> Decisions:
     picture = Picture((), (1, 1), 1, None, lambda tokens: tokens, component=False)
     programs = {program.name: program.compute for program in programs_of(policy, picture)}
-    return Decisions(programs["decide"], programs["observe"], policy.gate().nothing_seen)
+    unseen = partial(nothing_seen, policy.gate(), prediction=torch.zeros(like))
+    return Decisions(programs["decide"], programs["observe"], unseen)
 
 
 @given(
@@ -52,7 +55,7 @@ def decisions_of(policy: EasyCache) -> Decisions:
 def test_a_step_is_computed_once_the_foreseen_change_adds_up_to_the_threshold(T, seed, threshold, warmup):
     policy = EasyCache(threshold=threshold, warmup=warmup)
     latents, outputs = walk(T, seed)
-    decisions, found = decisions_of(policy), ""
+    decisions, found = decisions_of(policy, 2, 3), ""
     for i in range(T):
         now = torch.from_numpy(latents[i])
         computes = decisions.computes(i, now, last=i == T - 1)
@@ -86,7 +89,7 @@ def test_a_smaller_threshold_computes_no_less():
 
 
 def test_a_prediction_that_is_no_number_is_never_held():
-    decisions = decisions_of(EasyCache(warmup=2))
+    decisions = decisions_of(EasyCache(warmup=2), 1)
     for i in range(6):
         assert decisions.computes(i, torch.ones(1) * i, last=False)
         decisions.observe(torch.full((1,), float("nan")))
@@ -100,7 +103,7 @@ def test_impossible_options_are_refused(options):
 
 def test_predictions_may_have_another_shape_than_latents():
     """PixArt's and DiT's have a variance behind them."""
-    decisions = decisions_of(EasyCache(warmup=2, threshold=1e9))
+    decisions = decisions_of(EasyCache(warmup=2, threshold=1e9), 2, 8, 3, 3)
     for i in range(2):
         assert decisions.computes(i, torch.full((2, 4, 3, 3), 1.0 + i), last=False)
         decisions.observe(torch.full((2, 8, 3, 3), 2.0 + i))

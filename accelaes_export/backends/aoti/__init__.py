@@ -18,13 +18,16 @@ from accelaes_export.backends.base import (
     Progress,
     Weights,
 )
+from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.contract.compile_options import CompileOptions
-from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 if TYPE_CHECKING:
-    from accelaes_export.backends.aoti.session import AotiSession
+    import torch
+
+    from accelaes_export.backends.aoti.session import AotiGraph, AotiSession
 
 
 class AotiBackend:
@@ -106,6 +109,25 @@ class AotiBackend:
             targets=targets,
             cuda_graphs=cuda_graphs,
         )
+
+    def compile_graph(self, request: GraphRequest) -> tuple[str, ...]:
+        from accelaes_export.backends.aoti.compile import compile_program
+
+        assert request.program is not None, "the builder hands a program to backends that read one"
+        name = f"{request.name}.pt2"
+        compile_program(request.program, request.destination / name, resolve(request.targets))
+        return (name,)
+
+    def open_graph(
+        self,
+        files: tuple[Path, ...],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: torch.device,
+    ) -> AotiGraph:
+        from accelaes_export.backends.aoti.session import open_graph
+
+        return open_graph(files, inputs, outputs, device)
 
 
 def _lacking(target: str) -> tuple[str, str]:

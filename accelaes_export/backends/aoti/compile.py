@@ -70,6 +70,21 @@ def compile_packages(request: CompileRequest, target: str, progress: Progress) -
     return tuple(files), "" if is_gpu(target) else _instructions(settings)
 
 
+def compile_program(program: torch.export.ExportedProgram, path: Path, target: str) -> None:
+    """Write a small graph, traced on the CPU and without weights, as one package.
+
+    Raises:
+        BuildError: the compiler failed.
+    """
+    if is_gpu(target):
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
+    toolchain = CudaToolchain.found().in_use() if is_gpu(target) else nullcontext()
+    settings = _settings(target, freezing=False, autotune=False) | {"aot_inductor.package_constants_in_so": True}
+    _compile(program, path, settings, toolchain)
+
+
 def _described(name: str, traced: torch.Tensor) -> Weight:
     """A weight by the tensor it was traced with, which has its dtype and shape but may hold anything."""
     return Weight(name, _ELEMENTS[traced.dtype], tuple(traced.shape), traced.numel() * traced.element_size())

@@ -14,10 +14,11 @@ from accelaes_export.backends.aoti.compile import PACKAGE, package_name
 from accelaes_export.backends.aoti.targets import INSTRUCTIONS, check_cpu, check_gpu, is_gpu
 from accelaes_export.backends.cuda import Cuda, TorchCuda
 from accelaes_export.backends.cuda_graphs import GraphedCalls
+from accelaes_export.backends.graphs import GraphTensors
 from accelaes_export.backends.tensor_table import StepSizes, TensorTable
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, load_weights
 from accelaes_export.backends.workspace import Workspace, Workspaces
-from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import AccelAesError, BundleError, InputError, first_line
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
@@ -83,6 +84,46 @@ class AotiSession:
             raise AccelAesError(f"AOTInductor failed in a focus step: {first_line(error)}.") from error
         by_name = dict(zip((spec.name for spec in self.contract.outputs), results, strict=True))
         torch._foreach_copy_(list(outputs.values()), [by_name[name] for name in outputs])
+
+
+class AotiGraph:
+    """A graph beside the focus step; see `OpenedGraph`. On a GPU it is enqueued on torch's current stream.
+
+    Args:
+        package: its runner.
+        inputs, outputs: its tensors, on `device`.
+    """
+
+    def __init__(
+        self, package: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: torch.device
+    ) -> None:
+        self._package = package
+        self._tensors = GraphTensors(inputs, outputs, device)
+        self._names = [spec.name for spec in outputs]
+        self._lock = threading.Lock()
+
+    def __call__(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        inputs = list(self._tensors.given(tensors).values())
+        try:
+            with self._lock, torch.no_grad():
+                found = self._package.run(inputs)
+        except RuntimeError as error:
+            raise AccelAesError(f"AOTInductor failed in a program of a policy: {first_line(error)}.") from error
+        return dict(zip(self._names, found, strict=True))
+
+
+def open_graph(
+    files: tuple[Path, ...],
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    device: torch.device,
+) -> AotiGraph:
+    """Open the package of a small graph.
+
+    Raises:
+        BundleError: it can't be opened here.
+    """
+    return AotiGraph(_open(files[0], device, {}), inputs, outputs, device)
 
 
 def open_session(

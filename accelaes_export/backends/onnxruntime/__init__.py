@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,11 @@ from accelaes_export.backends.base import (
     Progress,
     Weights,
 )
+from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.backends.onnx_files import copy_model
-from accelaes_export.backends.onnxruntime.session import OnnxRuntimeSession
+from accelaes_export.backends.onnxruntime.session import OnnxRuntimeGraph, OnnxRuntimeSession
 from accelaes_export.contract.compile_options import CompileOptions
-from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import BundleError, InputError, MissingComponentError, first_line
 from accelaes_export.memory import lacks_memory
 
@@ -111,42 +113,49 @@ class OnnxRuntimeBackend:
 
         ONNX Runtime's own CUDA graphs aren't used: `cuda_graphs` changes nothing.
         """
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingComponentError(
-                f"This bundle needs onnxruntime, which can't be imported: {_CPU_BUILD}."
-            ) from error
-        models = [name for name in files if name.endswith(".onnx")]
-        if len(models) != 1 or not (folder / models[0]).is_file():
-            raise BundleError(
-                f"{folder} should hold one ONNX model and its manifest names {models or 'none'}; build it again."
-            )
+        onnxruntime = _imported()
+        model = _model(folder, files)
         chosen = _device(onnxruntime, device)
         if contract.dtype == "bf16" and chosen.type == "cpu":
             raise MissingComponentError(f"This bundle is bf16, which ONNX Runtime runs on CUDA alone: {_CUDA_BUILD}.")
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if chosen.type == "cuda":
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": chosen.index}))
+        session = self._opened(onnxruntime, model, chosen, versions or {})
+        return OnnxRuntimeSession(
+            session, contract, chosen, lambda profile: self._inference(onnxruntime, model, chosen, profile)
+        )
 
-        def opened(profile: str | None = None) -> Any:
-            return onnxruntime.InferenceSession(str(folder / models[0]), self._options(onnxruntime, profile), providers)
+    def compile_graph(self, request: GraphRequest) -> tuple[str, ...]:
+        name = f"{request.name}.onnx"
+        shutil.copyfile(request.onnx_file, request.destination / name)
+        return (name,)
 
+    def open_graph(
+        self,
+        files: tuple[Path, ...],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: torch.device,
+    ) -> OnnxRuntimeGraph:
+        session = self._opened(_imported(), files[0], device, {})
+        return OnnxRuntimeGraph(session, inputs, outputs, device)
+
+    def _opened(self, onnxruntime: Any, model: Path, device: torch.device, versions: Mapping[str, str]) -> Any:
+        """The InferenceSession of a model; BundleError where it can't be opened, MemoryError for want of room."""
         try:
-            session = opened()
+            return self._inference(onnxruntime, model, device)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             if lacks_memory(error):
                 raise MemoryError(first_line(error)) from error
-            built = (
-                f" (the bundle was built with {versions['onnxruntime']})"
-                if versions and "onnxruntime" in versions
-                else ""
-            )
+            built = f" (the bundle was built with {versions['onnxruntime']})" if "onnxruntime" in versions else ""
             raise BundleError(
-                f"onnxruntime {onnxruntime.__version__} can't open {models[0]}{built}: {first_line(error)}. "
+                f"onnxruntime {onnxruntime.__version__} can't open {model.name}{built}: {first_line(error)}. "
                 "Build the bundle again."
             ) from error
-        return OnnxRuntimeSession(session, contract, chosen, opened)
+
+    def _inference(self, onnxruntime: Any, model: Path, device: torch.device, profile: str | None = None) -> Any:
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device.type == "cuda":
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index}))
+        return onnxruntime.InferenceSession(str(model), self._options(onnxruntime, profile), providers)
 
     def _options(self, onnxruntime: Any, profile: str | None) -> Any:
         """Of a session; with `profile`, of one that writes where its time goes to files that begin like this."""
@@ -158,6 +167,24 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = self._threads if self._threads is not None else _threads_from_environment()
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._spinning else "0")
         return options
+
+
+def _imported() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingComponentError(f"This bundle needs onnxruntime, which can't be imported: {_CPU_BUILD}.") from error
+    return onnxruntime
+
+
+def _model(folder: Path, files: tuple[str, ...]) -> Path:
+    """The ONNX file among them; BundleError where it isn't there."""
+    models = [name for name in files if name.endswith(".onnx")]
+    if len(models) != 1 or not (folder / models[0]).is_file():
+        raise BundleError(
+            f"{folder} should hold one ONNX model and its manifest names {models or 'none'}; build it again."
+        )
+    return folder / models[0]
 
 
 def _device(onnxruntime: Any, asked: str | None) -> torch.device:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backends.base import KernelTime
+from accelaes_export.backends.graphs import GraphTensors
 from accelaes_export.backends.tensor_table import TensorTable
-from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import AccelAesError, BundleError, first_line
 from accelaes_export.memory import lacks_memory
 
@@ -52,22 +53,7 @@ class OnnxRuntimeSession:
     ) -> None:
         """One focus step; see `Session.run`. On CUDA the outputs are complete when it returns."""
         self._table.check(inputs, outputs)
-        # An IOBinding belongs to one call, the InferenceSession to all threads.
-        binding = self._session.io_binding()
-        kind, index = self.device.type, self.device.index or 0
-        for name, tensor in inputs.items():
-            binding.bind_input(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
-        for name, tensor in outputs.items():
-            if tensor.numel():  # an empty one has no address, and nothing to fetch
-                binding.bind_output(name, kind, index, self._elements[name], list(tensor.shape), tensor.data_ptr())
-        if kind == "cuda":
-            self._wait_for_torch()
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:  # as above
-            if lacks_memory(error):
-                raise MemoryError(first_line(error)) from error
-            raise AccelAesError(f"ONNX Runtime failed in a focus step: {first_line(error)}.") from error
+        _call(self._session, self.device, self._elements, inputs, outputs, "a focus step")
 
     def kernel_times(
         self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], calls: int
@@ -88,11 +74,63 @@ class OnnxRuntimeSession:
                 counted[name] = KernelTime(name, so_far.calls + 1, so_far.seconds + 1e-6 * event["dur"])
         return tuple(counted.values())
 
-    def _wait_for_torch(self) -> None:
-        """The provider runs on a stream of its own, so what torch still computes must be done first."""
-        import torch
 
-        torch.cuda.current_stream(self.device).synchronize()
+class OnnxRuntimeGraph:
+    """A graph beside the focus step; see `OpenedGraph`.
+
+    Args:
+        session: the InferenceSession.
+        inputs, outputs: its tensors, on `device`.
+    """
+
+    def __init__(
+        self, session: Any, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: torch.device
+    ) -> None:
+        self._session = session
+        self._device = device
+        self._tensors = GraphTensors(inputs, outputs, device)
+        self._elements = {spec.name: _ELEMENT_TYPES[spec.dtype] for spec in (*inputs, *outputs)}
+        _check_names("inputs", [spec.name for spec in inputs], [a.name for a in session.get_inputs()])
+        _check_names("outputs", [spec.name for spec in outputs], [a.name for a in session.get_outputs()])
+
+    def __call__(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        inputs = self._tensors.given(tensors)
+        outputs = self._tensors.room(inputs)
+        _call(self._session, self._device, self._elements, inputs, outputs, "a program of a policy")
+        return outputs
+
+
+def _call(
+    session: Any,
+    device: torch.device,
+    elements: Mapping[str, int],
+    inputs: Mapping[str, torch.Tensor],
+    outputs: Mapping[str, torch.Tensor],
+    what: str,
+) -> None:
+    """Run a session on tensors where they are."""
+    binding = session.io_binding()  # one belongs to one call, the InferenceSession to all threads
+    kind, index = device.type, device.index or 0
+    for name, tensor in inputs.items():
+        binding.bind_input(name, kind, index, elements[name], list(tensor.shape), tensor.data_ptr())
+    for name, tensor in outputs.items():
+        if tensor.numel():  # an empty one has no address, and nothing to fetch
+            binding.bind_output(name, kind, index, elements[name], list(tensor.shape), tensor.data_ptr())
+    if kind == "cuda":
+        _wait_for_torch(device)
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if lacks_memory(error):
+            raise MemoryError(first_line(error)) from error
+        raise AccelAesError(f"ONNX Runtime failed in {what}: {first_line(error)}.") from error
+
+
+def _wait_for_torch(device: torch.device) -> None:
+    """The provider runs on a stream of its own, so what torch still computes must be done first."""
+    import torch
+
+    torch.cuda.current_stream(device).synchronize()
 
 
 def _workspaces(device: torch.device) -> Workspaces:

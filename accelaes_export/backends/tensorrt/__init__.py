@@ -14,17 +14,21 @@ from accelaes_export.backends.base import (
     Progress,
     Weights,
 )
+from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.backends.tensorrt.attention_plugin import AttentionPlugin
 from accelaes_export.backends.tensorrt.driver import DriverReport, ask_driver
 from accelaes_export.backends.tensorrt.flavour import NATIVE, RTX, STANDARD, Flavour, capability
 from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.messages import Messages, tensorrt_logger
 from accelaes_export.contract.compile_options import CompileOptions
-from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.plugins.sparse_query_attention import NAME, VERSION
 
 if TYPE_CHECKING:
+    import torch
+
+    from accelaes_export.backends.tensorrt.graphs import TensorRTGraph
     from accelaes_export.backends.tensorrt.session import TensorRTSession
 
 _DRIVER = "install NVIDIA's driver on a machine with a supported GPU"
@@ -155,6 +159,23 @@ class TensorRTBackend:
         if NAME in source.versions:
             self._plugin.require(trt, contract, cuda.compute_capability)
         return open_session(self._library(), source, cuda, cuda_graphs=cuda_graphs)
+
+    def compile_graph(self, request: GraphRequest) -> tuple[str, ...]:
+        from accelaes_export.backends.tensorrt.graphs import build_graph
+
+        return (build_graph(self._library(), request, self._resolve(request.targets)),)
+
+    def open_graph(
+        self,
+        files: tuple[Path, ...],
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: torch.device,
+    ) -> TensorRTGraph:
+        from accelaes_export.backends.cuda import TorchCuda
+        from accelaes_export.backends.tensorrt.graphs import open_graph
+
+        return open_graph(self._library(), files[0], inputs, outputs, TorchCuda.on(str(device)))
 
     def _library(self) -> Library:
         """The library with its logger: TensorRT takes one a process."""

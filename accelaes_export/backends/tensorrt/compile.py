@@ -114,12 +114,7 @@ class EngineBuild:
                 )
         if self._request.workspace_bytes is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, self._request.workspace_bytes)
-        if self._flavour.builds_without_gpu:
-            config.num_compute_capabilities = len(self._targets)
-            for index, target in enumerate(self._targets):
-                config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
-        elif "sm80+" in self._targets:
-            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        self._flavour.aim(trt, config, self._targets)
         self._read_timing_cache()
 
     def _build(self, file: BinaryIO, progress: Progress) -> None:

@@ -48,6 +48,15 @@ class Flavour:
         # A flavour with an open-ended target builds for whatever GPU it finds.
         return found in self.targets or any(target.endswith("+") for target in self.targets)
 
+    def aim(self, trt: Any, config: Any, targets: tuple[str, ...]) -> None:
+        """Set a builder's configuration for GPUs of the compute capabilities `targets`."""
+        if self.builds_without_gpu:
+            config.num_compute_capabilities = len(targets)
+            for index, target in enumerate(targets):
+                config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
+        elif "sm80+" in targets:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+
     def load(self) -> Any:
         """The library's module, or MissingComponentError with the command that installs it."""
         try:
