@@ -12,6 +12,7 @@ from typing import Any
 
 from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Manifest
+from accelaes_export.contract.presets import NEW
 from accelaes_export.contract.tensors import (
     AFFINITY,
     FOCUS_INDEX,
@@ -20,7 +21,8 @@ from accelaes_export.contract.tensors import (
     TIMESTEP,
     GraphContract,
 )
-from accelaes_export.errors import shortened
+from accelaes_export.errors import InputError, shortened
+from accelaes_export.policies.plan import Plan
 
 _SHARE_TOLERANCE = 0.01  # a bucket is rounded to a multiple of 8 tokens where that moves n/N no more
 
@@ -34,6 +36,7 @@ def contradiction(manifest: Manifest) -> str | None:
         _ranges,
         _text,
         _rows,
+        _presets,
     )
     of_all: tuple[Callable[[Manifest], Iterator[str]], ...] = (_source, _call, _recipe)
     clauses = (
@@ -144,6 +147,37 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
                 yield f"{spec.name} is {spec.dtype} in an engine of {contract.dtype}"
     if (AFFINITY in geometry.contract.has) != bool(manifest.affinity_layers):
         yield f"affinity comes from the blocks {manifest.affinity_layers}, and the engine has it or not"
+
+
+def _presets(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
+    names = [preset.name for preset in geometry.presets]
+    if len(set(names)) != len(names):
+        yield "two presets have one name"
+    for preset in geometry.presets:
+        if preset.steps not in preset.plans:
+            yield f"the preset {preset.name} has {preset.steps} steps and no plan for them"
+        for steps, symbols in preset.plans.items():
+            try:
+                found = len(Plan(symbols, manifest.sparse_fractions, manifest.range_shares))
+            except InputError as error:
+                yield f"the preset {preset.name} has a plan that is none ({error})"
+                break
+            if found != steps:
+                yield f"the preset {preset.name} has a plan of {found} steps for {steps}"
+        needed = {"advance", "extrapolate", "guide"} | ({"advance_focus", "score"} if preset.focus else set())
+        if not needed <= preset.programs.keys():
+            yield f"the preset {preset.name} lacks the program {min(needed - preset.programs.keys())}"
+            continue
+        state = {spec.name: spec for spec in preset.state}
+        tokens = ("B", geometry.contract.tokens, geometry.latents.token_width)
+        for name, program in preset.programs.items():
+            for spec in (*program.inputs, *program.outputs):
+                own = state.get(spec.name.removesuffix(NEW))
+                rows = spec.shape[1:] if spec.shape else ()
+                if own is not None and (own.dtype, own.shape[1:]) != (spec.dtype, rows):
+                    yield f"the preset {preset.name} keeps {own.name} otherwise than its program {name} has it"
+                if spec.name in ("computed", "predicted") and spec.shape and spec.shape != tokens:
+                    yield f"the preset {preset.name} has predictions of another size than the engine"
 
 
 def _rows(manifest: Manifest, geometry: Geometry) -> Iterator[str]:

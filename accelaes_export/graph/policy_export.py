@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from accelaes_export.contract.presets import NEW
 from accelaes_export.contract.tensors import TensorSpec
@@ -183,20 +185,26 @@ def _zeros(spec: TensorSpec, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _traced(graphs: Sequence[PolicyGraph]) -> torch.export.ExportedProgram:
-    specs = [spec for graph in graphs for spec in graph.inputs]
+    """The programs side by side. Each has letters of its own, or one would take its sizes from another's tensors."""
     sizes = graphs[0].sizes
-    # A traced size of 1 would be taken for a constant.
-    most = {"B": max(2, sizes.B), "b": max(2, sizes.b)}
-    letters = {letter: torch.export.Dim(letter, min=1, max=size) for letter, size in most.items()}
-    example = tuple(torch.rand(spec.sized(dict.fromkeys(most, 2))) for spec in specs)
-    shapes = tuple({axis: letters[d] for axis, d in enumerate(spec.shape) if d in letters} for spec in specs)
+    most = {"B": max(2, sizes.B), "b": max(2, sizes.b)}  # a traced size of 1 would be taken for a constant
+    example: list[torch.Tensor] = []
+    shapes: list[dict[int, Any]] = []
+    for k, graph in enumerate(graphs):
+        letters = {letter: torch.export.Dim(f"{letter}{k}", min=1, max=size) for letter, size in most.items()}
+        example += _example(graph.inputs)
+        shapes += [{axis: letters[d] for axis, d in enumerate(s.shape) if d in letters} for s in graph.inputs]
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(_Together(graphs), example, dynamic_shapes=(shapes,), strict=False)
+            return torch.export.export(_Together(graphs), tuple(example), dynamic_shapes=(tuple(shapes),), strict=False)
     except Exception as error:
         named = ", ".join(graph.name for graph in graphs)
         raise BuildError(f"torch.export could not trace the programs {named}: {first_line(error)}") from error
+
+
+def _example(specs: Iterable[TensorSpec]) -> list[torch.Tensor]:
+    return [torch.rand(spec.sized({"B": 2, "b": 2})) for spec in specs]
 
 
 @dataclass(frozen=True)
@@ -209,17 +217,22 @@ class _Whole:
     @classmethod
     def of(cls, program: Program, sizes: Sizes) -> _Whole:
         inputs = tuple(_spec(name, shape, sizes) for name, shape in program.inputs.items())
-        outputs = tuple(_spec(name, shape, sizes) for name, shape in program.outputs.items())
-        traced = _traced([PolicyGraph(program, inputs, outputs, sizes, "")])
-        constants = {name: value.tolist() for name, value in traced.constants.items()}
+
+        def compute(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            made = program.compute(dict(zip(program.inputs, tensors, strict=True)))
+            return tuple(made[name] for name in program.outputs)
+
+        with torch.no_grad():
+            traced = make_fx(compute)(*_example(inputs))
+        constants = {name: value.tolist() for name, value in traced.named_buffers()}
         places = [node for node in traced.graph.nodes if node.op == "placeholder"]
-        named = dict(zip(places[-len(inputs) :], program.inputs, strict=True))  # constants come before
+        named = dict(zip(places, program.inputs, strict=True))
         ends = next(node for node in traced.graph.nodes if node.op == "output").args[0]
         reads = {
             output: {named[node] for node in _ancestors(end) if node in named}
             for output, end in zip(program.outputs, ends, strict=True)
         }
-        return cls(f"{traced.graph_module.code}\n{constants}", reads)
+        return cls(f"{traced.code}\n{constants}", reads)
 
 
 def _ancestors(node: torch.fx.Node) -> Iterable[torch.fx.Node]:
