@@ -39,7 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranges") / "shapes"
-    result = command(*f"build --model shapes --checkpoint {checkpoint} --block-ranges 1:2,0:1 -o {folder}".split())
+    options = f"--checkpoint {checkpoint} --block-ranges 1:2,0:1 --presets delta-dit -o {folder}"
+    result = command("build", "--model", "shapes", *options.split())
     assert result.exit_code == 0, result.stderr
     assert "without blocks 0:1" in result.stderr and "without blocks 1:2" in result.stderr
     return folder

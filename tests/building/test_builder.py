@@ -57,7 +57,7 @@ def folder(built, tmp_path):
 
 def tiny_build(checkpoint, output, **options):
     progress = Recorder()
-    options = {"model": "shapes", **options}
+    options = {"model": "shapes", "presets": "none", **options}
     bundle = build(checkpoint, output=output, resolution=(24, 16), progress=progress, **options)
     return bundle, progress
 
@@ -230,9 +230,8 @@ def test_random_weights_need_no_checkpoint_and_verify_from_their_seed(tmp_path, 
     shallow = recipe.model_copy(update={"transformer_config": architecture, "affinity_blocks": None})
     monkeypatch.setattr(recipes, "load", lambda _: shallow)
     progress = Recorder()
-    bundle = build(
-        model="shapes", random_weights=True, seed=3, output=tmp_path / "bundle", buckets="0.5", progress=progress
-    )
+    options = {"buckets": "0.5", "presets": "none", "progress": progress}
+    bundle = build(model="shapes", random_weights=True, seed=3, output=tmp_path / "bundle", **options)
     assert (bundle.manifest.source.kind, bundle.manifest.source.seed) == ("random", 3)
     assert verification.verify(bundle).passed
 
@@ -248,6 +247,6 @@ def test_an_engine_for_another_gpu_is_built_and_left_unverified(checkpoint, fold
 
 
 def test_a_recipe_of_ones_own_is_built_like_a_shipped_one(checkpoint, folder):
-    own = recipes.load("shapes").model_copy(update={"name": "mine"})
+    own = recipes.load("shapes").model_copy(update={"name": "mine", "presets": ()})
     bundle = build(checkpoint, model=own, output=folder / "mine", resolution=(24, 16))
     assert bundle.manifest.model == "mine"

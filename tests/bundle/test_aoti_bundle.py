@@ -39,7 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(checkpoint: Path, folder: Path) -> Result:
     options = (
-        f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing -o {folder}"
+        f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing "
+        f"--presets teacache -o {folder}"
     )
     return command("build", *options.split())
 

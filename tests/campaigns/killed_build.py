@@ -31,7 +31,13 @@ def tiny_recipe() -> BuildRecipe:
     """Of the smallest model there is."""
     from accelaes_export.recipes import load
 
-    changes = {"transformer_config": TINY, "resolution": (16, 16), "buckets": (0.5,), "affinity_blocks": None}
+    changes = {
+        "transformer_config": TINY,
+        "resolution": (16, 16),
+        "buckets": (0.5,),
+        "affinity_blocks": None,
+        "presets": (),
+    }
     return load("shapes").model_copy(update=changes)
 
 

@@ -76,4 +76,4 @@ def two_blocks(folder, name: str, device: torch.device):
 def shapes(folder, device: torch.device, **options):
     """The shipped checkpoint."""
     where = {"targets": target(device), "dtype": dtype_of(device), "output": folder / "shapes"}
-    return build(model="shapes", backend="aoti", **where, **options)
+    return build(model="shapes", backend="aoti", **where, **{"presets": "none", **options})

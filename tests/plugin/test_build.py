@@ -34,6 +34,7 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle
         backend="tensorrt-rtx",
         dtype="fp16",
         buckets=[0.5],
+        presets="none",
         targets="sm86,sm120",
         attention="plugin",
         output=tmp_path_factory.mktemp("bundles") / "plugin",
@@ -59,6 +60,7 @@ def test_the_same_model_with_native_attention_is_another_engine_of_the_same_expo
         backend="tensorrt-rtx",
         dtype="fp16",
         buckets=[0.5],
+        presets="none",
         targets="sm86,sm120",
         output=bundle.path.with_name("native"),
     )

@@ -179,7 +179,7 @@ def test_inpaint_follows_the_untouched_pipeline(tmp_path):
     widths = {name: parts["transformer"].config[name] for name in ("joint_attention_dim", "pooled_projection_dim")}
     config = tiny_config(in_channels=16, out_channels=16, sample_size=24, num_layers=2, **widths)
     checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint", config)
-    bundle = ax.build(checkpoint, model="shapes", output=tmp_path / "bundle", buckets="0.5")
+    bundle = ax.build(checkpoint, model="shapes", output=tmp_path / "bundle", buckets="0.5", presets="none")
     transformer = type(parts["transformer"]).from_pretrained(checkpoint / "transformer")
     pipe = StableDiffusion3InpaintPipeline(**parts | {"vae": vae.eval(), "transformer": transformer})
     pipe.set_progress_bar_config(disable=True)
