@@ -74,7 +74,7 @@ def test_inspect_names_torch_and_the_instructions_the_code_needs(bundle: Path) -
 
 
 def test_verify_passes(bundle: Path) -> None:
-    assert "every bucket agrees" in command("verify", bundle).stdout
+    assert "every bucket and preset agrees" in command("verify", bundle).stdout
 
 
 def test_run_makes_a_picture(bundle: Path, tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def test_a_damaged_older_one_is_still_refused(bundle):
 def test_arguments_that_an_engine_has_one_value_of_are_found_where_older_manifests_have_them(bundle):
     data = json.loads((bundle / MANIFEST).read_text())
     fixed = {"base_sequence_length": 16} if "call" in data else {}  # the first schema had none
-    if fixed:
+    if "geometries" in data:
+        data["geometries"][0]["fixed"] = fixed
+    elif fixed:
         data["call"]["fixed"] = fixed
     (bundle / MANIFEST).write_text(json.dumps(data))
     assert open_bundle(bundle, check_hashes=False).manifest.geometry.fixed == fixed
