@@ -176,7 +176,7 @@ def _presets(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
                 rows = spec.shape[1:] if spec.shape else ()
                 if own is not None and (own.dtype, own.shape[1:]) != (spec.dtype, rows):
                     yield f"the preset {preset.name} keeps {own.name} otherwise than its program {name} has it"
-                if spec.name in ("computed", "predicted") and spec.shape and spec.shape != tokens:
+                if spec.name in ("computed", "predicted") and spec.shape != tokens:
                     yield f"the preset {preset.name} has predictions of another size than the engine"
 
 

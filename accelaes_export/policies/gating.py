@@ -126,8 +126,8 @@ class Decisions:
             if now.shape != self._shape:
                 self._state, self._shape = self._nothing_seen(now), now.shape
             after = dict(self._decide({**self._state, "latents": now, "step": i}))
-            computed = after.pop("computed")
-            self._state, self._decided = after, (i, bool(computed) or last)
+            wanted = after.pop("wanted")
+            self._state, self._decided = after, (i, bool(wanted) or last)
         return self._decided[1]
 
     def observe(self, prediction: torch.Tensor) -> None:

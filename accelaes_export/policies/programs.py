@@ -221,11 +221,11 @@ def _gating(gate: Gate, picture: Picture) -> tuple[Program, ...]:
 
     def decide(tensors: Tensors) -> dict[str, torch.Tensor]:
         after, computed = gate.decide(remembered(tensors), tensors["latents"], tensors["step"])
-        return {**kept(after), "computed": computed.to(torch.float32)}
+        return {**kept(after), "wanted": computed.to(torch.float32)}
 
     def observe(tensors: Tensors) -> dict[str, torch.Tensor]:
         return kept(gate.observe(remembered(tensors), tensors["prediction"]))
 
-    deciding = Program("decide", {**state, "latents": latents, "step": ()}, {**state, "computed": ()}, decide)
+    deciding = Program("decide", {**state, "latents": latents, "step": ()}, {**state, "wanted": ()}, decide)
     observing = Program("observe", {**state, "prediction": PREDICTIONS}, state, observe)
     return (deciding, observing) if gate.observes else (deciding,)

@@ -50,7 +50,7 @@ def test_a_build_has_an_engine_for_every_range_and_measures_each(bundle: Path) -
     manifest = ax.open(bundle).manifest
     assert manifest.range_shares == (0.5, 0.5)
     assert [engine.folder for engine in manifest.geometry.without] == ["without_0_1", "without_1_2"]
-    assert set(manifest.files) == {
+    assert {name for name in manifest.files if not name.startswith("presets/")} == {
         "focus_step.onnx",
         "without_0_1/focus_step.onnx",
         "without_1_2/focus_step.onnx",

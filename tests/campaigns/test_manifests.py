@@ -31,6 +31,7 @@ def damaged(shapes_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> 
     """A bundle of links to another's files, whose manifest can be written over."""
     folder = tmp_path_factory.mktemp("damaged") / "shapes"
     folder.mkdir()
+    (folder / "presets").mkdir()
     for name in shapes_bundle.manifest.files:
         os.link(shapes_bundle.path / name, folder / name)
     return folder

@@ -1,0 +1,126 @@
+/* libaccelaes: carries out the presets of a bundle, without Python.
+ *
+ * A bundle is opened once and shared by threads; a run is one denoising of a few images, of one thread at a time.
+ * Every function that can fail returns a status: NULL is good, anything else says why in one sentence and is freed by
+ * accelaes_status_free. Structs begin with their own size, so that later releases can add to them; zero means default.
+ * docs/embedding.md has examples.
+ */
+#ifndef ACCELAES_H
+#define ACCELAES_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ACCELAES_API __attribute__((visibility("default")))
+
+/* The command line's exit codes. */
+enum accelaes_code {
+    ACCELAES_GOOD = 0,
+    ACCELAES_FAILED = 1,  /* the engine failed, or the run was cancelled */
+    ACCELAES_INPUT = 2,   /* what was given is wrong, or the bundle is damaged */
+    ACCELAES_MISSING = 4, /* a library isn't there */
+};
+
+typedef struct accelaes_status accelaes_status;
+typedef struct accelaes_bundle accelaes_bundle;
+typedef struct accelaes_run accelaes_run;
+
+ACCELAES_API int accelaes_status_code(const accelaes_status* status);
+ACCELAES_API const char* accelaes_status_sentence(const accelaes_status* status);
+ACCELAES_API void accelaes_status_free(accelaes_status* status);
+
+typedef struct accelaes_open_options {
+    size_t size;
+    const char* library;      /* the engine's: a path of libonnxruntime.so; NULL: found by its name */
+    const char* engines;      /* folder of libaccelaes_onnxruntime.so and its like; NULL: where libaccelaes is */
+    int threads;              /* of the engine; 0: one per core */
+    int skip_hashes;          /* 1: files are compared by size alone */
+} accelaes_open_options;
+
+/* Open the bundle in a folder: its manifest, its files' hashes, its engine. */
+ACCELAES_API accelaes_status* accelaes_open(
+    const char* folder, const accelaes_open_options* options, accelaes_bundle** bundle);
+
+/* Let go of a bundle. Runs of it go on. */
+ACCELAES_API void accelaes_close(accelaes_bundle* bundle);
+
+typedef struct accelaes_facts {
+    size_t size;
+    int images;               /* a run has at most so many */
+    int tokens, text_tokens;  /* N and M */
+    int guided_rows;          /* rows of an image's conditioning in a guided run: 2, or 1 where nothing is guided */
+    int uncond_first;         /* whether the unconditional rows come first */
+    int steps;                /* T where nobody asks for another */
+    double guidance;          /* scale where nobody asks for another */
+    int latent_rank;          /* without the batch axis */
+    int64_t latent_shape[4];
+    int presets;              /* how many there are */
+} accelaes_facts;
+
+ACCELAES_API void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts);
+
+/* The name of preset `index`, or NULL. Lives as long as the bundle. */
+ACCELAES_API const char* accelaes_preset_name(const accelaes_bundle* bundle, int index);
+
+typedef struct accelaes_run_options {
+    size_t size;
+    const char* preset;       /* its name; NULL: the first */
+    const char* plan;         /* symbols, one a step; NULL: the preset's */
+    int steps;                /* T; 0: the preset's */
+    int images;               /* b; 0: 1 */
+    int unguided;             /* 1: no classifier-free guidance, one row an image */
+    double guidance;          /* the scale; 0: the bundle's */
+    const float* sigmas;      /* [T + 1]: a step moves latents by (sigmas[i + 1] - sigmas[i]) x prediction */
+    const float* timesteps;   /* [T], as the transformer is called with */
+} accelaes_run_options;
+
+/* How much memory accelaes_run_new will take. */
+ACCELAES_API accelaes_status* accelaes_run_bytes(
+    const accelaes_bundle* bundle, const accelaes_run_options* options, size_t* host, size_t* device);
+
+/* Prepare a run: everything it needs is allocated here. */
+ACCELAES_API accelaes_status* accelaes_run_new(
+    const accelaes_bundle* bundle, const accelaes_run_options* options, accelaes_run** run);
+ACCELAES_API void accelaes_run_free(accelaes_run* run);
+
+typedef struct accelaes_tensor {
+    size_t size;
+    const char* name;
+    int is_int64;             /* 0: fp32 */
+    const void* data;         /* contiguous; copied */
+    const int64_t* shape;
+    int rank;
+} accelaes_tensor;
+
+/* What a run is made of: "latents" [b, ...], the noise; the engine's conditioning by its names, [rows, ...] with both
+ * halves of guidance where it is guided; "token_weights" [b, M], where the preset has a mask. Begins the run. */
+ACCELAES_API accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* tensors, size_t count);
+
+typedef struct accelaes_step {
+    size_t size;
+    int index;
+    char symbol;              /* as it was carried out: D, a bucket's letter, or '.' */
+    int tokens;               /* computed, of N */
+    double seconds, engine_seconds;
+} accelaes_step;
+
+/* Carry out the next step. `more` is 0 after the last. */
+ACCELAES_API accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step* step, int* more);
+
+/* The latents [b, ...] as they are now, fp32; `count` numbers. Valid until the next step. */
+ACCELAES_API const float* accelaes_run_latents(const accelaes_run* run, size_t* count);
+
+/* The focus index [b, n] of the last sparse step; `n` is 0 before one. */
+ACCELAES_API const int64_t* accelaes_run_focus(const accelaes_run* run, int* n);
+
+/* Stop before the next step, from any thread: accelaes_run_next then says that the run was cancelled. */
+ACCELAES_API void accelaes_run_cancel(accelaes_run* run);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

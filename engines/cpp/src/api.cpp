@@ -1,0 +1,175 @@
+// The boundary: no exception and no C++ type crosses it.
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "accelaes.h"
+#include "bundle.hpp"
+#include "failure.hpp"
+#include "run.hpp"
+
+struct accelaes_status {
+    int code;
+    std::string sentence;
+};
+
+struct accelaes_bundle {
+    std::shared_ptr<const accelaes::Bundle> it;
+};
+
+struct accelaes_run {
+    accelaes::Run it;
+
+    accelaes_run(std::shared_ptr<const accelaes::Bundle> bundle, accelaes::RunPlan plan) : it(std::move(bundle), std::move(plan)) {}
+};
+
+namespace {
+
+accelaes_status* status_of(int code, const char* sentence) {
+    try {
+        return new accelaes_status{code, sentence};
+    } catch (...) {
+        static accelaes_status no_memory{ACCELAES_FAILED, ""};  // not freed, and never changed
+        return &no_memory;
+    }
+}
+
+template <typename Work>
+accelaes_status* guarded(Work work) {
+    try {
+        work();
+        return nullptr;
+    } catch (const accelaes::Failure& failure) {
+        return status_of(failure.code, failure.sentence.c_str());
+    } catch (const std::bad_alloc&) {
+        return status_of(ACCELAES_FAILED, "There is not enough memory; close other programs, or make fewer images at once.");
+    } catch (const std::exception& error) {
+        return status_of(ACCELAES_FAILED, (std::string("unexpected: ") + error.what()).c_str());
+    } catch (...) {
+        return status_of(ACCELAES_FAILED, "unexpected: an error without words.");
+    }
+}
+
+// A struct of the caller's, which may be of an older or newer release: what both know of it, the rest zero.
+template <typename Options>
+Options known(const Options* given, const char* name) {
+    Options options = {};
+    if (given == nullptr) return options;
+    if (given->size < sizeof(size_t) || given->size > 4096) accelaes::refuse(std::string(name) + ".size is not the struct's size; set it to sizeof.");
+    std::memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
+    return options;
+}
+
+template <typename Result>
+void hand_over(Result* to, const Result& found, size_t size) {
+    std::memcpy(to, &found, size < sizeof found ? size : sizeof found);
+    to->size = size;
+}
+
+void require(const void* given, const char* what) {
+    if (given == nullptr) accelaes::refuse(std::string(what) + " is NULL; give one.");
+}
+
+}  // namespace
+
+extern "C" {
+
+int accelaes_status_code(const accelaes_status* status) { return status == nullptr ? ACCELAES_GOOD : status->code; }
+
+const char* accelaes_status_sentence(const accelaes_status* status) { return status == nullptr ? "" : status->sentence.c_str(); }
+
+void accelaes_status_free(accelaes_status* status) {
+    if (status != nullptr && !status->sentence.empty()) delete status;
+}
+
+accelaes_status* accelaes_open(const char* folder, const accelaes_open_options* given, accelaes_bundle** bundle) {
+    return guarded([&] {
+        require(folder, "The folder");
+        require(bundle, "The place for the bundle");
+        *bundle = nullptr;
+        auto options = known(given, "options");
+        if (options.threads < 0) accelaes::refuse("options.threads is negative; give a number of threads, or 0 for one per core.");
+        auto it = std::make_shared<const accelaes::Bundle>(folder, options.library, options.engines, options.threads, !options.skip_hashes);
+        *bundle = new accelaes_bundle{std::move(it)};
+    });
+}
+
+void accelaes_close(accelaes_bundle* bundle) { delete bundle; }
+
+void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts) {
+    if (bundle == nullptr || facts == nullptr) return;
+    const auto& manifest = bundle->it->manifest;
+    accelaes_facts found = {};
+    found.images = static_cast<int>(manifest.batch);
+    found.tokens = static_cast<int>(manifest.tokens);
+    found.text_tokens = static_cast<int>(manifest.text_tokens);
+    found.guided_rows = manifest.layout == accelaes::Layout::none ? 1 : 2;
+    found.uncond_first = manifest.layout == accelaes::Layout::uncond_cond;
+    found.steps = manifest.steps;
+    found.guidance = manifest.guidance;
+    found.latent_rank = static_cast<int>(manifest.latent_shape.size());
+    for (size_t k = 0; k < manifest.latent_shape.size() && k < 4; ++k) found.latent_shape[k] = manifest.latent_shape[k];
+    found.presets = static_cast<int>(manifest.presets.size());
+    hand_over(facts, found, facts->size);
+}
+
+const char* accelaes_preset_name(const accelaes_bundle* bundle, int index) {
+    if (bundle == nullptr || index < 0 || static_cast<size_t>(index) >= bundle->it->manifest.presets.size()) return nullptr;
+    return bundle->it->manifest.presets[static_cast<size_t>(index)].name.c_str();
+}
+
+accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelaes_run_options* options, size_t* host, size_t* device) {
+    return guarded([&] {
+        require(bundle, "The bundle");
+        accelaes::RunPlan plan(*bundle->it, known(options, "options"));
+        if (host != nullptr) *host = plan.bytes(bundle->it->manifest);
+        if (device != nullptr) *device = 0;
+    });
+}
+
+accelaes_status* accelaes_run_new(const accelaes_bundle* bundle, const accelaes_run_options* options, accelaes_run** run) {
+    return guarded([&] {
+        require(bundle, "The bundle");
+        require(run, "The place for the run");
+        *run = nullptr;
+        *run = new accelaes_run(bundle->it, accelaes::RunPlan(*bundle->it, known(options, "options")));
+    });
+}
+
+void accelaes_run_free(accelaes_run* run) { delete run; }
+
+accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* tensors, size_t count) {
+    return guarded([&] {
+        require(run, "The run");
+        if (count > 0) require(tensors, "The list of tensors");
+        run->it.input(tensors, count);
+    });
+}
+
+accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step* step, int* more) {
+    return guarded([&] {
+        require(run, "The run");
+        if (more != nullptr) *more = 0;
+        accelaes_step found = {};
+        bool left = run->it.next(&found);
+        if (step != nullptr) hand_over(step, found, step->size);
+        if (more != nullptr) *more = left;
+    });
+}
+
+const float* accelaes_run_latents(const accelaes_run* run, size_t* count) {
+    if (count != nullptr) *count = run == nullptr ? 0 : run->it.latents().size();
+    return run == nullptr ? nullptr : run->it.latents().data();
+}
+
+const int64_t* accelaes_run_focus(const accelaes_run* run, int* n) {
+    if (n != nullptr) *n = run == nullptr ? 0 : static_cast<int>(run->it.focus_tokens());
+    return run == nullptr ? nullptr : run->it.focus().data();
+}
+
+void accelaes_run_cancel(accelaes_run* run) {
+    if (run != nullptr) run->it.cancel();
+}
+
+}  // extern "C"

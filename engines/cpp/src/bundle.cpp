@@ -1,0 +1,129 @@
+#include "bundle.hpp"
+
+#include <dlfcn.h>
+#include <sys/stat.h>
+
+#include <cctype>
+
+#include "failure.hpp"
+#include "sha256.hpp"
+
+namespace accelaes {
+namespace {
+
+// The folder this library lies in.
+std::string own_folder() {
+    Dl_info info;
+    if (dladdr(reinterpret_cast<void*>(&accelaes_open), &info) == 0 || info.dli_fname == nullptr) return ".";
+    std::string path = info.dli_fname;
+    auto slash = path.rfind('/');
+    return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+// Whether a name stays in its folder: relative, printable, without "..", "." or empty parts.
+bool is_plain(const std::string& name) {
+    std::string part;
+    for (size_t k = 0; k <= name.size(); ++k) {
+        if (k < name.size() && name[k] != '/') {
+            unsigned char c = static_cast<unsigned char>(name[k]);
+            if (c < 32 || c == 127 || c == '\\') return false;
+            part += name[k];
+            continue;
+        }
+        if (part.empty() || part == "." || part == "..") return false;
+        part.clear();
+    }
+    return name != "manifest.json" && name != "manifest.sig";
+}
+
+void check_files(const std::string& folder, const std::vector<File>& files, bool hashed) {
+    for (const auto& file : files) {
+        if (!is_plain(file.name)) refuse("The manifest of " + folder + " names a file outside the bundle; nothing was read.");
+        std::string path = folder + "/" + file.name;
+        struct stat status;
+        if (lstat(path.c_str(), &status) != 0) refuse("Bundle " + folder + " lacks " + file.name + "; copy it again or build it again.");
+        if (!S_ISREG(status.st_mode)) refuse("Bundle " + folder + ": " + file.name + " is not a regular file.");
+        auto size = static_cast<uint64_t>(status.st_size);
+        if (size != file.size) {
+            refuse("Bundle " + folder + ": " + file.name + (size < file.size ? " is truncated: " : " is altered: ") + std::to_string(size) +
+                   " bytes, and the manifest says " + std::to_string(file.size) + "; copy it again or build it again.");
+        }
+        if (hashed && sha256_of(path) != file.sha256) {
+            refuse("Bundle " + folder + ": " + file.name + " was altered: its SHA-256 is not the manifest's; copy it again or build it again.");
+        }
+    }
+}
+
+}  // namespace
+
+Format::Format(const std::string& backend, const std::string& folder, const char* library, int threads) {
+    for (char c : backend) {
+        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-') refuse("The bundle's backend has no name; build it again.");
+    }
+    std::string path = folder + "/libaccelaes_" + backend + ".so";
+    void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle == nullptr) {
+        throw Failure(ACCELAES_MISSING, "The bundle's engine is " + backend + ", and " + path + " can't be loaded (" + dlerror() +
+                                            "); put it there, or name its folder in options.engines.");
+    }
+    auto entry = reinterpret_cast<EngineEntry>(dlsym(handle, "accelaes_engine_format"));
+    functions = entry == nullptr ? nullptr : entry();
+    if (functions == nullptr || functions->version != engine_version) {
+        throw Failure(ACCELAES_MISSING, path + " is of another release than libaccelaes; install both from one.");
+    }
+    EngineError error = {};
+    engine = functions->open(library, threads, &error);
+    if (engine == nullptr) throw Failure(error.code, std::string(error.sentence) + ".");
+}
+
+Format::~Format() { functions->close(engine); }
+
+Graph::Graph(std::shared_ptr<const Format> format, const std::string& path) : format_(std::move(format)) {
+    EngineError error = {};
+    graph_ = format_->functions->open_graph(format_->engine, path.c_str(), &error);
+    if (graph_ == nullptr) throw Failure(error.code, path + " can't be opened. " + error.sentence + ".");
+}
+
+Graph::~Graph() { format_->functions->close_graph(graph_); }
+
+void Graph::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
+    EngineError error = {};
+    if (!format_->functions->run(graph_, inputs.data(), inputs.size(), outputs.data(), outputs.size(), &error)) {
+        throw Failure(error.code, std::string(error.sentence) + ".");
+    }
+}
+
+Bundle::Bundle(const std::string& folder, const char* library, const char* engines, int threads, bool hashed)
+    : manifest(read_manifest(folder)), folder_(folder) {
+    check_files(folder, manifest.files, hashed);
+    auto listed = [this](const std::string& name) {
+        for (const auto& file : manifest.files) {
+            if (file.name == name) return folder_ + "/" + name;
+        }
+        refuse("The manifest of " + folder_ + " lists " + name + " without its hash; build the bundle again.");
+    };
+    auto format = std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library, threads);
+    engine = std::make_unique<const Graph>(format, listed(manifest.engine_file));
+    for (const auto& preset : manifest.presets) {
+        for (const auto& [name, program] : preset.programs) {
+            auto& graph = graphs_[program.file];
+            if (graph == nullptr) graph = std::make_unique<const Graph>(format, listed(program.file));
+            programs_[preset.name][name] = graph.get();
+        }
+    }
+}
+
+const Preset& Bundle::preset(const char* name) const {
+    if (manifest.presets.empty()) {
+        refuse("Bundle " + folder_ + " has no presets; build it again with --presets, such as --presets dense,accelaes.");
+    }
+    if (name == nullptr) return manifest.presets.front();
+    std::string there;
+    for (const auto& preset : manifest.presets) {
+        if (preset.name == name) return preset;
+        there += (there.empty() ? "" : ", ") + preset.name;
+    }
+    refuse("Bundle " + folder_ + " has no preset \"" + name + "\"; it has " + there + ": take one of them.");
+}
+
+}  // namespace accelaes

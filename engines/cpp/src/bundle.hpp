@@ -1,0 +1,58 @@
+// An opened bundle: its manifest, and its engine and programs in the format's shared object. Immutable once opened.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine.hpp"
+#include "manifest.hpp"
+
+namespace accelaes {
+
+// The shared object of an engine format, and the library behind it.
+class Format {
+   public:
+    Format(const std::string& backend, const std::string& folder, const char* library, int threads);
+    ~Format();
+    Format(const Format&) = delete;
+    Format& operator=(const Format&) = delete;
+
+    const EngineFormat* functions = nullptr;
+    void* engine = nullptr;
+};
+
+class Graph {
+   public:
+    Graph(std::shared_ptr<const Format> format, const std::string& path);
+    ~Graph();
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+
+    void run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const;
+
+   private:
+    std::shared_ptr<const Format> format_;
+    void* graph_ = nullptr;
+};
+
+class Bundle {
+   public:
+    Bundle(const std::string& folder, const char* library, const char* engines, int threads, bool hashed);
+
+    Manifest manifest;
+    std::unique_ptr<const Graph> engine;
+
+    // The preset called `name`, or the first.
+    const Preset& preset(const char* name) const;
+    // A preset's programs by name, opened with the bundle.
+    const std::map<std::string, const Graph*>& programs(const Preset& preset) const { return programs_.at(preset.name); }
+
+   private:
+    std::string folder_;
+    std::map<std::string, std::unique_ptr<const Graph>> graphs_;  // by file
+    std::map<std::string, std::map<std::string, const Graph*>> programs_;
+};
+
+}  // namespace accelaes

@@ -1,0 +1,35 @@
+// What is cached of every layer, of all N tokens, and the rows of it that engine calls read and write.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "manifest.hpp"
+
+namespace accelaes {
+
+class Cache {
+   public:
+    struct Entry {
+        int64_t heads, head_dim;
+        std::vector<float> full, earlier, fresh, background;
+    };
+
+    // `keeps_two`: what there was before the last is kept as well, to carry on from.
+    Cache(const Manifest& manifest, int64_t rows, int64_t largest_focus, int64_t largest_background, bool keeps_two);
+
+    // Before a dense step writes into the full tensors.
+    void put_by();
+    // Read the rows at index [rows, m] for an engine call; `distance` [rows, N] or null, in gaps beyond the last.
+    void read(const int64_t* index, int64_t m, const float* distance);
+    // Write what a sparse step made of n tokens back at index [rows, n].
+    void write(const int64_t* index, int64_t n);
+
+    std::vector<Entry> entries;
+    static size_t bytes(const Manifest& manifest, int64_t rows, int64_t focus, int64_t background, bool keeps_two);
+
+   private:
+    int64_t rows_, tokens_;
+};
+
+}  // namespace accelaes

@@ -1,0 +1,38 @@
+// What an engine format's shared object provides: it opens graphs and runs them on tensors in host memory.
+//
+// Plain functions and structs, as the two sides may have been compiled apart. A failure is a sentence in `error`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace accelaes {
+
+enum class Type : int { f32 = 1, i64 = 7 };  // as ONNX numbers them
+
+struct Tensor {
+    const char* name;
+    Type type;
+    void* data;
+    const int64_t* shape;
+    int rank;
+};
+
+struct EngineError {
+    int code;
+    char sentence[1024];
+};
+
+struct EngineFormat {
+    int version;
+    void* (*open)(const char* library, int threads, EngineError* error);
+    void* (*open_graph)(void* engine, const char* path, EngineError* error);
+    bool (*run)(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error);
+    void (*close_graph)(void* graph);
+    void (*close)(void* engine);
+};
+
+constexpr int engine_version = 1;
+using EngineEntry = const EngineFormat* (*)();  // exported as `accelaes_engine_format`
+
+}  // namespace accelaes

@@ -1,0 +1,160 @@
+#include "manifest.hpp"
+
+#include <fstream>
+#include <sstream>
+
+#include <nlohmann/json.hpp>
+
+#include "failure.hpp"
+
+namespace accelaes {
+namespace {
+
+using nlohmann::json;
+
+constexpr int schema_version = 6;
+constexpr std::streamoff largest = 64 << 20;  // bytes; manifests have less than one
+
+Size size_of(const json& given) {
+    if (given.is_string()) {
+        auto letter = given.get<std::string>();
+        if (letter.size() != 1) throw json::type_error::create(302, "a shape's letter is " + letter, &given);
+        return {letter[0], 0};
+    }
+    auto fixed = given.get<int64_t>();
+    if (fixed < 1 || fixed > INT32_MAX) throw json::type_error::create(302, "a shape has a size out of range", &given);
+    return {0, fixed};
+}
+
+std::vector<Spec> specs_of(const json& given) {
+    std::vector<Spec> specs;
+    for (const auto& one : given) {
+        Spec spec{one.at("name"), one.at("dtype") == "int64", {}};
+        if (!spec.int64 && one.at("dtype") != "fp32") {
+            refuse("The bundle's tensor " + spec.name + " is " + one.at("dtype").get<std::string>() +
+                   ", and this runtime takes fp32 engines: build the bundle with --dtype fp32.");
+        }
+        for (const auto& size : one.at("shape")) spec.shape.push_back(size_of(size));
+        specs.push_back(std::move(spec));
+    }
+    return specs;
+}
+
+int64_t count_of(const json& given, const char* name) {
+    auto count = given.at(name).get<int64_t>();
+    if (count < 0 || count > INT32_MAX) throw json::type_error::create(302, std::string(name) + " is out of range", &given);
+    return count;
+}
+
+Preset preset_of(const json& given) {
+    Preset preset;
+    preset.name = given.at("name");
+    preset.steps = static_cast<int>(count_of(given, "steps"));
+    for (const auto& [steps, symbols] : given.at("plans").items()) preset.plans[std::stoi(steps)] = symbols;
+    preset.by_sigma = given.at("clock") == "sigma";
+    preset.theta = given.at("theta");
+    if (!given.at("focus").is_null()) {
+        const auto& focus = given.at("focus");
+        FocusChoice choice{focus.at("moving"), -1, focus.at("fraction")};
+        if (!focus.at("mask_step").is_null()) choice.mask_step = focus.at("mask_step");
+        preset.focus = choice;
+    }
+    preset.state = specs_of(given.at("state"));
+    for (const auto& [name, program] : given.at("programs").items()) {
+        preset.programs[name] = {program.at("files").at(0), specs_of(program.at("inputs")), specs_of(program.at("outputs"))};
+    }
+    for (const char* needed : {"advance", "extrapolate", "guide"}) {
+        if (!preset.has(needed)) refuse("The preset " + preset.name + " lacks the program " + needed + "; build the bundle again.");
+    }
+    if (preset.focus && !(preset.has("score") && preset.has("advance_focus"))) {
+        refuse("The preset " + preset.name + " has sparse steps and no programs for them; build the bundle again.");
+    }
+    return preset;
+}
+
+Layout layout_of(const std::string& name) {
+    if (name == "uncond_cond") return Layout::uncond_cond;
+    if (name == "cond_uncond") return Layout::cond_uncond;
+    if (name == "separate") return Layout::separate;
+    if (name == "none") return Layout::none;
+    refuse("The bundle guides by \"" + name + "\", which this release doesn't know; install a newer one.");
+}
+
+void read_geometry(Manifest& manifest, const json& geometry) {
+    const auto& latents = geometry.at("latents");
+    const auto& contract = geometry.at("contract");
+    manifest.channels = count_of(latents, "channels");
+    manifest.out_channels = count_of(latents, "out_channels");
+    manifest.height = count_of(latents, "height");
+    manifest.width = count_of(latents, "width");
+    manifest.patch = count_of(latents, "patch");
+    manifest.patch_frames = count_of(latents, "patch_frames");
+    manifest.packed = latents.at("packed");
+    manifest.video = !latents.at("frames").is_null();
+    manifest.frames = manifest.video ? count_of(latents, "frames") : 1;
+    manifest.batch = count_of(contract, "batch");
+    manifest.tokens = count_of(contract, "tokens");
+    manifest.text_tokens = count_of(contract, "text_tokens");
+    manifest.dynamic_text = contract.at("dynamic_text");
+    manifest.buckets = contract.at("buckets").get<std::vector<int64_t>>();
+    manifest.inputs = specs_of(contract.at("inputs"));
+    manifest.outputs = specs_of(contract.at("outputs"));
+    manifest.conditioning = contract.at("conditioning").get<std::vector<std::string>>();
+    for (const auto& entry : contract.at("cache")) {
+        manifest.cache.push_back({entry.at("name"), count_of(entry, "heads"), count_of(entry, "head_dim")});
+    }
+    if (manifest.packed) {
+        manifest.latent_shape = {manifest.tokens, manifest.patch * manifest.patch * manifest.channels};
+    } else if (manifest.video) {
+        manifest.latent_shape = {manifest.channels, manifest.frames, manifest.height, manifest.width};
+    } else {
+        manifest.latent_shape = {manifest.channels, manifest.height, manifest.width};
+    }
+    bool ascending = !manifest.buckets.empty() && manifest.buckets.back() == manifest.tokens && manifest.buckets.front() > 0;
+    for (size_t k = 1; k < manifest.buckets.size(); ++k) ascending = ascending && manifest.buckets[k - 1] < manifest.buckets[k];
+    int64_t cells = manifest.patch == 0 || manifest.patch_frames == 0
+                        ? 0
+                        : (manifest.height / manifest.patch) * (manifest.width / manifest.patch) * (manifest.frames / manifest.patch_frames);
+    if (!ascending || cells != manifest.tokens || manifest.batch < 1) {
+        refuse("The bundle's manifest contradicts itself about its tokens; build it again.");
+    }
+    for (const auto& preset : geometry.at("presets")) manifest.presets.push_back(preset_of(preset));
+}
+
+Manifest manifest_of(const json& given, const std::string& folder) {
+    int schema = given.at("schema_version");
+    if (schema != schema_version) {
+        refuse("Bundle " + folder + " has schema " + std::to_string(schema) + ", and this library reads schema " +
+               std::to_string(schema_version) + ": build the bundle with the release this library is of.");
+    }
+    Manifest manifest;
+    manifest.backend = given.at("backend").at("name");
+    manifest.engine_file = given.at("backend").at("files").at(0);
+    for (const auto& [name, file] : given.at("files").items()) {
+        manifest.files.push_back({name, file.at("sha256"), file.at("size").get<uint64_t>()});
+    }
+    manifest.layout = layout_of(given.at("call").at("guidance").at("layout"));
+    manifest.steps = static_cast<int>(count_of(given.at("defaults"), "steps"));
+    manifest.guidance = given.at("defaults").at("guidance");
+    read_geometry(manifest, given.at("geometries").at(0));
+    return manifest;
+}
+
+}  // namespace
+
+Manifest read_manifest(const std::string& folder) {
+    std::string path = folder + "/manifest.json";
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    if (!file) refuse(folder + " is not a bundle: it has no manifest.json; give the folder that accelaes-export build wrote.");
+    if (file.tellg() > largest) refuse(path + " is too large for a manifest; build the bundle again.");
+    file.seekg(0);
+    try {
+        return manifest_of(json::parse(file), folder);
+    } catch (const json::exception& error) {
+        refuse(path + " is damaged (" + error.what() + "); build the bundle again.");
+    } catch (const std::logic_error& error) {  // a plan's number of steps that is none
+        refuse(path + " is damaged (" + error.what() + "); build the bundle again.");
+    }
+}
+
+}  // namespace accelaes

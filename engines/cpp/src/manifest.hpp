@@ -1,0 +1,83 @@
+// What a bundle says of itself, read from manifest.json and checked for what a run relies on.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace accelaes {
+
+// A size of a shape: a number, or a letter that varies (then `fixed` is 0).
+struct Size {
+    char letter = 0;
+    int64_t fixed = 0;
+};
+
+struct Spec {
+    std::string name;
+    bool int64 = false;
+    std::vector<Size> shape;
+};
+
+struct Program {
+    std::string file;
+    std::vector<Spec> inputs, outputs;
+};
+
+struct FocusChoice {
+    bool moving = false;
+    int mask_step = -1;  // -1: none
+    double fraction = 0;
+};
+
+struct Preset {
+    std::string name;
+    int steps = 0;
+    std::map<int, std::string> plans;
+    bool by_sigma = false;  // what the clock counts
+    double theta = 0;
+    std::optional<FocusChoice> focus;
+    std::vector<Spec> state;
+    std::map<std::string, Program> programs;
+
+    bool has(const std::string& program) const { return programs.count(program) > 0; }
+};
+
+struct CacheEntry {
+    std::string name;
+    int64_t heads = 0, head_dim = 0;
+};
+
+enum class Layout { uncond_cond, cond_uncond, separate, none };
+
+struct File {
+    std::string name, sha256;
+    uint64_t size = 0;
+};
+
+struct Manifest {
+    std::string backend, engine_file;
+    std::vector<File> files;
+    Layout layout = Layout::none;
+    int steps = 0;
+    double guidance = 0;
+    int64_t batch = 0, tokens = 0, text_tokens = 0;
+    bool dynamic_text = false;
+    std::vector<int64_t> buckets;
+    std::vector<Spec> inputs, outputs;
+    std::vector<std::string> conditioning;
+    std::vector<CacheEntry> cache;
+    std::vector<int64_t> latent_shape;  // of one image, as the transformer takes it
+    int64_t channels = 0, out_channels = 0, height = 0, width = 0, patch = 0, frames = 1, patch_frames = 1;
+    bool packed = false, video = false;
+    std::vector<Preset> presets;
+
+    int64_t token_width() const { return patch_frames * patch * patch * out_channels; }
+};
+
+// The manifest of a bundle's folder, which is named in failures.
+Manifest read_manifest(const std::string& folder);
+
+}  // namespace accelaes

@@ -1,0 +1,96 @@
+// One denoising run of a few images: a plan's steps, from engine calls and a preset's programs.
+#pragma once
+
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "accelaes.h"
+#include "bundle.hpp"
+#include "cache.hpp"
+#include "programs.hpp"
+
+namespace accelaes {
+
+// What a run was asked for, with everything left out filled in; checked.
+struct RunPlan {
+    RunPlan(const Bundle& bundle, const accelaes_run_options& options);
+
+    const Preset* preset;
+    std::string symbols;
+    int64_t images, rows;      // b and B, both halves of guidance included
+    bool guided, two_calls;    // two engine calls a step, one for each half
+    int64_t first_conditional; // row where the conditional images begin
+    int64_t gated;             // rows that a gate sees
+    float scale;
+    std::vector<float> sigmas, timesteps;
+
+    int64_t steps() const { return static_cast<int64_t>(symbols.size()); }
+    int64_t focus_of(char symbol, const Manifest& manifest) const;
+    // The most focus tokens, and background tokens, of a sparse step.
+    int64_t most_focus(const Manifest& manifest) const;
+    int64_t most_background(const Manifest& manifest) const;
+    size_t bytes(const Manifest& manifest) const;
+};
+
+class Run {
+   public:
+    Run(std::shared_ptr<const Bundle> bundle, RunPlan plan);
+
+    void input(const accelaes_tensor* tensors, size_t count);
+    // Carries out the next step; whether there are more.
+    bool next(accelaes_step* step);
+    void cancel() { cancelled_ = true; }
+
+    const std::vector<float>& latents() const { return latents_; }
+    const std::vector<int64_t>& focus() const { return shown_focus_; }
+    int64_t focus_tokens() const { return shown_n_; }
+
+   private:
+    // Conditioning as it was given: fp32 or int64, of all rows.
+    struct Given {
+        std::vector<float> numbers;
+        std::vector<int64_t> labels;
+        std::vector<int64_t> shape;
+        bool by_row = true;
+    };
+    // Which tokens a bucket computes: the same for both halves of an image's rows.
+    struct Sets {
+        int64_t n = 0;
+        std::vector<int64_t> focus, background;  // [B, n], [B, m]
+        bool chosen = false;
+    };
+
+    void take(const accelaes_tensor& tensor);
+    void dense(int64_t i);
+    void sparse(Sets& sets);
+    void choose_tokens(Sets& sets);
+    void build_mask();
+    void engine_call(const int64_t* focus, int64_t n, const int64_t* background, bool observed, float* predicted, bool keep,
+                     bool whole);
+    void guide_and_move(int64_t i);
+    double target(int64_t i) const;
+    double clock(int64_t i) const;
+
+    std::shared_ptr<const Bundle> bundle_;
+    const Manifest& manifest_;
+    RunPlan plan_;
+    Programs programs_;
+    Cache cache_;
+    std::map<std::string, Given> given_;
+    std::map<char, Sets> sets_;
+    std::vector<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
+    std::vector<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_;
+    std::vector<int64_t> everything_, observed_, order_, shown_focus_;
+    float now_ = 0, target_ = 0, step_ = 0, wanted_ = 0;
+    int64_t text_tokens_ = 0, shown_n_ = 0, at_ = 0;
+    const Sets* read_ = nullptr;  // whose background rows lie ready
+    bool stale_ = true, masked_ = false, begun_ = false;
+    double engine_seconds_ = 0;
+    std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace accelaes
