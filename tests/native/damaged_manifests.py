@@ -1,0 +1,31 @@
+"""Opens a bundle with every manifest of standard input: python -m tests.native.damaged_manifests LIBRARY BUNDLE ORT."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.native.library import Native, NativeError
+
+
+def main(library: str, bundle: str, runtime: str) -> None:
+    native, folder = Native(Path(library)), Path(bundle)
+    for line in sys.stdin:
+        (folder / "manifest.json").write_text(line)
+        try:
+            opened = native.open(folder, library=runtime.encode(), skip_hashes=1)
+        except NativeError as error:
+            assert error.code in (1, 2, 4) and str(error), error
+            print("refused", flush=True)
+            continue
+        for name in opened.presets:
+            try:
+                opened.run([1.0] * 101, [1.0] * 100, preset=name.encode()).free()
+            except NativeError as error:
+                assert error.code in (1, 2, 4)
+        opened.close()
+        print("opened", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
