@@ -63,8 +63,8 @@ def setting(
     )
 
 
-def walk(bundle: Bundle, given: Setting) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Latents and focus index after every step."""
+def walk(bundle: Bundle, given: Setting, *, watched: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Latents and, where it is `watched`, focus index after every step."""
     manifest, T = bundle.manifest, len(given.plan)
     geometry, guidance = manifest.geometry, manifest.call.guidance
     policy = from_name(given.preset.policy, given.preset.options)
@@ -85,6 +85,9 @@ def walk(bundle: Bundle, given: Setting) -> Iterator[tuple[np.ndarray, np.ndarra
         if not geometry.latents.packed:
             prediction = prediction[:, : geometry.latents.out_channels]
         latents = latents + float(given.sigmas[i + 1] - given.sigmas[i]) * prediction
+        if not watched:
+            yield latents.numpy(), None
+            continue
         report = denoiser.report()
         sparse = report.steps[-1].kind is StepKind.SPARSE
         yield latents.numpy(), report.focus_index.numpy() if sparse and report.focus_index is not None else None

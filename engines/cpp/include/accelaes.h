@@ -66,6 +66,22 @@ ACCELAES_API void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_
 /* The name of preset `index`, or NULL. Lives as long as the bundle. */
 ACCELAES_API const char* accelaes_preset_name(const accelaes_bundle* bundle, int index);
 
+/* Sizes that vary, in a shape. */
+#define ACCELAES_ROWS (-1) /* both halves of guidance included */
+#define ACCELAES_TEXT (-2) /* the text's tokens: text_tokens, or any other where the engine's text is dynamic */
+
+typedef struct accelaes_spec {
+    size_t size;
+    const char* name;         /* lives as long as the bundle */
+    int is_int64;
+    int rank;
+    int64_t shape[6];
+} accelaes_spec;
+
+/* The conditioning that a run needs as input, beside "latents" and "token_weights": tensor `index`; 0 where there is no
+ * such one, else 1. */
+ACCELAES_API int accelaes_conditioning(const accelaes_bundle* bundle, int index, accelaes_spec* spec);
+
 typedef struct accelaes_run_options {
     size_t size;
     const char* preset;       /* its name; NULL: the first */

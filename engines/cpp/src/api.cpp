@@ -119,6 +119,26 @@ const char* accelaes_preset_name(const accelaes_bundle* bundle, int index) {
     return bundle->it->manifest.presets[static_cast<size_t>(index)].name.c_str();
 }
 
+int accelaes_conditioning(const accelaes_bundle* bundle, int index, accelaes_spec* spec) {
+    if (bundle == nullptr || spec == nullptr || index < 0) return 0;
+    const auto& manifest = bundle->it->manifest;
+    if (static_cast<size_t>(index) >= manifest.conditioning.size()) return 0;
+    for (const auto& input : manifest.inputs) {
+        if (input.name != manifest.conditioning[static_cast<size_t>(index)] || input.shape.size() > 6) continue;
+        accelaes_spec found = {};
+        found.name = input.name.c_str();
+        found.is_int64 = input.int64;
+        found.rank = static_cast<int>(input.shape.size());
+        for (size_t axis = 0; axis < input.shape.size(); ++axis) {
+            char letter = input.shape[axis].letter;
+            found.shape[axis] = letter == 'B' ? ACCELAES_ROWS : letter == 'M' ? ACCELAES_TEXT : input.shape[axis].fixed;
+        }
+        hand_over(spec, found, spec->size);
+        return 1;
+    }
+    return 0;
+}
+
 accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelaes_run_options* options, size_t* host, size_t* device) {
     return guarded([&] {
         require(bundle, "The bundle");

@@ -56,7 +56,7 @@ void check_files(const std::string& folder, const std::vector<File>& files, bool
 
 }  // namespace
 
-Format::Format(const std::string& backend, const std::string& folder, const char* library, int threads) {
+Format::Format(const std::string& backend, const std::string& folder, const char* library) {
     for (char c : backend) {
         if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-') refuse("The bundle's backend has no name; build it again.");
     }
@@ -72,15 +72,15 @@ Format::Format(const std::string& backend, const std::string& folder, const char
         throw Failure(ACCELAES_MISSING, path + " is of another release than libaccelaes; install both from one.");
     }
     EngineError error = {};
-    engine = functions->open(library, threads, &error);
+    engine = functions->open(library, &error);
     if (engine == nullptr) throw Failure(error.code, std::string(error.sentence) + ".");
 }
 
 Format::~Format() { functions->close(engine); }
 
-Graph::Graph(std::shared_ptr<const Format> format, const std::string& path) : format_(std::move(format)) {
+Graph::Graph(std::shared_ptr<const Format> format, const std::string& path, int threads) : format_(std::move(format)) {
     EngineError error = {};
-    graph_ = format_->functions->open_graph(format_->engine, path.c_str(), &error);
+    graph_ = format_->functions->open_graph(format_->engine, path.c_str(), threads, &error);
     if (graph_ == nullptr) throw Failure(error.code, path + " can't be opened. " + error.sentence + ".");
 }
 
@@ -102,12 +102,13 @@ Bundle::Bundle(const std::string& folder, const char* library, const char* engin
         }
         refuse("The manifest of " + folder_ + " lists " + name + " without its hash; build the bundle again.");
     };
-    auto format = std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library, threads);
-    engine = std::make_unique<const Graph>(format, listed(manifest.engine_file));
+    auto format = std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library);
+    engine = std::make_unique<const Graph>(format, listed(manifest.engine_file), threads);
     for (const auto& preset : manifest.presets) {
         for (const auto& [name, program] : preset.programs) {
             auto& graph = graphs_[program.file];
-            if (graph == nullptr) graph = std::make_unique<const Graph>(format, listed(program.file));
+            // Programs are small: handing parts of them to other threads would cost more than it saves.
+            if (graph == nullptr) graph = std::make_unique<const Graph>(format, listed(program.file), 1);
             programs_[preset.name][name] = graph.get();
         }
     }

@@ -14,7 +14,7 @@ namespace accelaes {
 // The shared object of an engine format, and the library behind it.
 class Format {
    public:
-    Format(const std::string& backend, const std::string& folder, const char* library, int threads);
+    Format(const std::string& backend, const std::string& folder, const char* library);
     ~Format();
     Format(const Format&) = delete;
     Format& operator=(const Format&) = delete;
@@ -25,7 +25,7 @@ class Format {
 
 class Graph {
    public:
-    Graph(std::shared_ptr<const Format> format, const std::string& path);
+    Graph(std::shared_ptr<const Format> format, const std::string& path, int threads);
     ~Graph();
     Graph(const Graph&) = delete;
     Graph& operator=(const Graph&) = delete;

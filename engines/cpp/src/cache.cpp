@@ -24,7 +24,7 @@ size_t Cache::bytes(const Manifest& manifest, int64_t rows, int64_t focus, int64
 
 void Cache::put_by() {
     for (auto& entry : entries) {
-        if (!entry.earlier.empty()) entry.earlier = entry.full;
+        if (!entry.earlier.empty()) entry.earlier.swap(entry.full);  // all of the full one is written over next
     }
 }
 

@@ -25,8 +25,9 @@ struct EngineError {
 
 struct EngineFormat {
     int version;
-    void* (*open)(const char* library, int threads, EngineError* error);
-    void* (*open_graph)(void* engine, const char* path, EngineError* error);
+    void* (*open)(const char* library, EngineError* error);
+    // `threads` for one call of it; 0: one per core.
+    void* (*open_graph)(void* engine, const char* path, int threads, EngineError* error);
     bool (*run)(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error);
     void (*close_graph)(void* graph);
     void (*close)(void* engine);

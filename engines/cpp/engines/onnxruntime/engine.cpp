@@ -65,11 +65,10 @@ class Held {
 
 struct Engine {
     Library library;
-    int threads;
     Held<ort::Env> environment{library, ort::release_env};
     Held<ort::MemoryInfo> host{library, ort::release_memory_info};
 
-    Engine(const void* const* table, int of_threads) : library{table}, threads(of_threads) {
+    explicit Engine(const void* const* table) : library{table} {
         library.good(ort::create_env, 3 /* errors alone */, "accelaes", environment.out());
         library.good(ort::create_memory_info, "Cpu", 1 /* arena */, 0, 0 /* default */, host.out());
     }
@@ -79,11 +78,11 @@ struct Graph {
     const Engine& engine;
     Held<ort::Session> session{engine.library, ort::release_session};
 
-    Graph(const Engine& of, const char* path) : engine(of) {
+    Graph(const Engine& of, const char* path, int threads) : engine(of) {
         const Library& library = engine.library;
         Held<ort::SessionOptions> options(library, ort::release_session_options);
         library.good(ort::create_session_options, options.out());
-        library.good(ort::set_intra_op_threads, options.get(), engine.threads);
+        library.good(ort::set_intra_op_threads, options.get(), threads);
         library.good(ort::set_graph_optimization_level, options.get(), 99 /* all */);
         library.good(ort::add_session_config_entry, options.get(), "session.intra_op.allow_spinning", "0");
         const ort::SessionOptions* set = options.get();
@@ -131,7 +130,7 @@ auto guarded(EngineError* error, Work work) -> decltype(work()) {
     return {};
 }
 
-void* open(const char* library, int threads, EngineError* error) {
+void* open(const char* library, EngineError* error) {
     return guarded(error, [&]() -> void* {
         const char* name = library == nullptr ? "libonnxruntime.so.1" : library;
         void* handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
@@ -149,12 +148,12 @@ void* open(const char* library, int threads, EngineError* error) {
             throw Refused{ACCELAES_MISSING, std::string("ONNX Runtime ") + base()->version() +
                                                 " is older than 1.10; install a newer one"};
         }
-        return new Engine(table, threads);
+        return new Engine(table);
     });
 }
 
-void* open_graph(void* engine, const char* path, EngineError* error) {
-    return guarded(error, [&]() -> void* { return new Graph(*static_cast<Engine*>(engine), path); });
+void* open_graph(void* engine, const char* path, int threads, EngineError* error) {
+    return guarded(error, [&]() -> void* { return new Graph(*static_cast<Engine*>(engine), path, threads); });
 }
 
 bool run(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error) {

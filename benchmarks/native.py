@@ -1,0 +1,95 @@
+"""The native runtime against Python's, on the same engine and inputs: presets of a bundle take turns, run by run.
+
+    cmake -S engines/cpp -B build/native -G Ninja && cmake --build build/native
+    python -m benchmarks.native build/native/libaccelaes.so engines/built/shapes --rounds 20
+
+Both walk from noise to latents: text and picture aren't made. Printed are the medians of the rounds, and of their
+ratios with the 10th to 90th percentile; "outside" is what a step takes outside the engine, of its whole time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import onnxruntime
+import torch
+
+import accelaes_export as ax
+from accelaes_export.measure.profiling.timing import spread
+from tests.native.library import Native, NativeBundle
+from tests.native.reference import Setting, setting, walk
+
+THREADS = torch.get_num_threads()
+
+
+class EngineClock:
+    """Seconds that Python's engine calls took."""
+
+    def __init__(self, session: object) -> None:
+        self.seconds = 0.0
+        self._run = session.run  # type: ignore[attr-defined]
+
+    def __call__(self, *args: object) -> None:
+        begun = time.perf_counter()
+        self._run(*args)
+        self.seconds += time.perf_counter() - begun
+
+
+def natively(opened: NativeBundle, given: Setting) -> tuple[float, float]:
+    """Seconds of a run, and of its engine calls."""
+    run = opened.run(
+        given.sigmas, given.timesteps, preset=given.preset.name.encode(), plan=given.plan.encode(), guidance=given.scale
+    )
+    engine, more, begun = 0.0, True, time.perf_counter()
+    run.input(**given.inputs)
+    while more:
+        step, more = run.next()
+        engine += step.engine_seconds
+    total = time.perf_counter() - begun
+    run.free()
+    return total, engine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rounds", type=int, default=20)
+    given = parser.parse_args()
+    runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
+    bundle = ax.open(given.bundle)
+    opened = Native(given.library).open(given.bundle, library=str(runtime).encode(), threads=THREADS)
+    session = bundle.session()
+    clock = EngineClock(session)
+    session.run = clock  # type: ignore[method-assign]
+    for preset in bundle.manifest.geometry.presets:
+        case = setting(bundle, preset, preset.plans[preset.steps], seed=1)
+        python: list[tuple[float, float]] = []
+        native: list[tuple[float, float]] = []
+        for k in range(2 + given.rounds):
+            for side in ("python", "native") if k % 2 else ("native", "python"):
+                if side == "native":
+                    native.append(natively(opened, case))
+                    continue
+                clock.seconds, begun = 0.0, time.perf_counter()
+                for _ in walk(bundle, case, watched=False):
+                    pass
+                python.append((time.perf_counter() - begun, clock.seconds))
+        python, native = python[2:], native[2:]  # the first two warm up
+        ratio = spread([own[0] / other[0] for own, other in zip(native, python, strict=True)])
+        outside = [
+            spread([1e3 * (whole - engine) / preset.steps for whole, engine in side]) for side in (python, native)
+        ]
+        share = spread([(whole - engine) / whole for whole, engine in native])
+        print(
+            f"{preset.name:20.20s} python {1e3 * spread([w for w, _ in python]).median:6.1f} ms, outside "
+            f"{outside[0].median:.2f} ms a step; native {1e3 * spread([w for w, _ in native]).median:6.1f} ms, outside "
+            f"{outside[1].median:.2f} ({share.median:.1%}); native/python {ratio.median:.2f} "
+            f"({ratio.p10:.2f} to {ratio.p90:.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
