@@ -38,6 +38,10 @@ def rewritten(folder: Path, change) -> None:
     path.write_text(json.dumps(document))
 
 
+def first_preset(document: dict) -> dict:
+    return document["geometries"][0]["presets"][0]
+
+
 def without_presets(document: dict) -> None:
     document["geometries"][0]["presets"] = []
 
@@ -57,6 +61,9 @@ def without_presets(document: dict) -> None:
         (lambda f: rewritten(f, lambda d: d["backend"].update(name="../x")), "no name"),
         (lambda f: rewritten(f, lambda d: d["geometries"][0]["contract"].update(tokens=7)), "contradicts itself"),
         (lambda f: linked(f / "fingerprint.json"), "is not a regular file"),
+        (lambda f: rewritten(f, lambda d: first_preset(d)["plans"].update({"9": "DD"})), "a plan of 2 steps for 9"),
+        (lambda f: rewritten(f, lambda d: first_preset(d).update(clock="hours")), "clock or theta that is none"),
+        (lambda f: rewritten(f, lambda d: first_preset(d)["programs"].pop("guide")), "lacks the program guide"),
     ],
 )  # fmt: skip
 def test_a_bundle_that_is_not_whole_is_refused(native, copied, spoil, said):
@@ -84,6 +91,14 @@ def test_a_library_that_is_missing_or_another_is_named(native, bundle, tmp_path)
         assert raised.value.code == 4 and "options.library" in str(raised.value)
     with pytest.raises(NativeError, match=r"libaccelaes_onnxruntime.so can't be loaded.*options.engines"):
         native.open(bundle.path, library=LIBRARY, engines=str(tmp_path).encode())
+
+
+def test_a_preset_that_keeps_something_else_is_refused(native, copied):
+    rewritten(copied, lambda document: first_preset(document)["state"][0].update(name="x"))
+    own = native.open(copied, library=LIBRARY)
+    with pytest.raises(NativeError, match="which this release doesn't know"):
+        own.run(SIGMAS, TIMESTEPS)
+    own.close()
 
 
 def test_a_bundle_without_presets_says_how_to_build_them(native, copied):

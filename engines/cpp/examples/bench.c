@@ -42,7 +42,9 @@ int main(int argc, char** argv) {
         fprintf(stderr, "error: give a bundle: accelaes_bench BUNDLE [LIBONNXRUNTIME [THREADS [ROUNDS]]]\n");
         return 2;
     }
-    accelaes_open_options opening = {.size = sizeof opening, .library = argc > 2 && *argv[2] ? argv[2] : NULL, .threads = argc > 3 ? atoi(argv[3]) : 0};
+    accelaes_open_options opening = {.size = sizeof opening,
+                                     .library = argc > 2 && *argv[2] ? argv[2] : NULL,
+                                     .threads = argc > 3 ? atoi(argv[3]) : 0};
     int rounds = argc > 4 ? atoi(argv[4]) : 5;
     accelaes_bundle* bundle = NULL;
     check(accelaes_open(argv[1], &opening, &bundle));
@@ -56,7 +58,9 @@ int main(int argc, char** argv) {
     for (int k = 0; count < MOST - 2 && accelaes_conditioning(bundle, k, &spec); ++k, ++count) {
         for (int axis = 0; axis < spec.rank; ++axis) {
             int64_t size = spec.shape[axis];
-            shapes[count][axis] = size == ACCELAES_ROWS ? facts.guided_rows : size == ACCELAES_TEXT ? facts.text_tokens : size;
+            shapes[count][axis] = size == ACCELAES_ROWS   ? facts.guided_rows
+                                  : size == ACCELAES_TEXT ? facts.text_tokens
+                                                          : size;
         }
         size_t numbers = product(shapes[count], spec.rank);
         void* data = spec.is_int64 ? room(numbers, sizeof(int64_t)) : (void*)made_up(numbers);
@@ -65,7 +69,8 @@ int main(int argc, char** argv) {
     shapes[count][0] = 1;
     for (int axis = 0; axis < facts.latent_rank; ++axis) shapes[count][axis + 1] = facts.latent_shape[axis];
     int rank = facts.latent_rank + 1;
-    tensors[count] = (accelaes_tensor){sizeof *tensors, "latents", 0, made_up(product(shapes[count], rank)), shapes[count], rank};
+    tensors[count] =
+        (accelaes_tensor){sizeof *tensors, "latents", 0, made_up(product(shapes[count], rank)), shapes[count], rank};
     ++count;
     if (facts.text_tokens > 0) {
         float* weights = made_up((size_t)facts.text_tokens);
@@ -76,9 +81,13 @@ int main(int argc, char** argv) {
     }
 
     float sigmas[102], timesteps[101];
-    printf("%-24s %8s %10s %10s  %s\n", "preset", "ms", "engine ms", "outside %", "plan as carried out, best of the rounds");
+    printf("%-24s %8s %10s %10s  %s\n", "preset", "ms", "engine ms", "outside %",
+           "plan as carried out, best of the rounds");
     for (int k = 0; k < facts.presets; ++k) {
-        accelaes_run_options options = {.size = sizeof options, .preset = accelaes_preset_name(bundle, k), .sigmas = sigmas, .timesteps = timesteps};
+        accelaes_run_options options = {.size = sizeof options,
+                                        .preset = accelaes_preset_name(bundle, k),
+                                        .sigmas = sigmas,
+                                        .timesteps = timesteps};
         options.steps = facts.steps < 100 ? facts.steps : 100;
         for (int i = 0; i <= options.steps; ++i) {
             sigmas[i] = 1 - (float)i / (float)options.steps;
@@ -100,7 +109,8 @@ int main(int argc, char** argv) {
             }
             if (round == 0 || total < best) best = total, engine = inside;
         }
-        printf("%-24.24s %8.1f %10.1f %10.1f  %s\n", options.preset, 1e3 * best, 1e3 * engine, 100 * (best - engine) / best, plan);
+        printf("%-24.24s %8.1f %10.1f %10.1f  %s\n", options.preset, 1e3 * best, 1e3 * engine,
+               100 * (best - engine) / best, plan);
         accelaes_run_free(run);
     }
     for (size_t k = 0; k < count; ++k) free((void*)tensors[k].data);

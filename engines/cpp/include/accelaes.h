@@ -35,30 +35,30 @@ ACCELAES_API void accelaes_status_free(accelaes_status* status);
 
 typedef struct accelaes_open_options {
     size_t size;
-    const char* library;      /* the engine's: a path of libonnxruntime.so; NULL: found by its name */
-    const char* engines;      /* folder of libaccelaes_onnxruntime.so and its like; NULL: where libaccelaes is */
-    int threads;              /* of the engine; 0: one per core */
-    int skip_hashes;          /* 1: files are compared by size alone */
+    const char* library; /* the engine's: a path of libonnxruntime.so; NULL: found by its name */
+    const char* engines; /* folder of libaccelaes_onnxruntime.so and its like; NULL: where libaccelaes is */
+    int threads;         /* of the engine; 0: one per core */
+    int skip_hashes;     /* 1: files are compared by size alone */
 } accelaes_open_options;
 
 /* Open the bundle in a folder: its manifest, its files' hashes, its engine. */
-ACCELAES_API accelaes_status* accelaes_open(
-    const char* folder, const accelaes_open_options* options, accelaes_bundle** bundle);
+ACCELAES_API accelaes_status* accelaes_open(const char* folder, const accelaes_open_options* options,
+                                            accelaes_bundle** bundle);
 
 /* Let go of a bundle. Runs of it go on. */
 ACCELAES_API void accelaes_close(accelaes_bundle* bundle);
 
 typedef struct accelaes_facts {
     size_t size;
-    int images;               /* a run has at most so many */
-    int tokens, text_tokens;  /* N and M */
-    int guided_rows;          /* rows of an image's conditioning in a guided run: 2, or 1 where nothing is guided */
-    int uncond_first;         /* whether the unconditional rows come first */
-    int steps;                /* T where nobody asks for another */
-    double guidance;          /* scale where nobody asks for another */
-    int latent_rank;          /* without the batch axis */
+    int images;              /* a run has at most so many */
+    int tokens, text_tokens; /* N and M */
+    int guided_rows;         /* rows of an image's conditioning in a guided run: 2, or 1 where nothing is guided */
+    int uncond_first;        /* whether the unconditional rows come first */
+    int steps;               /* T where nobody asks for another */
+    double guidance;         /* scale where nobody asks for another */
+    int latent_rank;         /* without the batch axis */
     int64_t latent_shape[4];
-    int presets;              /* how many there are */
+    int presets; /* how many there are */
 } accelaes_facts;
 
 ACCELAES_API void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts);
@@ -72,7 +72,7 @@ ACCELAES_API const char* accelaes_preset_name(const accelaes_bundle* bundle, int
 
 typedef struct accelaes_spec {
     size_t size;
-    const char* name;         /* lives as long as the bundle */
+    const char* name; /* lives as long as the bundle */
     int is_int64;
     int rank;
     int64_t shape[6];
@@ -84,30 +84,30 @@ ACCELAES_API int accelaes_conditioning(const accelaes_bundle* bundle, int index,
 
 typedef struct accelaes_run_options {
     size_t size;
-    const char* preset;       /* its name; NULL: the first */
-    const char* plan;         /* symbols, one a step; NULL: the preset's */
-    int steps;                /* T; 0: the preset's */
-    int images;               /* b; 0: 1 */
-    int unguided;             /* 1: no classifier-free guidance, one row an image */
-    double guidance;          /* the scale; 0: the bundle's */
-    const float* sigmas;      /* [T + 1]: a step moves latents by (sigmas[i + 1] - sigmas[i]) x prediction */
-    const float* timesteps;   /* [T], as the transformer is called with */
+    const char* preset;     /* its name; NULL: the first */
+    const char* plan;       /* symbols, one a step; NULL: the preset's */
+    int steps;              /* T; 0: the preset's */
+    int images;             /* b; 0: 1 */
+    int unguided;           /* 1: no classifier-free guidance, one row an image */
+    double guidance;        /* the scale; 0: the bundle's */
+    const float* sigmas;    /* [T + 1]: a step moves latents by (sigmas[i + 1] - sigmas[i]) x prediction */
+    const float* timesteps; /* [T], as the transformer is called with */
 } accelaes_run_options;
 
 /* How much memory accelaes_run_new will take. */
-ACCELAES_API accelaes_status* accelaes_run_bytes(
-    const accelaes_bundle* bundle, const accelaes_run_options* options, size_t* host, size_t* device);
+ACCELAES_API accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelaes_run_options* options,
+                                                 size_t* host, size_t* device);
 
 /* Prepare a run: everything it needs is allocated here. */
-ACCELAES_API accelaes_status* accelaes_run_new(
-    const accelaes_bundle* bundle, const accelaes_run_options* options, accelaes_run** run);
+ACCELAES_API accelaes_status* accelaes_run_new(const accelaes_bundle* bundle, const accelaes_run_options* options,
+                                               accelaes_run** run);
 ACCELAES_API void accelaes_run_free(accelaes_run* run);
 
 typedef struct accelaes_tensor {
     size_t size;
     const char* name;
-    int is_int64;             /* 0: fp32 */
-    const void* data;         /* contiguous; copied */
+    int is_int64;     /* 0: fp32 */
+    const void* data; /* contiguous; copied */
     const int64_t* shape;
     int rank;
 } accelaes_tensor;
@@ -119,8 +119,8 @@ ACCELAES_API accelaes_status* accelaes_run_input(accelaes_run* run, const accela
 typedef struct accelaes_step {
     size_t size;
     int index;
-    char symbol;              /* as it was carried out: D, a bucket's letter, or '.' */
-    int tokens;               /* computed, of N */
+    char symbol; /* as it was carried out: D, a bucket's letter, or '.' */
+    int tokens;  /* computed, of N */
     double seconds, engine_seconds;
 } accelaes_step;
 

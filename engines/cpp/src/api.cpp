@@ -21,7 +21,8 @@ struct accelaes_bundle {
 struct accelaes_run {
     accelaes::Run it;
 
-    accelaes_run(std::shared_ptr<const accelaes::Bundle> bundle, accelaes::RunPlan plan) : it(std::move(bundle), std::move(plan)) {}
+    accelaes_run(std::shared_ptr<const accelaes::Bundle> bundle, accelaes::RunPlan plan)
+        : it(std::move(bundle), std::move(plan)) {}
 };
 
 namespace {
@@ -43,7 +44,8 @@ accelaes_status* guarded(Work work) {
     } catch (const accelaes::Failure& failure) {
         return status_of(failure.code, failure.sentence.c_str());
     } catch (const std::bad_alloc&) {
-        return status_of(ACCELAES_FAILED, "There is not enough memory; close other programs, or make fewer images at once.");
+        return status_of(ACCELAES_FAILED,
+                         "There is not enough memory; close other programs, or make fewer images at once.");
     } catch (const std::exception& error) {
         return status_of(ACCELAES_FAILED, (std::string("unexpected: ") + error.what()).c_str());
     } catch (...) {
@@ -56,7 +58,8 @@ template <typename Options>
 Options known(const Options* given, const char* name) {
     Options options = {};
     if (given == nullptr) return options;
-    if (given->size < sizeof(size_t) || given->size > 4096) accelaes::refuse(std::string(name) + ".size is not the struct's size; set it to sizeof.");
+    if (given->size < sizeof(size_t) || given->size > 4096)
+        accelaes::refuse(std::string(name) + ".size is not the struct's size; set it to sizeof.");
     std::memcpy(&options, given, given->size < sizeof options ? given->size : sizeof options);
     return options;
 }
@@ -77,7 +80,9 @@ extern "C" {
 
 int accelaes_status_code(const accelaes_status* status) { return status == nullptr ? ACCELAES_GOOD : status->code; }
 
-const char* accelaes_status_sentence(const accelaes_status* status) { return status == nullptr ? "" : status->sentence.c_str(); }
+const char* accelaes_status_sentence(const accelaes_status* status) {
+    return status == nullptr ? "" : status->sentence.c_str();
+}
 
 void accelaes_status_free(accelaes_status* status) {
     if (status != nullptr && !status->sentence.empty()) delete status;
@@ -89,8 +94,10 @@ accelaes_status* accelaes_open(const char* folder, const accelaes_open_options* 
         require(bundle, "The place for the bundle");
         *bundle = nullptr;
         auto options = known(given, "options");
-        if (options.threads < 0) accelaes::refuse("options.threads is negative; give a number of threads, or 0 for one per core.");
-        auto it = std::make_shared<const accelaes::Bundle>(folder, options.library, options.engines, options.threads, !options.skip_hashes);
+        if (options.threads < 0)
+            accelaes::refuse("options.threads is negative; give a number of threads, or 0 for one per core.");
+        auto it = std::make_shared<const accelaes::Bundle>(folder, options.library, options.engines, options.threads,
+                                                           !options.skip_hashes);
         *bundle = new accelaes_bundle{std::move(it)};
     });
 }
@@ -115,7 +122,8 @@ void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts)
 }
 
 const char* accelaes_preset_name(const accelaes_bundle* bundle, int index) {
-    if (bundle == nullptr || index < 0 || static_cast<size_t>(index) >= bundle->it->manifest.presets.size()) return nullptr;
+    if (bundle == nullptr || index < 0 || static_cast<size_t>(index) >= bundle->it->manifest.presets.size())
+        return nullptr;
     return bundle->it->manifest.presets[static_cast<size_t>(index)].name.c_str();
 }
 
@@ -139,7 +147,8 @@ int accelaes_conditioning(const accelaes_bundle* bundle, int index, accelaes_spe
     return 0;
 }
 
-accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelaes_run_options* options, size_t* host, size_t* device) {
+accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelaes_run_options* options, size_t* host,
+                                    size_t* device) {
     return guarded([&] {
         require(bundle, "The bundle");
         accelaes::RunPlan plan(*bundle->it, known(options, "options"));
@@ -148,7 +157,8 @@ accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelae
     });
 }
 
-accelaes_status* accelaes_run_new(const accelaes_bundle* bundle, const accelaes_run_options* options, accelaes_run** run) {
+accelaes_status* accelaes_run_new(const accelaes_bundle* bundle, const accelaes_run_options* options,
+                                  accelaes_run** run) {
     return guarded([&] {
         require(bundle, "The bundle");
         require(run, "The place for the run");

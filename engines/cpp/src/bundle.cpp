@@ -38,18 +38,22 @@ bool is_plain(const std::string& name) {
 
 void check_files(const std::string& folder, const std::vector<File>& files, bool hashed) {
     for (const auto& file : files) {
-        if (!is_plain(file.name)) refuse("The manifest of " + folder + " names a file outside the bundle; nothing was read.");
+        if (!is_plain(file.name))
+            refuse("The manifest of " + folder + " names a file outside the bundle; nothing was read.");
         std::string path = folder + "/" + file.name;
         struct stat status;
-        if (lstat(path.c_str(), &status) != 0) refuse("Bundle " + folder + " lacks " + file.name + "; copy it again or build it again.");
+        if (lstat(path.c_str(), &status) != 0)
+            refuse("Bundle " + folder + " lacks " + file.name + "; copy it again or build it again.");
         if (!S_ISREG(status.st_mode)) refuse("Bundle " + folder + ": " + file.name + " is not a regular file.");
         auto size = static_cast<uint64_t>(status.st_size);
         if (size != file.size) {
-            refuse("Bundle " + folder + ": " + file.name + (size < file.size ? " is truncated: " : " is altered: ") + std::to_string(size) +
-                   " bytes, and the manifest says " + std::to_string(file.size) + "; copy it again or build it again.");
+            refuse("Bundle " + folder + ": " + file.name + (size < file.size ? " is truncated: " : " is altered: ") +
+                   std::to_string(size) + " bytes, and the manifest says " + std::to_string(file.size) +
+                   "; copy it again or build it again.");
         }
         if (hashed && sha256_of(path) != file.sha256) {
-            refuse("Bundle " + folder + ": " + file.name + " was altered: its SHA-256 is not the manifest's; copy it again or build it again.");
+            refuse("Bundle " + folder + ": " + file.name +
+                   " was altered: its SHA-256 is not the manifest's; copy it again or build it again.");
         }
     }
 }
@@ -58,13 +62,14 @@ void check_files(const std::string& folder, const std::vector<File>& files, bool
 
 Format::Format(const std::string& backend, const std::string& folder, const char* library) {
     for (char c : backend) {
-        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-') refuse("The bundle's backend has no name; build it again.");
+        if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-')
+            refuse("The bundle's backend has no name; build it again.");
     }
     std::string path = folder + "/libaccelaes_" + backend + ".so";
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (handle == nullptr) {
-        throw Failure(ACCELAES_MISSING, "The bundle's engine is " + backend + ", and " + path + " can't be loaded (" + dlerror() +
-                                            "); put it there, or name its folder in options.engines.");
+        throw Failure(ACCELAES_MISSING, "The bundle's engine is " + backend + ", and " + path + " can't be loaded (" +
+                                            dlerror() + "); put it there, or name its folder in options.engines.");
     }
     auto entry = reinterpret_cast<EngineEntry>(dlsym(handle, "accelaes_engine_format"));
     functions = entry == nullptr ? nullptr : entry();
@@ -102,7 +107,8 @@ Bundle::Bundle(const std::string& folder, const char* library, const char* engin
         }
         refuse("The manifest of " + folder_ + " lists " + name + " without its hash; build the bundle again.");
     };
-    auto format = std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library);
+    auto format =
+        std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library);
     engine = std::make_unique<const Graph>(format, listed(manifest.engine_file), threads);
     for (const auto& preset : manifest.presets) {
         for (const auto& [name, program] : preset.programs) {
@@ -116,7 +122,8 @@ Bundle::Bundle(const std::string& folder, const char* library, const char* engin
 
 const Preset& Bundle::preset(const char* name) const {
     if (manifest.presets.empty()) {
-        refuse("Bundle " + folder_ + " has no presets; build it again with --presets, such as --presets dense,accelaes.");
+        refuse("Bundle " + folder_ +
+               " has no presets; build it again with --presets, such as --presets dense,accelaes.");
     }
     if (name == nullptr) return manifest.presets.front();
     std::string there;

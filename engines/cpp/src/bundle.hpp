@@ -47,7 +47,9 @@ class Bundle {
     // The preset called `name`, or the first.
     const Preset& preset(const char* name) const;
     // A preset's programs by name, opened with the bundle.
-    const std::map<std::string, const Graph*>& programs(const Preset& preset) const { return programs_.at(preset.name); }
+    const std::map<std::string, const Graph*>& programs(const Preset& preset) const {
+        return programs_.at(preset.name);
+    }
 
    private:
     std::string folder_;

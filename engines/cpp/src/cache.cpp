@@ -2,12 +2,14 @@
 
 #include <cstring>
 
+#include "room.hpp"
+
 namespace accelaes {
 
 Cache::Cache(const Manifest& manifest, int64_t rows, int64_t focus, int64_t background, bool keeps_two)
     : rows_(rows), tokens_(manifest.tokens) {
     for (const auto& entry : manifest.cache) {
-        auto size = [&](int64_t count) { return static_cast<size_t>(rows * entry.heads * count * entry.head_dim); };
+        auto size = [&](int64_t count) { return room({rows, entry.heads, count, entry.head_dim}); };
         entries.push_back({entry.heads, entry.head_dim, std::vector<float>(size(tokens_)),
                            std::vector<float>(keeps_two ? size(tokens_) : 0), std::vector<float>(size(focus)),
                            std::vector<float>(size(background))});
@@ -15,11 +17,12 @@ Cache::Cache(const Manifest& manifest, int64_t rows, int64_t focus, int64_t back
 }
 
 size_t Cache::bytes(const Manifest& manifest, int64_t rows, int64_t focus, int64_t background, bool keeps_two) {
-    int64_t numbers = 0;
+    size_t numbers = 0;
     for (const auto& entry : manifest.cache) {
-        numbers += rows * entry.heads * entry.head_dim * ((keeps_two ? 2 : 1) * manifest.tokens + focus + background);
+        int64_t tokens = (keeps_two ? 2 : 1) * manifest.tokens + focus + background;
+        numbers += room({rows, entry.heads, entry.head_dim, tokens});
     }
-    return sizeof(float) * static_cast<size_t>(numbers);
+    return sizeof(float) * numbers;
 }
 
 void Cache::put_by() {
@@ -60,7 +63,8 @@ void Cache::write(const int64_t* index, int64_t n) {
                 auto base = static_cast<size_t>((row * entry.heads + head) * tokens_);
                 for (int64_t k = 0; k < n; ++k, in += width) {
                     size_t at = (base + static_cast<size_t>(index[row * n + k])) * width;
-                    if (!entry.earlier.empty()) std::memcpy(entry.earlier.data() + at, entry.full.data() + at, sizeof(float) * width);
+                    if (!entry.earlier.empty())
+                        std::memcpy(entry.earlier.data() + at, entry.full.data() + at, sizeof(float) * width);
                     std::memcpy(entry.full.data() + at, in, sizeof(float) * width);
                 }
             }

@@ -30,6 +30,7 @@ std::vector<Spec> specs_of(const json& given) {
     std::vector<Spec> specs;
     for (const auto& one : given) {
         Spec spec{one.at("name"), one.at("dtype") == "int64", {}};
+        if (spec.name.empty()) throw json::type_error::create(302, "a tensor has no name", &one);
         if (!spec.int64 && one.at("dtype") != "fp32") {
             refuse("The bundle's tensor " + spec.name + " is " + one.at("dtype").get<std::string>() +
                    ", and this runtime takes fp32 engines: build the bundle with --dtype fp32.");
@@ -42,7 +43,8 @@ std::vector<Spec> specs_of(const json& given) {
 
 int64_t count_of(const json& given, const char* name) {
     auto count = given.at(name).get<int64_t>();
-    if (count < 0 || count > INT32_MAX) throw json::type_error::create(302, std::string(name) + " is out of range", &given);
+    if (count < 0 || count > INT32_MAX)
+        throw json::type_error::create(302, std::string(name) + " is out of range", &given);
     return count;
 }
 
@@ -51,20 +53,36 @@ Preset preset_of(const json& given) {
     preset.name = given.at("name");
     preset.steps = static_cast<int>(count_of(given, "steps"));
     for (const auto& [steps, symbols] : given.at("plans").items()) preset.plans[std::stoi(steps)] = symbols;
-    preset.by_sigma = given.at("clock") == "sigma";
+    for (const auto& [steps, symbols] : preset.plans) {
+        if (static_cast<int>(symbols.size()) != steps) {
+            refuse("The preset " + preset.name + " has a plan of " + std::to_string(symbols.size()) + " steps for " +
+                   std::to_string(steps) + "; build the bundle again.");
+        }
+    }
+    if (preset.plans.empty()) refuse("The preset " + preset.name + " has no plan; build the bundle again.");
+    std::string clock = given.at("clock");
+    preset.by_sigma = clock == "sigma";
     preset.theta = given.at("theta");
+    if ((clock != "sigma" && clock != "step") || !(preset.theta >= 0 && preset.theta <= 1)) {
+        refuse("The preset " + preset.name + " has a clock or theta that is none; build the bundle again.");
+    }
     if (!given.at("focus").is_null()) {
         const auto& focus = given.at("focus");
         FocusChoice choice{focus.at("moving"), -1, focus.at("fraction")};
         if (!focus.at("mask_step").is_null()) choice.mask_step = focus.at("mask_step");
+        if (!(choice.fraction > 0 && choice.fraction <= 1) || choice.mask_step < -1) {
+            refuse("The preset " + preset.name + " has a mask that is none; build the bundle again.");
+        }
         preset.focus = choice;
     }
     preset.state = specs_of(given.at("state"));
     for (const auto& [name, program] : given.at("programs").items()) {
-        preset.programs[name] = {program.at("files").at(0), specs_of(program.at("inputs")), specs_of(program.at("outputs"))};
+        preset.programs[name] = {program.at("files").at(0), specs_of(program.at("inputs")),
+                                 specs_of(program.at("outputs"))};
     }
     for (const char* needed : {"advance", "extrapolate", "guide"}) {
-        if (!preset.has(needed)) refuse("The preset " + preset.name + " lacks the program " + needed + "; build the bundle again.");
+        if (!preset.has(needed))
+            refuse("The preset " + preset.name + " lacks the program " + needed + "; build the bundle again.");
     }
     if (preset.focus && !(preset.has("score") && preset.has("advance_focus"))) {
         refuse("The preset " + preset.name + " has sparse steps and no programs for them; build the bundle again.");
@@ -110,11 +128,14 @@ void read_geometry(Manifest& manifest, const json& geometry) {
     } else {
         manifest.latent_shape = {manifest.channels, manifest.height, manifest.width};
     }
-    bool ascending = !manifest.buckets.empty() && manifest.buckets.back() == manifest.tokens && manifest.buckets.front() > 0;
-    for (size_t k = 1; k < manifest.buckets.size(); ++k) ascending = ascending && manifest.buckets[k - 1] < manifest.buckets[k];
+    bool ascending =
+        !manifest.buckets.empty() && manifest.buckets.back() == manifest.tokens && manifest.buckets.front() > 0;
+    for (size_t k = 1; k < manifest.buckets.size(); ++k)
+        ascending = ascending && manifest.buckets[k - 1] < manifest.buckets[k];
     int64_t cells = manifest.patch == 0 || manifest.patch_frames == 0
                         ? 0
-                        : (manifest.height / manifest.patch) * (manifest.width / manifest.patch) * (manifest.frames / manifest.patch_frames);
+                        : (manifest.height / manifest.patch) * (manifest.width / manifest.patch) *
+                              (manifest.frames / manifest.patch_frames);
     if (!ascending || cells != manifest.tokens || manifest.batch < 1) {
         refuse("The bundle's manifest contradicts itself about its tokens; build it again.");
     }
@@ -145,7 +166,8 @@ Manifest manifest_of(const json& given, const std::string& folder) {
 Manifest read_manifest(const std::string& folder) {
     std::string path = folder + "/manifest.json";
     std::ifstream file(path, std::ios::binary | std::ios::ate);
-    if (!file) refuse(folder + " is not a bundle: it has no manifest.json; give the folder that accelaes-export build wrote.");
+    if (!file)
+        refuse(folder + " is not a bundle: it has no manifest.json; give the folder that accelaes-export build wrote.");
     if (file.tellg() > largest) refuse(path + " is too large for a manifest; build the bundle again.");
     file.seekg(0);
     try {

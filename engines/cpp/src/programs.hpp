@@ -1,4 +1,5 @@
-// A preset's programs bound to a run's tensors: what is known from step to step lies twice, one half read and one written.
+// A preset's programs bound to a run's tensors: what is known from step to step lies twice, one half read and one
+// written.
 #pragma once
 
 #include <array>
@@ -12,11 +13,12 @@
 
 namespace accelaes {
 
-
 class Programs {
    public:
-    // `rows`: B. `images`: b. `first_conditional`: the row where the conditional images begin. `gated`: rows a gate sees.
-    Programs(const Bundle& bundle, const Preset& preset, int64_t rows, int64_t images, int64_t first_conditional, int64_t gated);
+    // `rows`: B. `images`: b. `first_conditional`: the row where the conditional images begin. `gated`: rows a gate
+    // sees.
+    Programs(const Bundle& bundle, const Preset& preset, int64_t rows, int64_t images, int64_t first_conditional,
+             int64_t gated);
 
     // Say where the tensor called `name` is, before `bind`.
     void place(const std::string& name, float* data) { places_[name] = data; }
@@ -27,7 +29,7 @@ class Programs {
     bool has(const std::string& program) const { return preset_.has(program); }
     void run(const std::string& program);
 
-    static size_t bytes(const Manifest& manifest, const Preset& preset, int64_t rows, int64_t gated);
+    static size_t bytes(const Preset& preset, int64_t rows, int64_t gated);
 
    private:
     struct Bound {

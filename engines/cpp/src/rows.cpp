@@ -7,7 +7,8 @@
 
 namespace accelaes {
 
-void choose(const float* score, int64_t tokens, int64_t n, std::vector<int64_t>& order, int64_t* focus, int64_t* background) {
+void choose(const float* score, int64_t tokens, int64_t n, std::vector<int64_t>& order, int64_t* focus,
+            int64_t* background) {
     order.resize(static_cast<size_t>(tokens));
     std::iota(order.begin(), order.end(), int64_t{0});
     auto before = [score](int64_t a, int64_t b) {
@@ -26,7 +27,8 @@ void choose(const float* score, int64_t tokens, int64_t n, std::vector<int64_t>&
 void gather(const float* tokens, int64_t rows, int64_t N, int64_t w, const int64_t* index, int64_t n, float* out) {
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t k = 0; k < n; ++k) {
-            std::memcpy(out + (row * n + k) * w, tokens + (row * N + index[row * n + k]) * w, sizeof(float) * static_cast<size_t>(w));
+            std::memcpy(out + (row * n + k) * w, tokens + (row * N + index[row * n + k]) * w,
+                        sizeof(float) * static_cast<size_t>(w));
         }
     }
 }
@@ -34,7 +36,8 @@ void gather(const float* tokens, int64_t rows, int64_t N, int64_t w, const int64
 void scatter(float* tokens, int64_t rows, int64_t N, int64_t w, const int64_t* index, int64_t n, const float* in) {
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t k = 0; k < n; ++k) {
-            std::memcpy(tokens + (row * N + index[row * n + k]) * w, in + (row * n + k) * w, sizeof(float) * static_cast<size_t>(w));
+            std::memcpy(tokens + (row * N + index[row * n + k]) * w, in + (row * n + k) * w,
+                        sizeof(float) * static_cast<size_t>(w));
         }
     }
 }

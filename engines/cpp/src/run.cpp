@@ -7,14 +7,13 @@
 
 #include "failure.hpp"
 #include "patches.hpp"
+#include "room.hpp"
 #include "rows.hpp"
 
 namespace accelaes {
 namespace {
 
-double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 size_t product(const std::vector<int64_t>& shape) {
     size_t count = 1;
@@ -29,23 +28,24 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
       manifest_(bundle_->manifest),
       plan_(std::move(plan)),
       programs_(*bundle_, *plan_.preset, plan_.rows, plan_.images, plan_.first_conditional, plan_.gated),
-      cache_(manifest_, plan_.rows, plan_.most_focus(manifest_), plan_.most_background(manifest_), plan_.preset->has("carry")) {
+      cache_(manifest_, plan_.rows, plan_.most_focus(manifest_), plan_.most_background(manifest_),
+             plan_.preset->has("carry")) {
     auto rows = static_cast<size_t>(plan_.rows), images = static_cast<size_t>(plan_.images);
     auto N = static_cast<size_t>(manifest_.tokens), w = static_cast<size_t>(manifest_.token_width());
-    size_t latent = product(manifest_.latent_shape);
-    auto n = static_cast<size_t>(plan_.most_focus(manifest_)), m = static_cast<size_t>(plan_.most_background(manifest_));
-    latents_.resize(images * latent);
-    twice_.resize(rows * latent);
+    int64_t width = manifest_.token_width(), tokens = manifest_.tokens, latent = plan_.latent(manifest_);
+    latents_.resize(room({plan_.images, latent}));
+    twice_.resize(room({plan_.rows, latent}));
     timestep_.resize(rows);
-    computed_.resize(rows * N * w);
-    predicted_.resize(rows * N * w);
-    guided_.resize(images * N * w);
-    focus_rows_.resize(rows * n * w);
-    background_rows_.resize(rows * m * w);
-    for (auto* of_tokens : {&running_, &cached_, &distance_, &affinity_rows_}) of_tokens->resize(rows * N);
-    for (auto* of_images : {&affinity_, &mask_, &score_}) of_images->resize(images * N);
-    everything_.resize(rows * N);
-    observed_.resize(rows * N);
+    computed_.resize(room({plan_.rows, tokens, width}));
+    predicted_.resize(computed_.size());
+    guided_.resize(room({plan_.images, tokens, width}));
+    focus_rows_.resize(room({plan_.rows, plan_.most_focus(manifest_), width}));
+    background_rows_.resize(room({plan_.rows, plan_.most_background(manifest_), width}));
+    for (auto* of_tokens : {&running_, &cached_, &distance_, &affinity_rows_})
+        of_tokens->resize(room({plan_.rows, tokens}));
+    for (auto* of_images : {&affinity_, &mask_, &score_}) of_images->resize(room({plan_.images, tokens}));
+    everything_.resize(running_.size());
+    observed_.resize(running_.size());
     order_.reserve(N);
     for (size_t k = 0; k < rows * N; ++k) everything_[k] = observed_[k] = static_cast<int64_t>(k % N);
     for (char symbol : plan_.symbols) {
@@ -85,7 +85,8 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
     text_tokens_ = manifest_.text_tokens;
     bool has_latents = false;
     for (size_t k = 0; k < count; ++k) {
-        if (tensors[k].name == nullptr || tensors[k].data == nullptr || tensors[k].rank < 0 || (tensors[k].rank > 0 && tensors[k].shape == nullptr)) {
+        if (tensors[k].name == nullptr || tensors[k].data == nullptr || tensors[k].rank < 0 ||
+            (tensors[k].rank > 0 && tensors[k].shape == nullptr)) {
             refuse("Tensor " + std::to_string(k) + " has no name, data or shape; fill in its struct.");
         }
         has_latents = has_latents || std::strcmp(tensors[k].name, "latents") == 0;
@@ -93,10 +94,12 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
     }
     if (!has_latents) refuse("There is no tensor latents among those given; give the noise [b, ...].");
     for (const auto& name : manifest_.conditioning) {
-        if (given_.count(name) == 0) refuse("There is no tensor " + name + " among those given, and the engine needs it.");
+        if (given_.count(name) == 0)
+            refuse("There is no tensor " + name + " among those given, and the engine needs it.");
     }
     bool masked = plan_.preset->focus && plan_.preset->focus->mask_step >= 0;
-    if (masked && weights_.empty()) refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
+    if (masked && weights_.empty())
+        refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
     weights_.resize(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
     programs_.begin();
     for (auto& [symbol, sets] : sets_) sets.chosen = false;
@@ -116,12 +119,15 @@ void Run::take(const accelaes_tensor& tensor) {
     if (name == "latents") {
         std::vector<int64_t> wanted = manifest_.latent_shape;
         wanted.insert(wanted.begin(), plan_.images);
-        if (shape != wanted || tensor.is_int64) refuse("latents has the shape " + said() + ", and the bundle makes others: give fp32 latents of the shape its facts say.");
+        if (shape != wanted || tensor.is_int64)
+            refuse("latents has the shape " + said() +
+                   ", and the bundle makes others: give fp32 latents of the shape its facts say.");
         std::memcpy(latents_.data(), tensor.data, sizeof(float) * latents_.size());
         return;
     }
     if (name == "token_weights") {
-        if (shape.size() != 2 || shape[0] != plan_.images || tensor.is_int64) refuse("token_weights has the shape " + said() + "; give fp32 [b, M].");
+        if (shape.size() != 2 || shape[0] != plan_.images || tensor.is_int64)
+            refuse("token_weights has the shape " + said() + "; give fp32 [b, M].");
         weights_.assign(static_cast<size_t>(plan_.rows * shape[1]), 0.0f);
         auto first = static_cast<size_t>(plan_.first_conditional * shape[1]);
         std::memcpy(weights_.data() + first, tensor.data, sizeof(float) * product(shape));
@@ -138,7 +144,9 @@ void Run::take(const accelaes_tensor& tensor) {
                                    : shape[k] == spec.shape[k].fixed;
             if (letter == 'M' && fits) text_tokens_ = shape[k];
         }
-        if (!fits) refuse(name + " has the shape " + said() + ", which the engine doesn't take for " + std::to_string(plan_.rows) + " rows; give it as inspect --tensors lists it.");
+        if (!fits)
+            refuse(name + " has the shape " + said() + ", which the engine doesn't take for " +
+                   std::to_string(plan_.rows) + " rows; give it as inspect --tensors lists it.");
         Given& given = given_[name];
         given.shape = shape;
         given.by_row = !spec.shape.empty() && spec.shape.front().letter == 'B';
@@ -155,7 +163,9 @@ void Run::take(const accelaes_tensor& tensor) {
     refuse("There is no input " + name + "; the engine's are those that inspect --tensors lists.");
 }
 
-double Run::clock(int64_t i) const { return plan_.preset->by_sigma ? plan_.sigmas[static_cast<size_t>(i)] : static_cast<double>(i); }
+double Run::clock(int64_t i) const {
+    return plan_.preset->by_sigma ? plan_.sigmas[static_cast<size_t>(i)] : static_cast<double>(i);
+}
 
 double Run::target(int64_t i) const {
     double now = clock(i);
@@ -165,17 +175,19 @@ double Run::target(int64_t i) const {
 
 bool Run::next(accelaes_step* step) {
     if (!begun_) refuse("The run has no input yet; call accelaes_run_input first.");
-    if (at_ >= plan_.steps()) refuse("The run has carried out all of its " + std::to_string(plan_.steps()) + " steps; give it new input.");
+    if (at_ >= plan_.steps())
+        refuse("The run has carried out all of its " + std::to_string(plan_.steps()) + " steps; give it new input.");
     if (cancelled_) throw Failure(ACCELAES_FAILED, "The run was cancelled before step " + std::to_string(at_) + ".");
     double begun = seconds();
     engine_seconds_ = 0;
     int64_t i = at_;
     char symbol = plan_.symbols[static_cast<size_t>(i)];
     now_ = static_cast<float>(clock(i)), target_ = static_cast<float>(target(i)), step_ = static_cast<float>(i);
-    size_t latent = latents_.size() / static_cast<size_t>(plan_.images);
+    auto latent = static_cast<size_t>(plan_.latent(manifest_));
     for (int64_t row = 0; row < plan_.rows; ++row) {
         auto image = static_cast<size_t>(row % plan_.images);
-        std::memcpy(twice_.data() + static_cast<size_t>(row) * latent, latents_.data() + image * latent, sizeof(float) * latent);
+        std::memcpy(twice_.data() + static_cast<size_t>(row) * latent, latents_.data() + image * latent,
+                    sizeof(float) * latent);
     }
     std::fill(timestep_.begin(), timestep_.end(), plan_.timesteps[static_cast<size_t>(i)]);
     bool had_mask = masked_;
@@ -213,7 +225,7 @@ void Run::guide_and_move(int64_t i) {
 void Run::dense(int64_t i) {
     bool observed = plan_.preset->focus && plan_.preset->focus->mask_step == i;
     cache_.put_by();
-    engine_call(everything_.data(), manifest_.tokens, everything_.data(), observed, computed_.data(), true, true);
+    engine_call({everything_.data(), everything_.data(), manifest_.tokens, computed_.data(), observed, true, true});
     stale_ = true;
     if (observed) build_mask();
     std::fill(cached_.begin(), cached_.end(), 1.0f);
@@ -240,7 +252,8 @@ void Run::choose_tokens(Sets& sets) {
     programs_.run("score");
     int64_t N = manifest_.tokens, n = sets.n, m = N - n;
     for (int64_t image = 0; image < plan_.images; ++image) {
-        choose(score_.data() + image * N, N, n, order_, sets.focus.data() + image * n, sets.background.data() + image * m);
+        choose(score_.data() + image * N, N, n, order_, sets.focus.data() + image * n,
+               sets.background.data() + image * m);
     }
     for (int64_t row = plan_.images; row < plan_.rows; ++row) {
         int64_t image = row % plan_.images;
@@ -257,20 +270,23 @@ void Run::sparse(Sets& sets) {
     if (moving || !sets.chosen) choose_tokens(sets);
     bool carried = programs_.has("carry");
     if (carried) programs_.run("carry");
-    if (stale_ || carried || read_ != &sets) cache_.read(sets.background.data(), m, carried ? distance_.data() : nullptr);
+    if (stale_ || carried || read_ != &sets)
+        cache_.read(sets.background.data(), m, carried ? distance_.data() : nullptr);
     stale_ = false, read_ = &sets;
-    engine_call(sets.focus.data(), n, sets.background.data(), false, focus_rows_.data(), moving, false);
+    engine_call({sets.focus.data(), sets.background.data(), n, focus_rows_.data(), false, moving, false});
     if (moving) {
         cache_.write(sets.focus.data(), n);
         stale_ = true;
     }
     scatter(computed_.data(), plan_.rows, N, w, sets.focus.data(), n, focus_rows_.data());
     for (const auto& spec : manifest_.outputs) {
-        if (spec.name == "background_prediction") scatter(computed_.data(), plan_.rows, N, w, sets.background.data(), m, background_rows_.data());
+        if (spec.name == "background_prediction")
+            scatter(computed_.data(), plan_.rows, N, w, sets.background.data(), m, background_rows_.data());
     }
     std::fill(running_.begin(), running_.end(), 0.0f);
     for (int64_t row = 0; row < plan_.rows; ++row) {
-        for (int64_t k = 0; k < n; ++k) running_[static_cast<size_t>(row * N + sets.focus[static_cast<size_t>(row * n + k)])] = 1.0f;
+        for (int64_t k = 0; k < n; ++k)
+            running_[static_cast<size_t>(row * N + sets.focus[static_cast<size_t>(row * n + k)])] = 1.0f;
     }
     if (moving) {
         cached_ = running_;
@@ -280,70 +296,6 @@ void Run::sparse(Sets& sets) {
     programs_.run("advance_focus");
     shown_n_ = n;
     shown_focus_.assign(sets.focus.begin(), sets.focus.begin() + plan_.images * n);
-}
-
-// `keep`: fresh cached tensors are fetched, in a dense step (`whole`) straight into the full ones.
-void Run::engine_call(const int64_t* focus, int64_t n, const int64_t* background, bool observed, float* predicted, bool keep,
-                      bool whole) {
-    int64_t N = manifest_.tokens, m = N - n, w = manifest_.token_width();
-    int64_t calls = plan_.two_calls ? 2 : 1, rows = plan_.rows / calls;
-    for (int64_t call = 0; call < calls; ++call) {
-        int64_t first = call * rows, a = observed && call == 0 ? n : 0;
-        std::deque<std::vector<int64_t>> shapes;
-        std::vector<Tensor> inputs, outputs;
-        auto tensor = [&](const Spec& spec, const void* data, Type type) -> Tensor {
-            shapes.emplace_back();
-            for (const auto& size : spec.shape) {
-                char letter = size.letter;
-                shapes.back().push_back(letter == 0 ? size.fixed : letter == 'B' ? rows : letter == 'n' ? n : letter == 'm' ? m : letter == 'M' ? text_tokens_ : a);
-            }
-            return {spec.name.c_str(), type, const_cast<void*>(data), shapes.back().data(), static_cast<int>(shapes.back().size())};
-        };
-        size_t latent = twice_.size() / static_cast<size_t>(plan_.rows);
-        size_t entry = 0;
-        for (const auto& spec : manifest_.inputs) {
-            if (spec.name == "hidden_states") {
-                inputs.push_back(tensor(spec, twice_.data() + static_cast<size_t>(first) * latent, Type::f32));
-            } else if (spec.name == "timestep") {
-                inputs.push_back(tensor(spec, timestep_.data() + first, Type::f32));
-            } else if (spec.name == "focus_index") {
-                inputs.push_back(tensor(spec, focus + first * n, Type::i64));
-            } else if (spec.name == "background_index") {
-                inputs.push_back(tensor(spec, background + first * m, Type::i64));
-            } else if (spec.name == "observed_index") {
-                inputs.push_back(tensor(spec, observed_.data(), Type::i64));
-            } else if (spec.name == "token_weights") {
-                inputs.push_back(tensor(spec, weights_.data() + first * text_tokens_, Type::f32));
-            } else if (given_.count(spec.name) > 0) {
-                const Given& given = given_.at(spec.name);
-                size_t count = spec.int64 ? given.labels.size() : given.numbers.size();
-                size_t skip = given.by_row ? count / static_cast<size_t>(plan_.rows) * static_cast<size_t>(first) : 0;
-                inputs.push_back(spec.int64 ? tensor(spec, given.labels.data() + skip, Type::i64) : tensor(spec, given.numbers.data() + skip, Type::f32));
-            } else if (entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name + "_bg") {
-                const auto& own = cache_.entries[entry++];
-                inputs.push_back(tensor(spec, own.background.data() + first * own.heads * m * own.head_dim, Type::f32));
-            } else {
-                refuse("The engine wants an input " + spec.name + ", which this release doesn't know.");
-            }
-        }
-        entry = 0;
-        for (const auto& spec : manifest_.outputs) {
-            bool cached = entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name;
-            if (spec.name == "focus_prediction") {
-                outputs.push_back(tensor(spec, predicted + first * n * w, Type::f32));
-            } else if (spec.name == "background_prediction" && !whole) {
-                outputs.push_back(tensor(spec, background_rows_.data() + first * m * w, Type::f32));
-            } else if (spec.name == "affinity" && a > 0) {
-                outputs.push_back(tensor(spec, affinity_rows_.data(), Type::f32));
-            } else if (cached) {
-                auto& own = cache_.entries[entry++];
-                if (keep) outputs.push_back(tensor(spec, (whole ? own.full : own.fresh).data() + first * own.heads * n * own.head_dim, Type::f32));
-            }
-        }
-        double begun = seconds();
-        bundle_->engine->run(inputs, outputs);
-        engine_seconds_ += seconds() - begun;
-    }
 }
 
 }  // namespace accelaes

@@ -21,13 +21,14 @@ struct RunPlan {
 
     const Preset* preset;
     std::string symbols;
-    int64_t images, rows;      // b and B, both halves of guidance included
-    bool guided, two_calls;    // two engine calls a step, one for each half
-    int64_t first_conditional; // row where the conditional images begin
-    int64_t gated;             // rows that a gate sees
+    int64_t images, rows;       // b and B, both halves of guidance included
+    bool guided, two_calls;     // two engine calls a step, one for each half
+    int64_t first_conditional;  // row where the conditional images begin
+    int64_t gated;              // rows that a gate sees
     float scale;
     std::vector<float> sigmas, timesteps;
 
+    int64_t latent(const Manifest& manifest) const;  // numbers of one image's latents
     int64_t steps() const { return static_cast<int64_t>(symbols.size()); }
     int64_t focus_of(char symbol, const Manifest& manifest) const;
     // The most focus tokens, and background tokens, of a sparse step.
@@ -64,13 +65,23 @@ class Run {
         bool chosen = false;
     };
 
+    // One step of the engine, for all rows.
+    struct Call {
+        const int64_t *focus, *background;  // [B, n], [B, m]
+        int64_t n;
+        float* predicted;  // [B, n, w]
+        bool observed;     // the affinity is made
+        bool keep;         // what is to be cached is fetched,
+        bool whole;        // in a dense step straight into the full tensors
+    };
+
     void take(const accelaes_tensor& tensor);
     void dense(int64_t i);
     void sparse(Sets& sets);
     void choose_tokens(Sets& sets);
     void build_mask();
-    void engine_call(const int64_t* focus, int64_t n, const int64_t* background, bool observed, float* predicted, bool keep,
-                     bool whole);
+    void engine_call(const Call& call);
+    const void* input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) const;
     void guide_and_move(int64_t i);
     double target(int64_t i) const;
     double clock(int64_t i) const;

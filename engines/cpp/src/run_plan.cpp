@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "failure.hpp"
+#include "room.hpp"
 #include "run.hpp"
 
 namespace accelaes {
@@ -11,38 +12,45 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
     if (options.plan != nullptr) {
         symbols = options.plan;
         if (asked != 0 && asked != static_cast<int>(symbols.size())) {
-            refuse("The plan has " + std::to_string(symbols.size()) + " steps and " + std::to_string(asked) + " were asked for; give one of them.");
+            refuse("The plan has " + std::to_string(symbols.size()) + " steps and " + std::to_string(asked) +
+                   " were asked for; give one of them.");
         }
     } else {
         asked = asked != 0 ? asked : preset->steps;
         auto plan = preset->plans.find(asked);
         if (plan == preset->plans.end()) {
-            refuse("The preset " + preset->name + " has no plan of " + std::to_string(asked) + " steps; it has plans of " +
-                   std::to_string(preset->plans.begin()->first) + " to " + std::to_string(preset->plans.rbegin()->first) + ": ask for one of them.");
+            refuse("The preset " + preset->name + " has no plan of " + std::to_string(asked) +
+                   " steps; it has plans of " + std::to_string(preset->plans.begin()->first) + " to " +
+                   std::to_string(preset->plans.rbegin()->first) + ": ask for one of them.");
         }
         symbols = plan->second;
     }
-    if (symbols.empty() || symbols.front() != 'D') refuse("The plan \"" + symbols + "\" doesn't begin with a dense step; begin it with D.");
+    if (symbols.empty() || symbols.front() != 'D')
+        refuse("The plan \"" + symbols + "\" doesn't begin with a dense step; begin it with D.");
     for (char symbol : symbols) {
         if (symbol >= '0' && symbol <= '9') {
-            refuse("The plan \"" + symbols + "\" leaves blocks out, which this runtime doesn't do; take a preset without block ranges.");
+            refuse("The plan \"" + symbols +
+                   "\" leaves blocks out, which this runtime doesn't do; take a preset without block ranges.");
         }
         bool sparse = symbol >= 'a' && symbol - 'a' + 1 < static_cast<int>(manifest.buckets.size());
         if (symbol != 'D' && symbol != '.' && !(sparse && preset->focus)) {
-            refuse(std::string("The plan has the symbol '") + symbol + "', which the preset " + preset->name + " or the bundle doesn't have; take D, " +
-                   (preset->focus ? "a letter of its buckets " : "") + "or '.'.");
+            refuse(std::string("The plan has the symbol '") + symbol + "', which the preset " + preset->name +
+                   " or the bundle doesn't have; take D, " + (preset->focus ? "a letter of its buckets " : "") +
+                   "or '.'.");
         }
     }
     int mask_step = preset->focus ? preset->focus->mask_step : -1;
     auto first_sparse = std::find_if(symbols.begin(), symbols.end(), [](char s) { return s >= 'a'; });
-    auto dense = static_cast<int>(std::find_if(symbols.begin(), symbols.end(), [](char s) { return s != 'D'; }) - symbols.begin());
+    auto dense = static_cast<int>(std::find_if(symbols.begin(), symbols.end(), [](char s) { return s != 'D'; }) -
+                                  symbols.begin());
     if (mask_step >= dense && first_sparse != symbols.end()) {
-        refuse("The plan \"" + symbols + "\" isn't dense up to step " + std::to_string(mask_step) + ", after which the preset's mask is built; begin it with more D.");
+        refuse("The plan \"" + symbols + "\" isn't dense up to step " + std::to_string(mask_step) +
+               ", after which the preset's mask is built; begin it with more D.");
     }
     images = options.images == 0 ? 1 : options.images;
     if (images < 1 || images > manifest.batch) {
-        refuse(std::to_string(images) + " images were asked for, and the bundle's engine takes 1 to " + std::to_string(manifest.batch) +
-               "; make several runs, or build it with --batch.");
+        refuse(std::to_string(images) + " images were asked for, and the bundle's engine takes 1 to " +
+               std::to_string(manifest.batch) + "; make several runs, or build it with --batch.");
     }
     guided = !options.unguided && manifest.layout != Layout::none;
     two_calls = guided && manifest.layout == Layout::separate;
@@ -55,6 +63,12 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
     }
     sigmas.assign(options.sigmas, options.sigmas + symbols.size() + 1);
     timesteps.assign(options.timesteps, options.timesteps + symbols.size());
+}
+
+int64_t RunPlan::latent(const Manifest& manifest) const {
+    int64_t numbers = 1;
+    for (int64_t size : manifest.latent_shape) numbers = static_cast<int64_t>(room({numbers, size}));
+    return numbers;
 }
 
 int64_t RunPlan::focus_of(char symbol, const Manifest& manifest) const {
@@ -76,12 +90,11 @@ int64_t RunPlan::most_background(const Manifest& manifest) const {
 }
 
 size_t RunPlan::bytes(const Manifest& manifest) const {
-    int64_t N = manifest.tokens, w = manifest.token_width(), latent = 1;
-    for (int64_t size : manifest.latent_shape) latent *= size;
-    int64_t n = most_focus(manifest), m = most_background(manifest);
-    int64_t numbers = (images + rows) * latent + rows * (N + n + m + N) * w + images * N * w + rows * (6 * N + 1) + 3 * images * N;
-    return Programs::bytes(manifest, *preset, rows, gated) + Cache::bytes(manifest, rows, n, m, preset->has("carry")) +
-           sizeof(float) * static_cast<size_t>(numbers + rows * manifest.text_tokens) + sizeof(int64_t) * static_cast<size_t>(rows * 3 * N);
+    int64_t N = manifest.tokens, w = manifest.token_width(), n = most_focus(manifest), m = most_background(manifest);
+    size_t numbers = room({images + rows, latent(manifest)}) + room({rows, 2 * N + n + m, w}) + room({images, N, w});
+    numbers += room({4 * rows + 3 * images, N}) + room({rows, manifest.text_tokens + 1});
+    return Programs::bytes(*preset, rows, gated) + Cache::bytes(manifest, rows, n, m, preset->has("carry")) +
+           sizeof(float) * numbers + sizeof(int64_t) * room({3 * rows, N});
 }
 
 }  // namespace accelaes
