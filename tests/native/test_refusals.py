@@ -38,6 +38,10 @@ def rewritten(folder: Path, change) -> None:
     path.write_text(json.dumps(document))
 
 
+def latents(document: dict) -> dict:
+    return document["geometries"][0]["latents"]
+
+
 def first_preset(document: dict) -> dict:
     return document["geometries"][0]["presets"][0]
 
@@ -61,6 +65,8 @@ def without_presets(document: dict) -> None:
         (lambda f: rewritten(f, lambda d: d["backend"].update(name="../x")), "no name"),
         (lambda f: rewritten(f, lambda d: d["geometries"][0]["contract"].update(tokens=7)), "contradicts itself"),
         (lambda f: linked(f / "fingerprint.json"), "is not a regular file"),
+        (lambda f: rewritten(f, lambda d: latents(d).update(channels=400)), "have different sizes"),
+        (lambda f: rewritten(f, lambda d: latents(d).update(height=25)), "have different sizes"),
         (lambda f: rewritten(f, lambda d: first_preset(d)["plans"].update({"9": "DD"})), "a plan of 2 steps for 9"),
         (lambda f: rewritten(f, lambda d: first_preset(d).update(clock="hours")), "clock or theta that is none"),
         (lambda f: rewritten(f, lambda d: first_preset(d)["programs"].pop("guide")), "lacks the program guide"),
@@ -154,6 +160,7 @@ def test_a_run_without_a_schedule_or_with_a_struct_of_no_size_is_refused(native,
         (lambda i: i.update(encoder_hidden_states=i["encoder_hidden_states"].astype(np.int64)), "doesn't take"),
         (lambda i: i.update(other=i["latents"]), "no input other"),
         (lambda i: i.update(token_weights=i["token_weights"][0]), r"token_weights has the shape \[40\]"),
+        (lambda i: i.update(token_weights=i["token_weights"][:, :30]), "has 30 text tokens, and another tensor has 40"),
     ],
 )  # fmt: skip
 def test_input_that_does_not_fit_is_refused_and_the_run_takes_other(opened, bundle, change, said):

@@ -139,6 +139,17 @@ void read_geometry(Manifest& manifest, const json& geometry) {
     if (!ascending || cells != manifest.tokens || manifest.batch < 1) {
         refuse("The bundle's manifest contradicts itself about its tokens; build it again.");
     }
+    // Steps move latents by predictions, number by number.
+    bool whole = manifest.height % manifest.patch == 0 && manifest.width % manifest.patch == 0 &&
+                 manifest.frames % manifest.patch_frames == 0 && manifest.channels == manifest.out_channels;
+    for (const auto& spec : manifest.inputs) {
+        if (spec.name != "hidden_states") continue;
+        whole = whole && spec.shape.size() == manifest.latent_shape.size() + 1;
+        for (size_t axis = 1; whole && axis < spec.shape.size(); ++axis) {
+            whole = spec.shape[axis].fixed == manifest.latent_shape[axis - 1];
+        }
+    }
+    if (!whole) refuse("The bundle's latents and predictions have different sizes, which this runtime doesn't take.");
     for (const auto& preset : geometry.at("presets")) manifest.presets.push_back(preset_of(preset));
 }
 

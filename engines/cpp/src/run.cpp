@@ -82,7 +82,7 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
     begun_ = false;
     given_.clear();
     weights_.clear();
-    text_tokens_ = manifest_.text_tokens;
+    text_tokens_ = 0;
     bool has_latents = false;
     for (size_t k = 0; k < count; ++k) {
         if (tensors[k].name == nullptr || tensors[k].data == nullptr || tensors[k].rank < 0 ||
@@ -97,6 +97,7 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
         if (given_.count(name) == 0)
             refuse("There is no tensor " + name + " among those given, and the engine needs it.");
     }
+    if (text_tokens_ == 0) text_tokens_ = manifest_.text_tokens;
     bool masked = plan_.preset->focus && plan_.preset->focus->mask_step >= 0;
     if (masked && weights_.empty())
         refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
@@ -126,12 +127,12 @@ void Run::take(const accelaes_tensor& tensor) {
         return;
     }
     if (name == "token_weights") {
-        if (shape.size() != 2 || shape[0] != plan_.images || tensor.is_int64)
+        if (shape.size() != 2 || shape[0] != plan_.images || shape[1] < 1 || tensor.is_int64)
             refuse("token_weights has the shape " + said() + "; give fp32 [b, M].");
         weights_.assign(static_cast<size_t>(plan_.rows * shape[1]), 0.0f);
         auto first = static_cast<size_t>(plan_.first_conditional * shape[1]);
         std::memcpy(weights_.data() + first, tensor.data, sizeof(float) * product(shape));
-        text_tokens_ = shape[1];
+        take_text(name, shape[1]);
         return;
     }
     for (const auto& spec : manifest_.inputs) {
@@ -142,7 +143,7 @@ void Run::take(const accelaes_tensor& tensor) {
             fits = letter == 'B'   ? shape[k] == plan_.rows
                    : letter == 'M' ? shape[k] >= 1 && (manifest_.dynamic_text || shape[k] == manifest_.text_tokens)
                                    : shape[k] == spec.shape[k].fixed;
-            if (letter == 'M' && fits) text_tokens_ = shape[k];
+            if (letter == 'M' && fits) take_text(name, shape[k]);
         }
         if (!fits)
             refuse(name + " has the shape " + said() + ", which the engine doesn't take for " +
@@ -161,6 +162,13 @@ void Run::take(const accelaes_tensor& tensor) {
         return;
     }
     refuse("There is no input " + name + "; the engine's are those that inspect --tensors lists.");
+}
+
+void Run::take_text(const std::string& name, int64_t tokens) {
+    if (text_tokens_ != 0 && text_tokens_ != tokens)
+        refuse(name + " has " + std::to_string(tokens) + " text tokens, and another tensor has " +
+               std::to_string(text_tokens_) + "; give all of one text.");
+    text_tokens_ = tokens;
 }
 
 double Run::clock(int64_t i) const {

@@ -76,6 +76,7 @@ class Run {
     };
 
     void take(const accelaes_tensor& tensor);
+    void take_text(const std::string& name, int64_t tokens);
     void dense(int64_t i);
     void sparse(Sets& sets);
     void choose_tokens(Sets& sets);
