@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,8 @@ def _make(job: BuildJob, folder: Path, progress: BuildProgress) -> None:
                 program=None if exports else graph.trace(),
             )
             files[stem] = job.inputs.backend.compile_graph(request)
-        for path in onnx.glob("*"):
-            path.unlink()
         if exports:
-            onnx.rmdir()
+            shutil.rmtree(onnx)
         records = [_preset(job, choice, graphs[choice.name], files) for choice in job.presets]
         (folder / _RECORD).write_text(json.dumps([r.model_dump(mode="json") for r in records]), encoding="utf-8")
 

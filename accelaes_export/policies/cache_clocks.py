@@ -13,7 +13,7 @@ from accelaes_export.policies.history_state import Clock
 
 
 class CacheClocks(NamedTuple):
-    """Of every token of B rows, [B, N] fp32 each.
+    """Of every token of B rows, [B, N] fp32 each; all zeros before the first step.
 
     Attributes:
         latest, before: the clock when its cached tensors were made last, and the time before.
@@ -25,16 +25,8 @@ class CacheClocks(NamedTuple):
     made: torch.Tensor
 
 
-def never_made(rows: int, tokens: int, device: torch.device | None = None) -> CacheClocks:
-    """The state before the first step."""
-    none = torch.zeros(rows, tokens, device=device, dtype=torch.float32)
-    return CacheClocks(none, none, none)
-
-
-def made(clocks: CacheClocks, clock: Clock, computed: torch.Tensor | None = None) -> CacheClocks:
-    """The state after tokens `computed` [B, N] bool (None: all) were made at `clock`."""
-    if computed is None:
-        computed = torch.ones_like(clocks.latest, dtype=torch.bool)
+def made(clocks: CacheClocks, clock: Clock, computed: torch.Tensor) -> CacheClocks:
+    """The state after tokens `computed` [B, N] bool were made at `clock`."""
     return CacheClocks(
         torch.where(computed, clock, clocks.latest),
         torch.where(computed, clocks.latest, clocks.before),

@@ -24,6 +24,7 @@ class HistoryState(NamedTuple):
     """The last `order` + 1 computed predictions of every token of b images, with the clock values they are of.
 
     Tokens that ran at different steps hold predictions of different steps; nothing here merges them into one picture.
+    All zeros before the first step.
 
     Attributes:
         predictions: newest first, (order + 1) x [b, N, d] fp32.
@@ -47,21 +48,6 @@ class HistoryState(NamedTuple):
     def order(self) -> int:
         """The highest that it can be extrapolated by."""
         return len(self.predictions) - 1
-
-
-def nothing_known(like: torch.Tensor, order: int) -> HistoryState:
-    """The state before the first step, of predictions like [b, N, d] fp32."""
-    b, tokens, _ = like.shape
-    none = like.new_zeros(b, tokens)
-    return HistoryState(
-        predictions=(torch.zeros_like(like),) * (order + 1),
-        clocks=(none,) * (order + 1),
-        known=none,
-        drops=none,
-        ran=none,
-        agreed=like.new_zeros(b),
-        foreseen=like.new_zeros(b),
-    )
 
 
 def taken_in(

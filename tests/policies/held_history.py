@@ -7,7 +7,22 @@ import torch
 from accelaes_export.policies import history_state
 from accelaes_export.policies.base import Extrapolation
 from accelaes_export.policies.estimates import Estimates
-from accelaes_export.policies.history_state import HistoryState, nothing_known, taken_in
+from accelaes_export.policies.history_state import HistoryState, taken_in
+
+
+def nothing_known(like: torch.Tensor, order: int) -> HistoryState:
+    """The state before the first step, of predictions like [b, N, d] fp32."""
+    b, tokens, _ = like.shape
+    none = like.new_zeros(b, tokens)
+    return HistoryState(
+        predictions=(torch.zeros_like(like),) * (order + 1),
+        clocks=(none,) * (order + 1),
+        known=none,
+        drops=none,
+        ran=none,
+        agreed=like.new_zeros(b),
+        foreseen=like.new_zeros(b),
+    )
 
 
 class History:

@@ -7,7 +7,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from accelaes_export.policies.base import Extrapolation
-from accelaes_export.policies.history_state import HistoryState, estimated, merged, nothing_known, predicted, taken_in
+from accelaes_export.policies.history_state import HistoryState, estimated, merged, predicted, taken_in
+from tests.policies.held_history import nothing_known
 
 b, N, d = 2, 7, 3
 EXTRAPOLATIONS = [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accelaes_export.backends.workspace import Workspace
-from accelaes_export.policies.cache_clocks import carried, made, never_made
+from accelaes_export.policies.cache_clocks import CacheClocks, carried, made
 from accelaes_export.policies.selection import focus_mask
 from accelaes_export.runtime.cache import BackgroundCache, _alike
 from tests.no_host_sync import NoHostSync
@@ -110,13 +110,14 @@ class Clocked:
 
     def __init__(self, rows: int, reach: float) -> None:
         self.cache, self.reach = BackgroundCache(CONTRACT, Workspace(rows, CPU), keeps_two=True), reach
-        self.clocks = self.never = never_made(rows, N)
+        self.everything = torch.ones(rows, N, dtype=torch.bool)
+        self.clocks = self.never = CacheClocks(*torch.zeros(3, rows, N))
 
     def forget(self) -> None:
         self.clocks = self.never
 
     def renewing(self, clock: float) -> dict[str, torch.Tensor]:
-        self.clocks = made(self.clocks, clock)
+        self.clocks = made(self.clocks, clock, self.everything)
         return self.cache.renewing()
 
     def write(self, index: torch.Tensor, clock: float) -> None:

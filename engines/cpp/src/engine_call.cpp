@@ -1,5 +1,4 @@
 // From a step to the engine: the contract's tensors by name, in its order.
-#include <chrono>
 #include <deque>
 
 #include "failure.hpp"
@@ -7,8 +6,6 @@
 
 namespace accelaes {
 namespace {
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Tensors of one call, whose shapes stay where they are as long as it lives.
 class Tensors {

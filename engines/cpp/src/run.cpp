@@ -1,7 +1,6 @@
 #include "run.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -12,8 +11,6 @@
 
 namespace accelaes {
 namespace {
-
-double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 size_t product(const std::vector<int64_t>& shape) {
     size_t count = 1;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <memory>
@@ -14,6 +15,10 @@
 #include "programs.hpp"
 
 namespace accelaes {
+
+inline double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // What a run was asked for, with everything left out filled in; checked.
 struct RunPlan {
