@@ -23,9 +23,16 @@ from pydantic import (
 )
 
 from accelaes_export.contract.compile_options import CompileOptions
+from accelaes_export.contract.components import ComponentName, parse_components
 from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError, did_you_mean
-from accelaes_export.options import parse_buckets, parse_compiling, parse_presets, parse_ranges, parse_resolution
+from accelaes_export.options import (
+    parse_buckets,
+    parse_compiling,
+    parse_presets,
+    parse_ranges,
+    parse_resolution,
+)
 from accelaes_export.policies import Plan
 from accelaes_export.policies.drift_plans import DriftSchedule
 
@@ -68,6 +75,7 @@ class Override(TypedDict, total=False):
     text_multiple: int | None
     variant: str | None
     presets: str | Sequence[str] | None
+    components: str | Sequence[str] | None
 
 
 class BuildRecipe(BaseModel):
@@ -96,6 +104,8 @@ class BuildRecipe(BaseModel):
             (letters are this recipe's buckets) that cost no more, `theta`, `trend` and `cache_reach`.
         presets: policies that a bundle has as graphs, for runtimes without a policy's code: names, with options as in
             "drift:budget=12".
+        components: what a bundle has of the pipeline beside the transformer, of "text", "vae" and "tokenizers": with
+            all of them it needs no checkpoint to draw.
         token_scorer: how prompt words are scored against the anchors: with the CLIP text encoder, or lexically.
         anchors: anchor phrases, or None for the policy's own.
         vae_scale: pixels per latent cell.
@@ -129,6 +139,7 @@ class BuildRecipe(BaseModel):
     policy: PolicyChoice
     plans: Schedules = Field(default_factory=dict)
     presets: Annotated[tuple[str, ...], BeforeValidator(parse_presets)] = ()
+    components: Annotated[tuple[ComponentName, ...], BeforeValidator(parse_components)] = ()
     spatial_cfg: bool
     token_scorer: Literal["clip", "lexical"]
     anchors: tuple[str, ...] | None = None

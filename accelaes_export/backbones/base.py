@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
+from accelaes_export.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +130,7 @@ class Backbone(ABC):
         forms: of the focus step that make sense for the family.
         block_lists: the model's lists of blocks, in the order they are computed in.
         read_parts: of the first block, which `forward` reads beside calling it.
+        text_padded_to: pipelines pad prompts to a multiple of so many tokens; None: to their own window.
         text_stream: whether blocks carry the text along and return it, before the image (joint models).
     """
 
@@ -138,6 +140,7 @@ class Backbone(ABC):
     signature: tuple[str, ...]
     guidance: Guidance
     timestep_limit: float = 1000.0
+    text_padded_to: int | None = None
     built_in: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("token", "component")
     block_lists: tuple[str, ...] = ("transformer_blocks",)
@@ -177,6 +180,28 @@ class Backbone(ABC):
         """What the unmodified diffusers model makes of the same inputs: its output, before patchify."""
         sample: torch.Tensor = model(**inputs, return_dict=False)[0]
         return sample
+
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        """The conditioning that the text encoders make, as the family's pipelines put it together.
+
+        Args:
+            encoded: their outputs and their tokenizers' masks, as `text_encoder.last_hidden_state` and
+                `tokenizer.attention_mask`; nothing of encoders that a checkpoint was saved without.
+            length: of the last run of text positions.
+
+        Raises:
+            InputError: a family whose text encoders can't be part of a bundle.
+        """
+        raise InputError(
+            f"The text encoders of {self.family} can't be part of a bundle in this release; leave text out of "
+            "--components: run then reads them from the checkpoint."
+        )
+
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae_config: Mapping[str, Any]) -> torch.Tensor:
+        """Denoised latents as the VAE's decoder takes them: [b, C, Hl, Wl]."""
+        return latents / vae_config["scaling_factor"] + (vae_config.get("shift_factor") or 0.0)
 
     def fixed(self, config: Mapping[str, Any], latents: Latents) -> dict[str, Any]:
         """Arguments of the call that the graph has one value of."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Backbone
 from accelaes_export.backbones.other_kinds import refuse_config, refuse_file, refuse_folder, refuse_tensors
+from accelaes_export.backbones.weight_files import DIFFUSERS, weight_files
 from accelaes_export.backbones.weights import hollow_transformer, random_weights
 from accelaes_export.contract.dtypes import dtype_argument, torch_dtype
 from accelaes_export.contract.manifest import Source
@@ -23,14 +23,16 @@ from accelaes_export.recipes import SHIPPED, shipped_folder
 if TYPE_CHECKING:
     import torch
 
-_WEIGHTS = "diffusion_pytorch_model"
 # Published before these had classes of their own, as a Transformer2DModel with such a norm.
 _SPLIT_BY_NORM = {"ada_norm_single": "PixArtTransformer2DModel", "ada_norm_zero": "DiTTransformer2DModel"}
-_VARIANTS = {
-    "single": re.compile(rf"{_WEIGHTS}(?:\.(\w+))?\.safetensors"),
-    "index": re.compile(rf"{_WEIGHTS}\.safetensors\.index(?:\.(\w+))?\.json"),
-}
-_LONGEST_NAME = 255  # of a file
+_TRANSFORMER = ("transformer/*.json", "transformer/*.safetensors")
+_AROUND_IT = (
+    "model_index.json",
+    "scheduler/*.json",
+    *(f"tokenizer*/*.{kind}" for kind in ("json", "txt", "model", "jinja")),
+    *(f"text_encoder*/{name}" for name in ("*.json", "model.safetensors", "model-*-of-*.safetensors")),
+    *(f"vae/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")),
+)
 _SHOWN = 3  # tensor names an error message lists
 
 
@@ -51,7 +53,12 @@ class Checkpoint:
 
 
 def resolve(
-    location: str | Path, backbone: Backbone, *, revision: str | None = None, variant: str | None = None
+    location: str | Path,
+    backbone: Backbone,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    whole: bool = False,
 ) -> Checkpoint:
     """Find the transformer of a diffusers checkpoint and check that `backbone` can take it.
 
@@ -60,6 +67,7 @@ def resolve(
             ``shipped:NAME``.
         variant: of the weight files, such as fp16. None: the plain ones, as diffusers takes them, or the only variant
             there is.
+        whole: of a hub id, bring the rest of the pipeline too.
 
     Raises:
         InputError: nothing there, another architecture, no safetensors, or tensors missing, extra or misshapen.
@@ -73,7 +81,7 @@ def resolve(
         kind, root = "folder", Path(name)
     elif hub_id.count("/") == 1 and not hub_id.startswith((".", "/", "~")):
         name = hub_id
-        kind, root = "hub", _download(hub_id, asked or revision)
+        kind, root = "hub", _download(hub_id, asked or revision, whole=whole)
         # What a branch or tag was then; the files lie in a folder of the commit's name.
         revision = root.name if root.parent.name == "snapshots" else asked or revision
     else:
@@ -85,7 +93,7 @@ def resolve(
     folder = root / "transformer" if (root / "transformer").is_dir() else root
     refuse_folder(folder)
     config, unknown = _read_config(folder, backbone)
-    taken, files, beside = _weight_files(folder, variant)
+    taken, files, beside = weight_files(folder, DIFFUSERS, variant)
     _check_tensors(backbone, config, files, folder)
     source = Source(
         kind=kind,
@@ -165,8 +173,8 @@ def _settled(model: Any, dtype: str) -> torch.nn.Module:
     return settled
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
-    """The transformer's folder of a hub repository, downloaded or from the local cache."""
+def _download(hub_id: str, revision: str | None, *, whole: bool) -> Path:
+    """The folder of a hub repository, with its transformer or all of it; downloaded or from the local cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -178,9 +186,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
     try:
         return Path(
-            snapshot_download(
-                hub_id, revision=revision, allow_patterns=["transformer/*.json", "transformer/*.safetensors"]
-            )
+            snapshot_download(hub_id, revision=revision, allow_patterns=[*_TRANSFORMER, *(_AROUND_IT if whole else ())])
         )
     except HFValidationError as error:
         raise InputError(
@@ -255,54 +261,6 @@ def complete_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str,
     if unknown:
         raise InputError(f"The config has {', '.join(unknown)}, which {backbone.class_name} doesn't know.")
     return complete
-
-
-def _weight_files(folder: Path, variant: str | None) -> tuple[str, tuple[Path, ...], tuple[str, ...]]:
-    """The variant taken ("" for the plain one), its safetensors, shards by their index, and the other variants."""
-    single, index = _VARIANTS["single"], _VARIANTS["index"]
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        match = single.fullmatch(path.name) or index.fullmatch(path.name)
-        if match is not None and path.is_file():
-            found.setdefault(match.group(1) or "", []).append(path)
-    if not found:
-        pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
-        hint = f"; {pickled[0]} is a pickle, which is never opened here: convert it to safetensors" if pickled else ""
-        raise InputError(f"{folder} has no {_WEIGHTS}.safetensors{hint}.")
-    named = ", ".join(name or "the plain one" for name in found)
-    if variant is not None and variant not in found:
-        raise InputError(f"{folder} has no variant {variant!r} of the weights; there are {named}.")
-    if variant is None and "" not in found and len(found) > 1:
-        raise InputError(f"{folder} has the weights in the variants {named}; say which with --variant.")
-    taken = variant if variant is not None else "" if "" in found else next(iter(found))
-    first, *second = found[taken]
-    if second:
-        raise InputError(
-            f"{folder} has its weights twice, in {first.name} and by {second[0].name}, and one may be older; move the "
-            "one that isn't meant away."
-        )
-    beside = tuple(name for name in found if name != taken)
-    return taken, (first,) if single.fullmatch(first.name) else _shards(first), beside
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    """The files an index lists."""
-    try:
-        names = sorted(set(parse_json(read_given(index))["weight_map"].values()))
-        files = tuple(index.parent / name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"{index} is not a weight index: {error}.") from error
-    strange = [name for name in names if Path(name).name != name or len(name) > _LONGEST_NAME]
-    if strange or not names:
-        raise InputError(
-            f"{index} lists {strange[0][:80]!r}, which is no file beside it; download the checkpoint again."
-            if strange
-            else f"{index} lists no file; download the checkpoint again."
-        )
-    missing = [path.name for path in files if not path.is_file()]
-    if missing:
-        raise InputError(f"{index.parent} lacks {missing[0]}, which {index.name} lists; download the checkpoint again.")
-    return files
 
 
 def _check_tensors(backbone: Backbone, config: Mapping[str, Any], files: tuple[Path, ...], folder: Path) -> None:

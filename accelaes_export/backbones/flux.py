@@ -77,6 +77,21 @@ class FluxBackbone(Backbone):
             *([scale] if config["guidance_embeds"] else []),
         )
 
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "encoder_hidden_states": encoded["text_encoder_2.last_hidden_state"],
+            "pooled_projections": encoded["text_encoder.pooler_output"],
+        }
+
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae_config: Mapping[str, Any]) -> torch.Tensor:
+        """Unpacked first: a token's numbers are channel, row and column within the patch."""
+        (rows, columns), p = geometry.grid, geometry.patch
+        grid = latents.reshape(latents.shape[0], rows, columns, geometry.channels, p, p)
+        z = grid.permute(0, 3, 1, 4, 2, 5).reshape(latents.shape[0], geometry.channels, rows * p, columns * p)
+        return super().decoder_latents(z, geometry, vae_config)
+
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim
         width, double = model.inner_dim, len(model.transformer_blocks)

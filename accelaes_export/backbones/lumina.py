@@ -41,6 +41,7 @@ class LuminaBackbone(Backbone):
     )
     guidance = Guidance(layout="cond_uncond", channels=3)
     timestep_limit = 1.0
+    text_padded_to = 8
     block_lists = ("layers",)
 
     def latents(
@@ -57,6 +58,14 @@ class LuminaBackbone(Backbone):
             vae_scale=vae_scale,
             sigma_channels=config["in_channels"] if config["learn_sigma"] else 0,
         )
+
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "encoder_hidden_states": encoded["text_encoder.hidden_states.-2"],
+            "encoder_mask": encoded["tokenizer.attention_mask"],
+        }
 
     def conditioning(self, config: Mapping[str, Any], dtype: str) -> tuple[TensorSpec, ...]:
         return (

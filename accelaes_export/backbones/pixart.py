@@ -39,6 +39,14 @@ class PixArtBackbone(BasicBlocksBackbone):
     guidance = Guidance(layout="uncond_cond")
     built_in = _SIZE  # where the model doesn't embed them, the Alpha pipeline may give them all the same
 
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "encoder_hidden_states": encoded["text_encoder.last_hidden_state"],
+            "encoder_attention_mask": encoded["tokenizer.attention_mask"],
+        }
+
     def conditioning(self, config: Mapping[str, Any], dtype: str) -> tuple[TensorSpec, ...]:
         if config["cross_attention_dim"] is None:
             raise InputError(

@@ -47,6 +47,23 @@ class SD3Backbone(Backbone):
             TensorSpec(name="pooled_projections", dtype=dtype, shape=("B", pooled_width)),
         )
 
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        """Both CLIPs share positions, side by side and padded to the width of T5, whose positions come behind."""
+        import torch
+
+        first, second = "text_encoder.", "text_encoder_2."
+        clip = torch.cat([encoded[f"{name}hidden_states.-2"] for name in (first, second)], dim=-1)
+        clip = torch.nn.functional.pad(clip, (0, config["joint_attention_dim"] - clip.shape[-1]))
+        t5 = encoded.get("text_encoder_3.last_hidden_state")
+        if t5 is None:  # as the pipelines do without it
+            t5 = clip.new_zeros(clip.shape[0], length, config["joint_attention_dim"])
+        return {
+            "encoder_hidden_states": torch.cat([clip, t5], dim=1),
+            "pooled_projections": torch.cat([encoded[f"{name}text_embeds"] for name in (first, second)], dim=-1),
+        }
+
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim
         width = model.inner_dim

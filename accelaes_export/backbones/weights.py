@@ -83,12 +83,23 @@ def hollow_transformer(
     It can be traced, as tracing looks at shapes. The small weights are there because exporters compute with them.
     """
     import diffusers
-    import torch
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = getattr(diffusers, backbone.class_name).from_config(dict(config))
-    for name, parameter in list(model.named_parameters()):
+    return filled(model, read, dtype, large, cast_buffers=True)
+
+
+def filled(model: Any, read: Read, dtype: str, large: int = _LARGE, *, cast_buffers: bool = False) -> torch.nn.Module:
+    """A model without memory, given its weights but for matrices of `large` numbers or more; in eval mode.
+
+    Args:
+        read: has every parameter, in `dtype`.
+        cast_buffers: to `dtype`, where a graph has one for all activations; otherwise they keep their own.
+    """
+    import torch
+
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         owner, _, leaf = name.rpartition(".")
         if parameter.ndim == 2 and parameter.numel() >= large:
             value = torch.zeros((), dtype=torch_dtype(dtype)).expand(parameter.shape)
@@ -101,8 +112,7 @@ def hollow_transformer(
         saved = read(name)
         owner, _, leaf = name.rpartition(".")
         value = buffer if saved is None else saved
-        # One dtype throughout, as a graph has one for all activations.
-        value = value.to(torch_dtype(dtype)) if value.is_floating_point() else value
+        value = value.to(torch_dtype(dtype)) if cast_buffers and value.is_floating_point() else value
         setattr(model.get_submodule(owner), leaf, value)
     return model.eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GraphRequest:
-    """A small graph to make in an engine's own format.
+    """A graph to make in an engine's own format.
 
     Attributes:
         name: its files' stem.
@@ -26,6 +26,8 @@ class GraphRequest:
         destination: an existing folder that receives the files.
         onnx: the graph, for backends that read ONNX.
         program: the graph, for backends that read programs.
+        weight: of a program, its parameters and constants by name, which it was traced with other values of; None: a
+            graph without weights, or with small ones.
     """
 
     name: str
@@ -36,6 +38,7 @@ class GraphRequest:
     destination: Path
     onnx: Path | None = None
     program: torch.export.ExportedProgram | None = None
+    weight: Callable[[str], torch.Tensor | None] | None = None
 
     @property
     def onnx_file(self) -> Path:

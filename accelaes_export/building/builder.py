@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING
 
 from accelaes_export import recipes
 from accelaes_export.backends import backend as backend_named
+from accelaes_export.building.components import MadeComponents, made_components
 from accelaes_export.building.job import BuildJob, build_job
 from accelaes_export.building.manifest import manifest_of
 from accelaes_export.building.parts import compiled_part, exported_part, weights_known
 from accelaes_export.building.presets import compiled_presets
 from accelaes_export.building.resources import Needs, require
 from accelaes_export.building.stages import StageStore
-from accelaes_export.bundle.reading import Bundle, open_engines, open_programs
+from accelaes_export.bundle.opening import open_engines, open_graph, open_programs
+from accelaes_export.bundle.reading import Bundle
 from accelaes_export.bundle.signing import signing_key
 from accelaes_export.bundle.writing import build_lock, check_destination, kept_as, sign_bundle, write_bundle
+from accelaes_export.contract.components import component_files
 from accelaes_export.contract.fingerprint import FINGERPRINT
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.presets import preset_files
@@ -33,6 +36,7 @@ from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.recipes import BuildRecipe
 
 if TYPE_CHECKING:
+    import torch
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from typing_extensions import Unpack
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
 # A CPU verifies about 50 GFLOP/s of focus steps; above this, verification is left to `verify`.
 _VERIFY_FLOPS = 2e12
+_VERIFY_BYTES = 2e9  # of components' weights, likewise
 _ON_CPU = (
     "compared on a CPU, which computes inside in float32: where a GPU would overflow can't be seen there; "
     "run accelaes-export verify on the GPU"
@@ -176,26 +181,37 @@ def _built(
             engines.append(compiled_part(part, store, onnx, progress))
         stages = [store.root / f"engine-{part.keys.engine}" for part in parts]
         presets, programs = compiled_presets(job, store, progress) if job.presets else ((), None)
-        manifest = manifest_of(job, engines, presets)
+        components = made_components(job, store, progress)
+        manifest = manifest_of(job, engines, presets, components)
         if verify:
-            manifest = _verified(job, manifest, stages, programs, progress)
+            manifest = _verified(job, manifest, stages, programs, progress, components)
         files = {
             posixpath.join(where, name): stage / name
             for where, stage, engine in zip(manifest.geometry.folders, stages, engines, strict=True)
             for name in engine.files
         }
         files |= {name: programs / posixpath.basename(name) for name in preset_files(presets)} if programs else {}
+        if components is not None:
+            files |= {
+                name: components.file(name) for name in component_files(manifest.components, manifest.geometry.vae)
+            }
         files[FINGERPRINT] = weights / FINGERPRINT
         with progress.stage("write", str(folder)):
             return write_bundle(folder, manifest, files, force=force, key=key)
 
 
 def _verified(
-    job: BuildJob, manifest: Manifest, stages: Sequence[Path], programs: Path | None, progress: BuildProgress
+    job: BuildJob,
+    manifest: Manifest,
+    stages: Sequence[Path],
+    programs: Path | None,
+    progress: BuildProgress,
+    components: MadeComponents | None,
 ) -> Manifest:
     """The manifest with its parity recorded, where the engines in `stages` run here and are small enough to try.
 
-    Presets, whose files are in `programs`, are run as well where their steps are small enough together.
+    Presets, whose files are in `programs`, are run as well where their steps are small enough together, and components
+    where they are.
 
     Raises BuildError where an engine that was built computes something else than the model.
     """
@@ -225,6 +241,8 @@ def _verified(
         )
     if programs is not None:
         _verify_presets(job, manifest, session, programs, progress)
+    if components is not None:
+        _verify_components(job, manifest, components, session.device, progress)
     anywhere = backend.reads == "onnx"  # a graph that isn't compiled for one kind of device
     if contract.dtype != "fp32" and anywhere and all(result.device == "cpu" for result in parity):
         record = manifest.backend.model_copy(update={"notes": (*manifest.backend.notes, _ON_CPU)})
@@ -256,3 +274,27 @@ def _verify_presets(
                     f"The preset {preset.name} differs from its policy in Python by {result.max_rel:.2g} of a "
                     f"prediction and in {result.differing} of {result.focus} focus tokens; nothing was written."
                 )
+
+
+def _verify_components(
+    job: BuildJob, manifest: Manifest, made: MadeComponents, device: torch.device, progress: BuildProgress
+) -> None:
+    """BuildError where a component computes something else than the checkpoint's."""
+    from accelaes_export.building.component_verification import compare_components
+
+    parts, backend = job.inputs.parts, manifest.backend
+    assert parts is not None, "components were made of them"
+    size = sum(part.size for part in parts.described)
+    if not job.inputs.backend.for_gpu(job.inputs.targets) and size > _VERIFY_BYTES:
+        progress.note("Components weren't verified while building, as it would take long: run accelaes-export verify.")
+        return
+    with progress.stage("verify components", ", ".join(job.inputs.recipe.components)) as stage:
+        results = compare_components(
+            manifest, lambda graph: open_graph(backend, graph, made.file, device), parts, device, stage.update
+        )
+    for result in results:
+        if not result.passed:
+            raise BuildError(
+                f"The {result.name} differs from {result.reference} by {result.found}, where {result.allowed} is "
+                "allowed; nothing was written."
+            )

@@ -19,6 +19,7 @@ from accelaes_export.backbones.checkpoints import (
     random_transformer,
     resolve,
 )
+from accelaes_export.backbones.pipeline_parts import PipelineParts
 from accelaes_export.backbones.weights import Read, hollow_transformer, random_weights, stored_weights
 from accelaes_export.backends import names_with
 from accelaes_export.backends.base import Backend
@@ -51,6 +52,7 @@ class Inputs:
         checkpoint: None for random weights.
         config: the transformer's, complete.
         targets: as the backend will be asked to compile for.
+        parts: what of the pipeline the bundle shall have beside the transformer; None: nothing.
     """
 
     recipe: BuildRecipe
@@ -60,6 +62,7 @@ class Inputs:
     config: dict[str, Any]
     backend: Backend
     targets: tuple[str, ...]
+    parts: PipelineParts | None = None
 
     @property
     def weight_copies(self) -> float:
@@ -194,8 +197,14 @@ def _inputs(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...], see
         )
     backbone = backbone_of(recipe.family)
     if seed is None:
-        checkpoint = resolve(recipe.checkpoint, backbone, variant=recipe.variant)
-        return Inputs(recipe, backbone, checkpoint.source, checkpoint, dict(checkpoint.config), backend, targets)
+        checkpoint = resolve(recipe.checkpoint, backbone, variant=recipe.variant, whole=bool(recipe.components))
+        parts = PipelineParts.of(checkpoint, recipe.components) if recipe.components else None
+        return Inputs(recipe, backbone, checkpoint.source, checkpoint, dict(checkpoint.config), backend, targets, parts)
+    if recipe.components:
+        raise InputError(
+            f"Random weights were asked for, and the components {', '.join(recipe.components)}, which come from a "
+            "checkpoint: leave one of them out."
+        )
     config = complete_config(backbone, recipe.architecture())
     return Inputs(recipe, backbone, random_source(backbone, config, seed), None, config, backend, targets)
 
@@ -262,7 +271,9 @@ def _keys(inputs: Inputs, graph: Graph, attention: Attention) -> Keys:
         compiling=asdict(recipe.compiling),
         contract=graph.contract.model_dump(mode="json"),
     )
-    build = stage_key(engine=engine, recipe=recipe.model_dump(mode="json"), package=__version__)
+    parts = inputs.parts
+    components = None if parts is None else [(part.name, part.weights_sha256) for part in parts.described]
+    build = stage_key(engine=engine, recipe=recipe.model_dump(mode="json"), components=components, package=__version__)
     return Keys(export, engine, build)
 
 

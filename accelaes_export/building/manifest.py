@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from accelaes_export import __version__
 from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.backends.base import CompiledEngine
+from accelaes_export.building.components import MadeComponents
 from accelaes_export.building.job import BuildJob
 from accelaes_export.contract.geometry import EngineWithout, Geometry
 from accelaes_export.contract.manifest import BackendRecord, Defaults, Manifest, TransformerCall
@@ -16,12 +17,18 @@ from accelaes_export.plugins.sparse_query_attention import VERSION as PLUGIN_VER
 from accelaes_export.policies.anchors import ANCHORS
 
 
-def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequence[Preset] = ()) -> Manifest:
+def manifest_of(
+    job: BuildJob,
+    engines: Sequence[CompiledEngine],
+    presets: Sequence[Preset] = (),
+    components: MadeComponents | None = None,
+) -> Manifest:
     """Everything but parity and the files' hashes, which come when they are there.
 
     Args:
         engines: of the job's parts, in their order.
         presets: policies as graphs.
+        components: what else of the pipeline was asked for.
     """
     inputs, graph = job.inputs, job.graph
     recipe, engine, backbone = inputs.recipe, engines[0], inputs.backbone
@@ -32,7 +39,7 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine], presets: Seque
         family=recipe.family,
         form=recipe.form,
         source=inputs.source,
-        geometries=(_geometry(job, engines, presets),),
+        geometries=(_geometry(job, engines, presets, components),),
         text=recipe.text,
         layers=graph.layers,
         affinity_layers=graph.affinity_layers,
@@ -48,6 +55,7 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine], presets: Seque
         spatial_cfg=recipe.spatial_cfg,
         token_scorer=recipe.token_scorer,
         anchors=recipe.anchors or ANCHORS,
+        components=None if components is None else components.components,
         backend=BackendRecord(
             name=inputs.backend.name,
             versions=dict(engine.versions),
@@ -69,7 +77,9 @@ def manifest_of(job: BuildJob, engines: Sequence[CompiledEngine], presets: Seque
     )
 
 
-def _geometry(job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequence[Preset]) -> Geometry:
+def _geometry(
+    job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequence[Preset], components: MadeComponents | None
+) -> Geometry:
     backbone, config, latents = job.inputs.backbone, job.inputs.config, job.graph.latents
     return Geometry(
         latents=latents,
@@ -78,6 +88,7 @@ def _geometry(job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequenc
         bucket_flops=_bucket_flops(job),
         without=tuple(_without(part, engine) for part, engine in zip(job.parts[1:], engines[1:], strict=True)),
         presets=tuple(presets),
+        vae=None if components is None else components.vae,
     )
 
 

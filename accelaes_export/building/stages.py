@@ -44,7 +44,7 @@ class StageStore:
         folder = self._folder(name, key)
         try:
             hashes = parse_json(read_given(folder / _HASHES))
-            whole = bool(hashes) and {path.name: sha256_of(path) for path in _files(folder)} == hashes
+            whole = bool(hashes) and _hashed(folder) == hashes
         except (OSError, ValueError):
             whole = False
         if not whole:
@@ -63,8 +63,7 @@ class StageStore:
         partial.mkdir(parents=True)
         try:
             work(partial)
-            hashes = {path.name: sha256_of(path) for path in _files(partial)}
-            (partial / _HASHES).write_text(json.dumps(hashes), encoding="utf-8")
+            (partial / _HASHES).write_text(json.dumps(_hashed(partial)), encoding="utf-8")
             try:
                 partial.rename(folder)
             except OSError:
@@ -104,5 +103,7 @@ class StageStore:
         return self.root / f"{name}-{key}"
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.name != _HASHES]
+def _hashed(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in it, and in folders in it, but the hashes' own."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / _HASHES]
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}

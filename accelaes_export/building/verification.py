@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones import Backbone, backbone_of
 from accelaes_export.backbones.checkpoints import load_transformer, random_transformer, resolve
 from accelaes_export.backbones.other_kinds import refuse_config
+from accelaes_export.backbones.pipeline_parts import PipelineParts
 from accelaes_export.backends import backend
+from accelaes_export.building.differences import NORM_TOLERANCES, TOLERANCES, difference
 from accelaes_export.building.preset_verification import PresetParity, compare_preset
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.dtypes import torch_dtype
@@ -27,12 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from accelaes_export.backends.base import Session
-
-# Largest error allowed, relative to the largest value of each output. fp32: reordered sums; halves: about ten
-# roundings of 2**-11 (fp16) and 2**-8 (bf16) that add up over the blocks.
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
-# The same of the norm of the difference over the output's: roundings of single values even out.
-NORM_TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+    from accelaes_export.building.component_verification import ComponentParity
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,17 @@ class VerifyReport:
     parity: tuple[Parity, ...]
     skipped: str
     presets: tuple[PresetParity, ...] = ()
+    components: tuple[ComponentParity, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Nothing that could be compared differs by more than its tolerance."""
-        return all(p.passed for p in self.parity) and all(p.passed for p in self.presets)
+        passed = [p.passed for p in self.parity], [p.passed for p in self.presets], [p.passed for p in self.components]
+        return all(map(all, passed))
 
 
 def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: BuildProgress | None = None) -> VerifyReport:
-    """Check a bundle's hashes, then every bucket of its engine against the diffusers model, then its presets.
+    """Check a bundle's hashes, every bucket of its engine against the diffusers model, its presets and components.
 
     Args:
         bundle: the opened bundle.
@@ -80,7 +79,35 @@ def verify(bundle: Bundle, checkpoint: str | Path | None = None, progress: Build
         with progress.stage("verify preset", f"{preset.name}, {preset.steps} steps") as stage:
             programs = bundle.programs(preset)
             presets.append(compare_preset(session, manifest, geometry, preset, programs, stage.update))
-    return VerifyReport(parity, "", tuple(presets))
+    return VerifyReport(parity, "", tuple(presets), _components(bundle, checkpoint, progress))
+
+
+def _components(bundle: Bundle, checkpoint: str | Path | None, progress: BuildProgress) -> tuple[ComponentParity, ...]:
+    """What a bundle has of its pipeline, against the checkpoint's; nothing where it has nothing."""
+    from accelaes_export.building.component_verification import (
+        compare_components,
+        compare_pictures,
+        require_same,
+        wanted_of,
+    )
+
+    manifest = bundle.manifest
+    if manifest.components is None:
+        return ()
+    source = manifest.source
+    with progress.stage("verify components", ", ".join(wanted_of(manifest.components))) as stage:
+        found = resolve(
+            checkpoint or source.location,
+            backbone_of(manifest.family),
+            revision=source.revision,
+            variant=source.variant,
+            whole=True,
+        )
+        parts = PipelineParts.of(found, wanted_of(manifest.components))
+        require_same(manifest.components, parts)
+        tensors = compare_components(manifest, bundle.graph, parts, bundle.session().device, stage.update)
+    with progress.stage("verify a picture", "by the bundle's components and by the checkpoint's"):
+        return (*tensors, *compare_pictures(bundle, None if checkpoint is None else str(checkpoint)))
 
 
 def source_model(manifest: Manifest, checkpoint: str | Path | None = None) -> torch.nn.Module:
@@ -239,36 +266,18 @@ def _outputs(
 def _parity(
     found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], n: int, reference: str, dtype: str
 ) -> Parity:
-    max_abs = max_rel = norm_rel = 0.0
-    device = ""
-    for name, wanted in expected.items():
-        device = str(found[name].device)
-        wanted = wanted.float()
-        difference = found[name].float() - wanted
-        if not difference.numel():  # the background at n = N
-            continue
-        error, norm = difference.abs().max().item(), difference.norm().item()
-        # What is no number would vanish in max(); as infinity it fails, on either side.
-        error, norm = (value if math.isfinite(value) else math.inf for value in (error, norm))
-        max_abs = max(max_abs, error)
-        max_rel = max(max_rel, _over(error, wanted.abs().max().item()))
-        norm_rel = max(norm_rel, _over(norm, wanted.norm().item()))
+    apart = difference(found, expected)
     return Parity(
         bucket=n,
         reference=reference,
-        max_abs=max_abs,
-        max_rel=max_rel,
+        max_abs=apart.max_abs,
+        max_rel=apart.max_rel,
         tolerance=TOLERANCES[dtype],
-        passed=max_rel <= TOLERANCES[dtype] and norm_rel <= NORM_TOLERANCES[dtype],
-        norm_rel=norm_rel,
+        passed=apart.within(dtype),
+        norm_rel=apart.norm_rel,
         norm_tolerance=NORM_TOLERANCES[dtype],
-        device=device,
+        device=str(found[next(iter(expected))].device),
     )
-
-
-def _over(error: float, size: float) -> float:
-    """An error over a size; infinite where either is."""
-    return error / max(size, 1e-12) if math.isfinite(size) else math.inf
 
 
 def machine() -> str:

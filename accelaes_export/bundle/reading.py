@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from accelaes_export.bundle.opening import open_engines, open_graph, open_programs
 from accelaes_export.bundle.own_bundles import is_own
 from accelaes_export.bundle.signing import SIGNATURE, require_signature
+from accelaes_export.contract.components import component_files
 from accelaes_export.contract.consistency import contradiction
-from accelaes_export.contract.geometry import Geometry
-from accelaes_export.contract.manifest import SCHEMA_VERSION, BackendRecord, FileRecord, Manifest
-from accelaes_export.contract.presets import NEW, GraphRecord, Preset, preset_files
+from accelaes_export.contract.manifest import SCHEMA_VERSION, FileRecord, Manifest
+from accelaes_export.contract.presets import preset_files
 from accelaes_export.contract.upgrade import upgraded
 from accelaes_export.errors import BundleError, InputError, shortened
 from accelaes_export.files.hashing import sha256_of
@@ -31,11 +32,9 @@ from accelaes_export.files.replacing import bring_back
 from accelaes_export.memory import require_address_space
 
 if TYPE_CHECKING:
-    import torch
-
     from accelaes_export.backends.base import Session
     from accelaes_export.backends.graphs import OpenedGraph
-    from accelaes_export.contract.tensors import GraphContract
+    from accelaes_export.contract.presets import GraphRecord, Preset
 
 MANIFEST = "manifest.json"
 
@@ -49,6 +48,7 @@ class Bundle:
         self._cuda_graphs = cuda_graphs
         self._allow_code = allow_code
         self._session: Session | None = None
+        self._graphs: dict[tuple[str, ...], OpenedGraph] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -86,6 +86,15 @@ class Bundle:
         session = self.session()  # which asks first whether its code is trusted
         return open_programs(self.manifest.backend, preset, self.path.joinpath, session.device)
 
+    def graph(self, record: GraphRecord) -> OpenedGraph:
+        """A component's graph, opened where the engine is at the first call and shared after it."""
+        session = self.session()
+        with self._lock:
+            if record.files not in self._graphs:
+                opened = open_graph(self.manifest.backend, record, self.path.joinpath, session.device)
+                self._graphs[record.files] = opened
+            return self._graphs[record.files]
+
     def check(self) -> None:
         """Hash every file again; BundleError names the first that differs from the manifest."""
         for name, record in self.manifest.files.items():
@@ -119,60 +128,6 @@ class Bundle:
                 f"Bundle {self.path} was built with {package} {built}, and {installed} is installed here, which "
                 f"can't read it; pip install {package}=={built}, or build the bundle again."
             )
-
-
-def open_engines(
-    record: BackendRecord, geometry: Geometry, folders: Mapping[str, Path], *, cuda_graphs: bool = True
-) -> Session:
-    """A session of all the engines of one size.
-
-    Args:
-        record: of the backend that made them.
-        folders: where each engine's files are, by its folder in the bundle, "" for the focus step's.
-        cuda_graphs: see `open_bundle`.
-
-    Raises:
-        BundleError, MissingComponentError: as `Backend.open`.
-    """
-    from accelaes_export.backends import backend
-    from accelaes_export.backends.joined import joined
-
-    def opened(folder: str, contract: GraphContract, files: tuple[str, ...]) -> Session:
-        return backend(record.name).open(
-            folders[folder],
-            contract,
-            files,
-            versions=record.versions,
-            targets=record.targets,
-            cuda_graphs=cuda_graphs,
-        )
-
-    full = opened("", geometry.contract, record.files)
-    return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in geometry.without])
-
-
-def open_programs(
-    record: BackendRecord, preset: Preset, located: Callable[[str], Path], device: torch.device
-) -> dict[str, OpenedGraph]:
-    """A preset's programs by name, whose new state has the names of the old.
-
-    Args:
-        record: of the backend that made them.
-        located: where a file of the bundle is, by its name in it.
-        device: the engine's.
-
-    Raises:
-        BundleError, MissingComponentError: as `Backend.open`.
-    """
-    from accelaes_export.backends import backend
-
-    own = backend(record.name)
-
-    def opened(graph: GraphRecord) -> OpenedGraph:
-        run = own.open_graph(tuple(map(located, graph.files)), graph.inputs, graph.outputs, device)
-        return lambda tensors: {name.removesuffix(NEW): tensor for name, tensor in run(tensors).items()}
-
-    return {name: opened(graph) for name, graph in preset.programs.items()}
 
 
 def open_bundle(
@@ -269,11 +224,10 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
             )
     files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.geometry.without for name in e.files)]
     files += preset_files(manifest.geometry.presets)
+    files += component_files(manifest.components, manifest.geometry.vae)
     unlisted = [name for name in files if name not in manifest.files]
     if unlisted:
-        raise BundleError(
-            f"{path} lists the engine file {shortened(unlisted[0])!r} without its hash; build the bundle again."
-        )
+        raise BundleError(f"{path} lists the file {shortened(unlisted[0])!r} without its hash; build the bundle again.")
     clause = contradiction(manifest)
     if clause is not None:
         raise BundleError(f"{path} contradicts itself: {shortened(clause, 300)}; build the bundle again.")

@@ -104,6 +104,12 @@ from accelaes_export.backends import names
     help="Policies to have in the bundle as graphs, for runtimes without Python, e.g. dense,accelaes,drift:budget=12; "
     "none: none. [default: the recipe's]",
 )
+@click.option(
+    "--components",
+    metavar="text,vae,tokenizers|all",
+    help="What the bundle shall have of the pipeline beside the transformer; with all of it, run needs no checkpoint. "
+    "none: nothing. [default: the recipe's]",
+)
 @click.option("--frames", type=int, help="Latent frames of a video model. [default: the recipe's]")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
@@ -136,6 +142,7 @@ def command(
     Examples:
         accelaes-export build --model shapes -o engines/built/shapes
         accelaes-export build --model sd3 --checkpoint ./my-sd3 --backend tensorrt-rtx --target sm86,sm120
+        accelaes-export build --model shapes --components all -o engines/built/shapes
         accelaes-export build --model sd3 --random-weights --resolution 512x512 --buckets 0.5
     """
     from accelaes_export.building import builder

@@ -60,6 +60,10 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     if presets is not None:
         console.print(presets)
         console.print()
+    components = manifest_tables.components(manifest)
+    if components is not None:
+        console.print(components)
+        console.print()
     console.print(manifest_tables.tensors(manifest.geometry.contract, every_layer=tensors))
     console.print()
     if manifest.geometry.parity:

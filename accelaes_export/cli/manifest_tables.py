@@ -11,6 +11,7 @@ from rich.text import Text
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.bundle.signing import signer
 from accelaes_export.cli.progress import readable_size
+from accelaes_export.contract.components import component_classes
 from accelaes_export.contract.geometry import Geometry, Latents, Parity
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract, TensorSpec
@@ -19,6 +20,7 @@ from accelaes_export.policies import Drift, Plan, listed_budgets
 from accelaes_export.runtime.policy_choice import policy_for, steps_alone
 
 if TYPE_CHECKING:
+    from accelaes_export.building.component_verification import ComponentParity
     from accelaes_export.building.preset_verification import PresetParity
 
 
@@ -151,6 +153,43 @@ def preset_parity(comparisons: Iterable[PresetParity]) -> Table:
         verdict = ("passed", "green") if p.passed else ("FAILED", "bold red")
         numbers = (f"{p.max_rel:.1e}", f"{p.tolerance:.1e}", str(p.focus), str(p.differing))
         table.add_row(p.name, str(p.steps), *numbers, Text(*verdict))
+    return table
+
+
+def components(manifest: Manifest) -> Table | None:
+    """What the bundle has of the pipeline beside the transformer; None where it has nothing."""
+    found, vae = manifest.components, manifest.geometry.vae
+    if found is None:
+        return None
+    table = Table("component", "class", "dtype", "from", "size", title="Components", title_justify="left")
+
+    def size(*files: str) -> str:
+        return readable_size(sum(manifest.files[name].size for name in files))
+
+    for name, encoder in found.encoders.items():
+        ids = f"up to {encoder.length} ids of {encoder.tokenizer}"
+        table.add_row(name, encoder.kind, encoder.dtype, ids, size(*encoder.graph.files))
+    if found.vae is not None and vae is not None:
+        whole = size(*vae.latents.files, *vae.decoder.files, *vae.encoder.files)
+        table.add_row(
+            "vae", found.vae.kind, found.vae.dtype, f"latents of {manifest.geometry.latents.asked_for}", whole
+        )
+    for name, tokenizer in found.tokenizers.items():
+        table.add_row(name, tokenizer.kind, "", "text", size(*tokenizer.files))
+    scheduler = component_classes(found.pipeline).get("scheduler", ("", "none"))[1]
+    table.add_row("scheduler", scheduler, "", "", "")
+    lacking = found.lacking()
+    said = f"from the checkpoint: {', '.join(lacking)}" if lacking else "complete: no checkpoint is needed"
+    table.caption, table.caption_justify = said, "left"
+    return table
+
+
+def component_parity(comparisons: Iterable[ComponentParity]) -> Table:
+    """Each component against the checkpoint's own."""
+    table = Table("component", "against", "differs by", "allowed", "", title="Components", title_justify="left")
+    for p in comparisons:
+        verdict = ("passed", "green") if p.passed else ("FAILED", "bold red")
+        table.add_row(p.name, p.reference, p.found, p.allowed, Text(*verdict))
     return table
 
 

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
-    help="Text encoders and VAE, where the checkpoint has moved. [default: where the manifest says]",
+    help="Text encoders and VAE from there. [default: the bundle's own; what it lacks, from where the manifest says]",
 )
 @runs_bundle
 def command(
@@ -113,7 +113,8 @@ def command(
     from accelaes_export.runtime.report import nonfinite_sentence
 
     progress = TerminalProgress(progress_lines())
-    with progress.stage("load", f"{manifest.backend.name}, {manifest.source.location}"):
+    whence = checkpoint or ("the bundle alone" if manifest.complete else manifest.source.location)
+    with progress.stage("load", f"{manifest.backend.name}, {whence}"):
         pipe = load_pipeline(bundle, checkpoint)
     with progress.stage("denoise", f"{T} steps") as stage:
         result = generate(

@@ -43,12 +43,16 @@ def command(bundle: Path, checkpoint: str | None, trust: tuple[str, ...], allow_
         console.print(manifest_tables.parity(report.parity))
     if report.presets:
         console.print(manifest_tables.preset_parity(report.presets))
+    if report.components:
+        console.print(manifest_tables.component_parity(report.components))
     if report.skipped:
         console.print(f"Not compared: {report.skipped}", soft_wrap=True)
     if not report.passed:
         failed = [f"n = {p.bucket}" for p in report.parity if not p.passed]
         failed += [f"preset {p.name}" for p in report.presets if not p.passed]
+        failed += [p.name for p in report.components if not p.passed]
         raise AccelAesError(f"Bundle {bundle} is outside the tolerance at {', '.join(failed)}; see the table.")
-    agreed = "every bucket and preset agrees" if report.presets else "every bucket agrees"
+    things = ["bucket", *(["preset"] if report.presets else []), *(["component"] if report.components else [])]
+    agreed = f"every {' and '.join(things)} agrees"
     verdict = f"whole, and {agreed}" if report.parity else "whole; its numbers were not compared"
     console.print(f"Bundle {bundle} is {verdict}.", soft_wrap=True)

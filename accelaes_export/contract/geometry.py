@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from accelaes_export.contract.components import AutoencoderGraphs
 from accelaes_export.contract.presets import Preset
 from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count, GraphContract
@@ -123,6 +124,7 @@ class Geometry(Record):
         bucket_flops: n -> FLOPs of one call at the largest B (multiply-adds times two).
         without: the engines of steps that leave blocks out, in the order of contract.ranges.
         presets: policies as graphs, for runtimes without a policy's code.
+        vae: the VAE as graphs, where the bundle has it.
     """
 
     latents: Latents
@@ -132,6 +134,7 @@ class Geometry(Record):
     without: tuple[EngineWithout, ...] = ()
     parity: tuple[Parity, ...] = ()
     presets: tuple[Preset, ...] = ()
+    vae: AutoencoderGraphs | None = None
 
     @property
     def folders(self) -> tuple[str, ...]:

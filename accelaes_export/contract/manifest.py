@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, FiniteFloat
 
+from accelaes_export.contract.components import Components
 from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count
 from accelaes_export.policies.drift_plans import DriftSchedule
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 
 class Source(Record):
@@ -127,6 +128,7 @@ class Manifest(Record):
     spatial_cfg: bool  # whether the family supports region-wise guidance by default
     token_scorer: str  # "clip" or "lexical": how prompt words are scored
     anchors: tuple[str, ...]
+    components: Components | None = None  # what the bundle has of the pipeline beside the transformer
     backend: BackendRecord
     recipe: dict[str, Any]
     defaults: Defaults
@@ -137,6 +139,11 @@ class Manifest(Record):
     def geometry(self) -> Geometry:
         """What pictures are made as where no size is asked for: the first."""
         return self.geometries[0]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the bundle has all of the pipeline, and needs no checkpoint to draw."""
+        return self.components is not None and not self.components.lacking()
 
     @property
     def sparse_fractions(self) -> tuple[float, ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.fx.config
 
-from accelaes_export.contract.tensors import GraphContract
+from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import BuildError, first_line
 from accelaes_export.graph import streaming
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_inputs
@@ -83,14 +83,29 @@ def save_onnx(
         BuildError: the exporter failed.
     """
     path = folder / ONNX_NAME
+    write_onnx(program, contract.inputs, contract.outputs, path, read, external=external)
+    finish_model(path, contract)
+    return path
+
+
+def write_onnx(
+    program: torch.export.ExportedProgram,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    path: Path,
+    read: Callable[[str], torch.Tensor | None] | None = None,
+    *,
+    external: bool = False,
+) -> None:
+    """Write a program as ONNX; see `save_onnx`, which does so with the focus step."""
     try:
         with torch.no_grad(), quiet():
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[spec.name for spec in contract.inputs],
-                output_names=[spec.name for spec in contract.outputs],
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in outputs],
                 custom_translation_table={torch.ops.accelaes.sparse_query_attention.default: translate},
                 optimize=False,
                 verbose=False,
@@ -104,8 +119,6 @@ def save_onnx(
     exported.save(str(path), external_data=external or weight_bytes(program) > EXTERNAL_FROM)
     for value in exported.model.graph.initializers.values():
         value.const_value = None  # the exporter's caches keep the graph, and would keep its gigabytes with it
-    finish_model(path, contract)
-    return path
 
 
 def weight_bytes(program: torch.export.ExportedProgram) -> int:

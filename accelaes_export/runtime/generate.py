@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.components import component_classes
 from accelaes_export.contract.dtypes import dtype_argument
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.files.reading import require_plain_files
 from accelaes_export.options import require_guidance, require_seed
@@ -22,7 +24,7 @@ from accelaes_export.runtime.report import RunReport
 from accelaes_export.runtime.text import cut_words
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
 
@@ -44,8 +46,14 @@ class GenerationResult:
         return self.frames[0]
 
 
-def pipeline_location(bundle: Bundle, checkpoint: str | Path | None = None) -> str | Path:
-    """The folder or hub id of the bundle's pipeline; InputError where there can't be one. Loads nothing."""
+def require_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> None:
+    """InputError where `load_pipeline` will find none. Loads nothing."""
+    if checkpoint is not None or not bundle.manifest.complete:
+        _location(bundle, checkpoint)
+
+
+def _location(bundle: Bundle, checkpoint: str | Path | None) -> str | Path:
+    """The folder or hub id of the checkpoint that a bundle's pipeline, or some of it, is in."""
     source = bundle.manifest.source
     if source.kind == "random" and checkpoint is None:
         raise InputError(
@@ -69,22 +77,41 @@ def pipeline_location(bundle: Bundle, checkpoint: str | Path | None = None) -> s
 def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
     """The bundle's diffusers pipeline, without the transformer that the bundle stands for.
 
+    Out of the bundle where it has all of its components; otherwise those it has, and the others from the checkpoint.
+
     Args:
-        checkpoint: where the pipeline is now, if not where the manifest says: a folder or hub id.
+        checkpoint: all of it from there: a folder or hub id. Where the bundle lacks components, None means where the
+            manifest says.
 
     Raises:
+        BundleError: components that can't be opened.
         InputError: a bundle of random weights, or no pipeline there.
         MissingComponentError: a hub that can't be reached.
     """
+    components = bundle.manifest.components
+    if components is None or checkpoint is not None:
+        return _from_checkpoint(bundle, checkpoint)
+    from accelaes_export.runtime.components import assembled, components_of
+
+    lacking = components.lacking()
+    found = _from_checkpoint(bundle, None, lacking).components if lacking else {}
+    found |= components_of(bundle)
+    return assembled(bundle, components, found).to(bundle.session().device)
+
+
+def _from_checkpoint(bundle: Bundle, checkpoint: str | Path | None, wanted: Sequence[str] | None = None) -> Any:
+    """The pipeline of a checkpoint without its transformer, and with nothing but `wanted` where that is said."""
     from diffusers import DiffusionPipeline
 
-    folder, source = pipeline_location(bundle, checkpoint), bundle.manifest.source
+    folder, source = _location(bundle, checkpoint), bundle.manifest.source
     # CPUs compute in fp32 whatever the engine's dtype: half precision is slow there, or missing.
     dtype = bundle.manifest.geometry.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
     try:
         # diffusers asks for every component by hand that a pipeline was saved without.
         saved, _ = DiffusionPipeline.load_config(folder, revision=source.revision, return_unused_kwargs=True)
         absent = {name: None for name, entry in saved.items() if entry == [None, None]}
+        if wanted is not None:
+            absent |= {name: None for name in component_classes(saved) if name not in (*wanted, "scheduler")}
         pipe = DiffusionPipeline.from_pretrained(
             folder,
             **{**absent, "transformer": None},
@@ -125,8 +152,6 @@ def generate(
     Raises:
         InputError: steps < 2, an empty prompt, and what `accelerate` and the policy's plan refuse.
     """
-    import torch
-
     manifest = bundle.manifest
     steps = steps_alone(policy, steps, manifest.defaults.steps)
     if steps < 2:
@@ -145,6 +170,22 @@ def generate(
             on_step(i, steps)
         return kwargs
 
+    arguments = call_arguments(
+        pipe, manifest, prompt, steps=steps, guidance=guidance, seed=seed, negative_prompt=negative_prompt
+    )
+    taken = inspect.signature(type(pipe).__call__).parameters
+    watching = {"callback_on_step_end": after_step, "callback": lambda i, *_: after_step(None, i, None, {})}
+    output = pipe(**arguments, **{name: call for name, call in watching.items() if name in taken})
+    frames = tuple(output.frames[0]) if hasattr(output, "frames") else (output.images[0],)
+    return GenerationResult(frames, pipe.transformer.report(), _cut(bundle, pipe, prompt))
+
+
+def call_arguments(
+    pipe: Any, manifest: Manifest, prompt: str, *, steps: int, guidance: float, seed: int, negative_prompt: str = ""
+) -> dict[str, Any]:
+    """What a pipeline is called with for one picture of the bundle's size, as `generate` does."""
+    import torch
+
     options = {
         "prompt": prompt,
         "class_labels": _label(pipe, prompt),
@@ -155,16 +196,12 @@ def generate(
         **manifest.geometry.latents.size,
         "use_resolution_binning": False,
         "generator": torch.Generator("cpu").manual_seed(seed),
-        "callback_on_step_end": after_step,
-        "callback": lambda i, *_: after_step(None, i, None, {}),
         "max_sequence_length": manifest.text[-1].length if len(manifest.text) else None,
         "output_type": "pil",
     }
     # Pipelines differ in what they take; None means what the pipeline does by itself.
     taken = inspect.signature(type(pipe).__call__).parameters
-    output = pipe(**{name: value for name, value in options.items() if name in taken and value is not None})
-    frames = tuple(output.frames[0]) if hasattr(output, "frames") else (output.images[0],)
-    return GenerationResult(frames, pipe.transformer.report(), _cut(bundle, pipe, prompt))
+    return {name: value for name, value in options.items() if name in taken and value is not None}
 
 
 def _label(pipe: Any, prompt: str) -> list[int] | None:

@@ -59,7 +59,7 @@ class AcceleratedTransformer(torch.nn.Module):
         first = served[0].bundle
         # Around Module.__setattr__: the original is no part of this module, and moves with nobody.
         object.__setattr__(self, "original", original)
-        self.config = _config(first)
+        self.config = component_config(first.manifest.transformer_config, f"Bundle {first.path}")
         self.dtype = _dtype(pipe, original, first)
         for name, value in first.manifest.call.attributes.items():
             setattr(self, name, value)
@@ -185,18 +185,18 @@ def _dtype(pipe: Any, original: Any, bundle: Bundle) -> torch.dtype:
     return torch_dtype(bundle.manifest.geometry.contract.dtype)
 
 
-def _config(bundle: Bundle) -> Any:
-    """The transformer's config as a diffusers pipeline reads it."""
+def component_config(config: Mapping[str, Any], whose: str) -> Any:
+    """A model's config as a diffusers pipeline reads it; `whose` begins the sentence on what it lacks."""
     from diffusers.configuration_utils import FrozenDict
 
     class Config(FrozenDict):
         def __getattr__(self, name: str) -> NoReturn:
             raise MissingConfigError(
-                f"Bundle {bundle.path} doesn't say what {name} its transformer has, which this pipeline reads; "
-                "build it again with this release of diffusers."
+                f"{whose} doesn't say what {name} it has, which this pipeline reads; build the bundle again with this "
+                "release of diffusers."
             )
 
-    return Config(bundle.manifest.transformer_config)
+    return Config(config)
 
 
 class Watched:

@@ -113,10 +113,7 @@ class AotiBackend:
     def compile_graph(self, request: GraphRequest) -> tuple[str, ...]:
         from accelaes_export.backends.aoti.compile import compile_program
 
-        assert request.program is not None, "the builder hands a program to backends that read one"
-        name = f"{request.name}.pt2"
-        compile_program(request.program, request.destination / name, resolve(request.targets))
-        return (name,)
+        return compile_program(request, resolve(request.targets))
 
     def open_graph(
         self,

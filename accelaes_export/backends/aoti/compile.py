@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 
 from accelaes_export.backends.aoti.targets import CPU, PORTABLE, cpu_instructions, freezes, is_gpu
 from accelaes_export.backends.aoti.toolchain import CudaToolchain, folders_without_spaces, what_failed
-from accelaes_export.backends.base import CompileRequest, FocusProgram, Progress
+from accelaes_export.backends.base import CompileRequest, Progress
+from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.backends.weights_file import WEIGHTS_FILE, Element, Weight, write_weights_file
 from accelaes_export.errors import BuildError, InputError, MissingComponentError
 
@@ -64,25 +65,36 @@ def compile_packages(request: CompileRequest, target: str, progress: Progress) -
             constants |= {name: _described(name, traced[name]) for name in _constants(path, device)}
     if constants:
         progress("write weights", None)
-        _write_constants(request.destination / WEIGHTS_FILE, constants.values(), request.program)
+        _write_constants(request.destination / WEIGHTS_FILE, constants.values(), request.program.weight)
         files.append(WEIGHTS_FILE)
     progress("compile", 1.0)
     return tuple(files), "" if is_gpu(target) else _instructions(settings)
 
 
-def compile_program(program: torch.export.ExportedProgram, path: Path, target: str) -> None:
-    """Write a small graph, traced on the CPU and without weights, as one package.
+def compile_program(request: GraphRequest, target: str) -> tuple[str, ...]:
+    """Write a graph, traced on the CPU, as one package, with its weights beside it where it has large ones.
 
     Raises:
         BuildError: the compiler failed.
     """
+    program, path = request.program, request.destination / f"{request.name}.pt2"
+    assert program is not None, "the builder hands a program to backends that read one"
     if is_gpu(target):
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     toolchain = CudaToolchain.found().in_use() if is_gpu(target) else nullcontext()
-    settings = _settings(target, freezing=False, autotune=False) | {"aot_inductor.package_constants_in_so": True}
+    inside = request.weight is None
+    settings = _settings(target, freezing=False, autotune=False) | {"aot_inductor.package_constants_in_so": inside}
     _compile(program, path, settings, toolchain)
+    if request.weight is None:
+        return (path.name,)
+    device = torch.device("cuda", torch.cuda.current_device()) if is_gpu(target) else torch.device("cpu")
+    traced = {**program.state_dict, **program.constants}
+    constants = [_described(name, traced[name]) for name in _constants(path, device)]
+    weights = path.with_suffix(".safetensors")
+    _write_constants(weights, constants, request.weight)
+    return (path.name, weights.name)
 
 
 def _described(name: str, traced: torch.Tensor) -> Weight:
@@ -90,11 +102,13 @@ def _described(name: str, traced: torch.Tensor) -> Weight:
     return Weight(name, _ELEMENTS[traced.dtype], tuple(traced.shape), traced.numel() * traced.element_size())
 
 
-def _write_constants(path: Path, weights: Iterable[Weight], program: FocusProgram) -> None:
+def _write_constants(path: Path, weights: Iterable[Weight], read: Callable[[str], torch.Tensor | None]) -> None:
     """One safetensors file of the weights, each read once, when it is written."""
 
     def pieces(weight: Weight) -> Iterator[memoryview]:
-        value = program.weight(weight.name).cpu()
+        found = read(weight.name)
+        assert found is not None, weight.name
+        value = found.detach().cpu().contiguous()
         yield memoryview(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
     write_weights_file(path, weights, pieces)

@@ -108,7 +108,7 @@ class AotiGraph:
             with self._lock, torch.no_grad():
                 found = self._package.run(inputs)
         except RuntimeError as error:
-            raise AccelAesError(f"AOTInductor failed in a program of a policy: {first_line(error)}.") from error
+            raise AccelAesError(f"AOTInductor failed in a graph beside the focus step: {first_line(error)}.") from error
         return dict(zip(self._names, found, strict=True))
 
 
@@ -118,12 +118,14 @@ def open_graph(
     outputs: tuple[TensorSpec, ...],
     device: torch.device,
 ) -> AotiGraph:
-    """Open the package of a small graph.
+    """Open the package of a graph, with its weights where it has them beside it.
 
     Raises:
         BundleError: it can't be opened here.
     """
-    return AotiGraph(_open(files[0], device, {}), inputs, outputs, device)
+    package, *beside = files
+    weights = load_weights(beside[0], device) if beside else {}
+    return AotiGraph(_open(package, device, weights), inputs, outputs, device)
 
 
 def open_session(
@@ -180,7 +182,7 @@ def _open(path: Path, device: torch.device, weights: Mapping[str, torch.Tensor])
         if weights:
             lacking = [name for name in wanted if name not in weights]
             if lacking:
-                raise BundleError(f"{path.parent / WEIGHTS_FILE} lacks {lacking[0]}; build the bundle again.")
+                raise BundleError(f"The weights beside {path} lack {lacking[0]}; build the bundle again.")
             package.load_constants({name: weights[name] for name in wanted}, check_full_update=True, user_managed=True)
     except RuntimeError as error:
         raise BundleError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -124,9 +123,7 @@ class OnnxRuntimeBackend:
         )
 
     def compile_graph(self, request: GraphRequest) -> tuple[str, ...]:
-        name = f"{request.name}.onnx"
-        shutil.copyfile(request.onnx_file, request.destination / name)
-        return (name,)
+        return copy_model(request.onnx_file, request.destination)
 
     def open_graph(
         self,

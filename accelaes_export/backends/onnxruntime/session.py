@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from accelaes_export.backends.workspace import Workspace, Workspaces
 
-_ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7}  # onnx.TensorProto.DataType
+_ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7, "uint8": 2}  # onnx.TensorProto.DataType
 
 
 class OnnxRuntimeSession:
@@ -96,7 +96,7 @@ class OnnxRuntimeGraph:
     def __call__(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         inputs = self._tensors.given(tensors)
         outputs = self._tensors.room(inputs)
-        _call(self._session, self._device, self._elements, inputs, outputs, "a program of a policy")
+        _call(self._session, self._device, self._elements, inputs, outputs, "a graph beside the focus step")
         return outputs
 
 

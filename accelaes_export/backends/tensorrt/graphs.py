@@ -85,7 +85,7 @@ class TensorRTGraph:
                 self._accept(self._context.set_input_shape(name, tuple(tensor.shape)), f"the shape of {name!r}")
             for name, tensor in (*inputs.items(), *outputs.items()):
                 self._accept(self._context.set_tensor_address(name, tensor.data_ptr()), f"the address of {name!r}")
-            self._accept(self._context.execute_async_v3(stream.cuda_stream), "a program of a policy")
+            self._accept(self._context.execute_async_v3(stream.cuda_stream), "a graph beside the focus step")
         return outputs
 
     def _accept(self, accepted: bool, what: str) -> None:

@@ -11,7 +11,7 @@ from accelaes_export.errors import InputError, MissingComponentError
 from accelaes_export.measure.profiling.report import Part
 from accelaes_export.measure.profiling.timing import Stopwatch, spread
 from accelaes_export.policies import Dense
-from accelaes_export.runtime.generate import generate, load_pipeline, pipeline_location
+from accelaes_export.runtime.generate import generate, load_pipeline, require_pipeline
 
 PROMPT = "a photograph of a lighthouse at dawn"
 _STEPS = 2  # the fewest a run can have: only what lies around them is looked at
@@ -32,7 +32,7 @@ def profile_parts(
         InputError: a `checkpoint` that was named and is no pipeline.
     """
     try:
-        pipeline_location(bundle, checkpoint)
+        require_pipeline(bundle, checkpoint)
         pipe = load_pipeline(bundle, checkpoint)
     except (InputError, MissingComponentError) as error:
         if checkpoint is not None:

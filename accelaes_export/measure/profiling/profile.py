@@ -55,9 +55,9 @@ def profile(
 
     request.plans(bundle.manifest)
     if request.checkpoint is not None:
-        from accelaes_export.runtime.generate import pipeline_location
+        from accelaes_export.runtime.generate import require_pipeline
 
-        pipeline_location(bundle, request.checkpoint)
+        require_pipeline(bundle, request.checkpoint)
     with machine.pinned_threads() as threads:
         return _Measurement(bundle, request, threads, progress or Silent(), partial).carry_out(known)
 

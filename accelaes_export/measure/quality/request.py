@@ -78,11 +78,11 @@ class EvaluationRequest:
 
     def check(self, bundle: Bundle) -> None:
         """InputError where a policy has no plan on this bundle, or the bundle has no pipeline to draw in."""
-        from accelaes_export.runtime.generate import pipeline_location
+        from accelaes_export.runtime.generate import require_pipeline
 
         for policy in self.all_policies.values():
             plan_for(bundle.manifest, policy, self.steps_of(policy, bundle.manifest))
-        pipeline_location(bundle, self.checkpoint)
+        require_pipeline(bundle, self.checkpoint)
 
     def as_dict(self, manifest: Manifest) -> dict[str, Any]:
         """Plain data, with the bundle's defaults filled in: equal where the same pictures would be made."""

@@ -12,7 +12,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int schema_version = 6;
+constexpr int schema_version = 7;
 constexpr std::streamoff largest = 64 << 20;  // bytes; manifests have less than one
 
 Size size_of(const json& given) {
