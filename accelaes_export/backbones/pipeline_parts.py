@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -190,7 +190,7 @@ class PipelineParts:
         tokenizers = named("tokenizer") if "tokenizers" in wanted else []
         return cls(
             index,
-            _json(folder / "scheduler" / "scheduler_config.json"),
+            _scheduler_config(folder / "scheduler" / "scheduler_config.json", classes.get("scheduler", "")),
             {name: _part(folder, name, classes[name], ENCODER_OUTPUTS, TRANSFORMERS) for name in encoders},
             _part(folder, VAE, classes.get(VAE, ""), VAE_CLASSES, DIFFUSERS) if "vae" in wanted else None,
             {name: _tokenizer_files(folder / name) for name in tokenizers},
@@ -248,9 +248,29 @@ def _stored_name(name: str, stored: set[str]) -> str | None:
     return next(iter([*longer, *shorter]), None) if len(longer) + len(shorter) == 1 else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _scheduler_config(path: Path, kind: str) -> dict[str, Any]:
+    """A scheduler's config. JSON has no infinity, which diffusers writes: such a value is left out where the class has
+    it by itself, and InputError otherwise."""
+    import inspect
+    import math
+
+    import diffusers
+
+    if not hasattr(diffusers, kind):
+        raise InputError(f"{path.parent} is a {kind or 'nothing'}, and this release of diffusers has none.")
+    found = _json(path, json.loads)
+    own = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    for name, value in list(found.items()):
+        if isinstance(value, float) and not math.isfinite(value):
+            if name not in own or own[name].default != value:
+                raise InputError(f"{path} has {name} = {value}, which is no number; correct it.")
+            del found[name]
+    return dict(parse_json(json.dumps(found).encode()))
+
+
+def _json(path: Path, parse: Callable[[bytes], Any] = parse_json) -> dict[str, Any]:
     try:
-        found = parse_json(read_given(path))
+        found = parse(read_given(path))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing; download the checkpoint again.") from error
     except (ValueError, OSError) as error:

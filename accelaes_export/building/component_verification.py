@@ -118,7 +118,8 @@ def compare_pictures(bundle: Bundle, checkpoint: str | None) -> tuple[ComponentP
     found = []
     if components.conditioning is not None:
         found.append(_conditioning(bundle, components, theirs))
-    prompt = PROMPT if bundle.manifest.text else CLASS
+    classes = getattr(theirs, "labels", None) or {CLASS: CLASS}
+    prompt = PROMPT if bundle.manifest.text else next(iter(classes))
     images = [
         generate(bundle, prompt, policy=Dense(), steps=STEPS, seed=1, pipe=pipe).image
         for pipe in (theirs, load_pipeline(bundle))

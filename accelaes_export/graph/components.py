@@ -73,7 +73,7 @@ class ComponentGraph:
     def save_onnx(self, folder: Path) -> Path:
         """Write `NAME.onnx` and, over 256 MB, its weights beside it; each is read when it is written."""
         path = folder / f"{self.name}.onnx"
-        write_onnx(self.trace(), self.inputs, self.outputs, path, lambda name: self.read(name.removeprefix(_MODEL)))
+        write_onnx(self.trace(), self.inputs, self.outputs, path, self._weight, fuse=False)
         return path
 
     def weights(self) -> tuple[torch.export.ExportedProgram, Read]:
@@ -86,9 +86,13 @@ class ComponentGraph:
         constants = {**own, **program.constants}
 
         def read(name: str) -> torch.Tensor | None:
-            return self.read(name.removeprefix(_MODEL)) if name in left_out else constants.get(name)
+            return self._weight(name) if name in left_out else constants.get(name)
 
         return program, read
+
+    def _weight(self, name: str) -> torch.Tensor | None:
+        """By its name in the program."""
+        return self.read(name.removeprefix(_MODEL))
 
     def _example(self) -> tuple[torch.Tensor, ...]:
         numbers = torch.Generator().manual_seed(0)
@@ -145,7 +149,8 @@ class _Conditioning(torch.nn.Module):
 
     def forward(self, *encoded: torch.Tensor) -> tuple[torch.Tensor, ...]:
         made = self.join(dict(zip(self.names, encoded, strict=True)))
-        return tuple(made[spec.name].to(torch_dtype(spec.dtype)) for spec in self.outputs)
+        made = {spec.name: made[spec.name].to(torch_dtype(spec.dtype)) for spec in self.outputs}
+        return tuple(tensor.clone() for tensor in made.values())  # an output isn't an input
 
 
 class _Noted(dict[str, torch.Tensor]):

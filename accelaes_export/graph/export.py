@@ -96,8 +96,9 @@ def write_onnx(
     read: Callable[[str], torch.Tensor | None] | None = None,
     *,
     external: bool = False,
+    fuse: bool = True,
 ) -> None:
-    """Write a program as ONNX; see `save_onnx`, which does so with the focus step."""
+    """Write a program as ONNX; see `save_onnx`, which does so with the focus step, and `streaming.optimize`."""
     try:
         with torch.no_grad(), quiet():
             exported = torch.onnx.export(
@@ -111,7 +112,7 @@ def write_onnx(
                 verbose=False,
             )
             assert exported is not None
-            streaming.optimize(exported.model)
+            streaming.optimize(exported.model, fuse=fuse)
     except Exception as error:
         raise BuildError(f"The ONNX exporter failed: {first_line(error)}") from error
     if read is not None:

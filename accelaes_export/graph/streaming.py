@@ -13,10 +13,16 @@ from onnxscript.rewriter import onnx_fusions
 from accelaes_export.backbones.weights import is_hollow
 
 
-def optimize(model: ir.Model) -> None:
-    """The exporter's own optimisation, except that it doesn't transpose weights that aren't there (`fill` does)."""
+def optimize(model: ir.Model, *, fuse: bool = True) -> None:
+    """The exporter's own optimisation, except that it doesn't transpose weights that aren't there (`fill` does).
+
+    Args:
+        fuse: several nodes to operators of theirs. Rotary embeddings of one table for all rows become one that ONNX
+            Runtime takes for one row alone.
+    """
     optimizer.optimize_ir(model, should_fold=lambda node: False if _transposes_hollow(node) else None)
-    onnx_fusions.fuse(model)
+    if fuse:
+        onnx_fusions.fuse(model)
 
 
 def fill(model: ir.Model, read: Callable[[str], torch.Tensor | None]) -> None:

@@ -17,6 +17,7 @@ from accelaes_export.cli import main
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.runtime.complete_bundle import CompleteBundle
 from tests.trajectories import follows
 
 DIT = backbone_of("dit")
@@ -57,7 +58,9 @@ def bundle(parts, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "load", lambda _: recipe)
         output = checkpoint.parent / "bundle"
-        return ax.build(checkpoint, model="dit-xl-2", output=output, dtype="fp32", resolution=(24, 24))
+        return ax.build(
+            checkpoint, model="dit-xl-2", output=output, dtype="fp32", resolution=(24, 24), components="all"
+        )
 
 
 @pytest.fixture
@@ -104,6 +107,11 @@ class TestAsAnyPipeline(AnyPipeline):
         plans=((StepCache(warmup=3), "DDD.D.DD"),),
         n=None,
     )
+
+
+class TestAlone(CompleteBundle):
+    asked_for = "golden retriever"
+    encoders = ()
 
 
 def test_a_scheduler_that_keeps_count_is_followed_as_well(pipe, bundle):

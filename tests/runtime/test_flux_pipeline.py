@@ -16,6 +16,7 @@ from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import clip_tokenizer, t5_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.runtime.complete_bundle import CompleteBundle
 from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -76,7 +77,7 @@ def built(checkpoint, name, **options):
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint):
-    return built(checkpoint, "bundle", resolution=(HEIGHT, WIDTH))
+    return built(checkpoint, "bundle", resolution=(HEIGHT, WIDTH), components="all")
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,11 @@ class TestAsAnyPipeline(AnyPipeline):
         plans=((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.b.Db")),
         n=24,
     )
+
+
+class TestAlone(CompleteBundle):
+    asked_for = PROMPT
+    encoders = ("text_encoder", "text_encoder_2")
 
 
 def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):

@@ -14,6 +14,7 @@ from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind, named
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.runtime.complete_bundle import CompleteBundle
 from tests.trajectories import difference, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -76,7 +77,7 @@ def tiny_build(checkpoint, output, **options):
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
-    return tiny_build(checkpoint, tmp_path_factory.mktemp("bundles") / "lumina")
+    return tiny_build(checkpoint, tmp_path_factory.mktemp("bundles") / "lumina", components="all")
 
 
 @pytest.fixture
@@ -126,6 +127,11 @@ class TestAsAnyPipeline(AnyPipeline):
         plans=((StepCache(), "DDDDD.D.D.DD"), (AccelAes(refresh_every=0), "DDDDDD.b.b.b")),
         n=12,
     )
+
+
+class TestAlone(CompleteBundle):
+    asked_for = PROMPT
+    encoders = ("text_encoder",)
 
 
 def test_the_watershed_lies_within_the_run(pipe):

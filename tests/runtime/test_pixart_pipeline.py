@@ -15,6 +15,7 @@ from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import t5_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.runtime.complete_bundle import CompleteBundle
 from tests.trajectories import follows
 
 PIXART = backbone_of("pixart")
@@ -83,7 +84,7 @@ def alpha(parts, tmp_path_factory):
 
     checkpoint = tmp_path_factory.mktemp("alpha") / "checkpoint"
     PixArtAlphaPipeline(**parts, transformer=transformer()).save_pretrained(checkpoint)
-    return build(checkpoint, "pixart-alpha")
+    return build(checkpoint, "pixart-alpha", components="all")
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,15 @@ class TestAsAnyPipeline(AnyPipeline):
         plans=((StepCache(warmup=3), "DDD.D.DD"), (ACCELAES, "DDD.a.Da")),
         n=24,
     )
+
+    @pytest.fixture
+    def bundle(self, alpha):
+        return alpha
+
+
+class TestAlone(CompleteBundle):
+    asked_for = PROMPT
+    encoders = ("text_encoder",)
 
     @pytest.fixture
     def bundle(self, alpha):

@@ -1,0 +1,63 @@
+"""What holds of every family's bundle that has its pipeline's components: it draws alone, as its checkpoint does."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from accelaes_export.building.verification import verify
+from accelaes_export.runtime.components import BundledAutoencoder, BundledTextEncoder
+from accelaes_export.runtime.generate import generate, load_pipeline
+
+
+class CompleteBundle:
+    """Sentences about the module's fixture `bundle`.
+
+    Attributes:
+        asked_for: what `generate` is asked for.
+        encoders: the pipeline's text encoders.
+    """
+
+    asked_for: ClassVar[str]
+    encoders: ClassVar[tuple[str, ...]]
+
+    def test_every_component_agrees_with_the_checkpoints_and_so_does_a_picture(self, bundle):
+        compared = {result.name: result for result in verify(bundle).components}
+        joined = ("conditioning",) if self.encoders else ()
+        names = (*self.encoders, "vae decoder", "vae decoder, as an image", "vae encoder", *joined, "a picture")
+        assert tuple(compared) == names
+        assert all(result.passed for result in compared.values()), compared
+
+    def test_it_draws_without_its_checkpoint_and_without_any_model_of_it(self, bundle, monkeypatch):
+        import diffusers
+        import transformers
+
+        wanted = self._image(bundle, load_pipeline(bundle, bundle.manifest.source.location))
+
+        def refuse(*_, **__):
+            pytest.fail("a model was loaded")
+
+        for kind in (diffusers.DiffusionPipeline, diffusers.ModelMixin, transformers.PreTrainedModel):
+            monkeypatch.setattr(kind, "from_pretrained", refuse)
+        pipe = load_pipeline(bundle)
+        for name in self.encoders:
+            assert isinstance(getattr(pipe, name), BundledTextEncoder)
+        assert isinstance(pipe.vae, BundledAutoencoder)
+        assert np.abs(self._image(bundle, pipe) - wanted).max() <= 1, "levels of 255"
+
+    def test_its_pictures_can_be_encoded_and_decoded_again(self, bundle):
+        theirs, own = (load_pipeline(bundle, folder).vae for folder in (bundle.manifest.source.location, None))
+        size = bundle.manifest.geometry.latents.size
+        picture = torch.rand(2, 3, size["height"], size["width"], generator=torch.Generator().manual_seed(0)) * 2 - 1
+        with torch.no_grad():
+            wanted, found = (vae.encode(picture).latent_dist.mode() for vae in (theirs, own))
+            assert torch.allclose(found, wanted, atol=1e-5)
+            decoded = theirs.decode(wanted).sample
+            assert torch.allclose(own.decode(wanted).sample, decoded, atol=1e-5)
+            assert torch.equal(own.decode(wanted, return_dict=False)[0], own.decode(wanted).sample)
+
+    def _image(self, bundle, pipe):
+        return np.asarray(generate(bundle, self.asked_for, steps=4, policy=None, seed=3, pipe=pipe).image).astype(int)
