@@ -80,7 +80,8 @@ class AutoencoderGraphs(Record):
 
     Attributes:
         latents: what the pipeline denoises, as the engine has it, to the decoder's `z` [b, C, Hl, Wl].
-        decoder: `z` to `sample` [b, 3, H, W], about -1 to 1, and `image` [b, H, W, 3] uint8.
+        decoder: `z` to `sample` [b, 3, H, W], about -1 to 1, and `image` [b, H, W, 3], whole numbers from 0 to 255 (in
+            fp32: TensorRT has no bytes).
         encoder: `sample` to `moments` [b, 2C, Hl, Wl], mean and log of the variance.
         rows: images a call, at most.
     """

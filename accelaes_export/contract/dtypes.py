@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int64": "int64", "uint8": "uint8"}
+_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int64": "int64"}
 
 
 def torch_dtype(name: str) -> torch.dtype:

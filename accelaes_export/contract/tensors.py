@@ -25,7 +25,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """How many of something there are, or how large a dimension is: engines count in 32 bits."""
 
 Dimension = Count | Literal["B", "b", "n", "m", "M", "a"]
-DTypeName = Literal["fp32", "fp16", "bf16", "int64", "uint8"]
+DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
 
 FOCUS_INDEX = "focus_index"
 TOKEN_WEIGHTS = "token_weights"

@@ -239,7 +239,7 @@ class _Decoder(torch.nn.Module):
 
     def forward(self, *z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sample = self.model.decode(z[0].to(self._dtype), return_dict=False)[0].float()
-        image = ((sample * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)  # as diffusers' image processor
+        image = ((sample * 0.5 + 0.5).clamp(0, 1) * 255).round()  # as diffusers' image processor
         return sample, image.permute(0, 2, 3, 1)
 
 
@@ -266,7 +266,7 @@ def vae_graphs(
     pixels = tuple(side * latents.vae_scale for side in (latents.height, latents.width))
     z = TensorSpec(name=Z, dtype="fp32", shape=("b", channels, latents.height, latents.width))
     sample = TensorSpec(name=SAMPLE, dtype="fp32", shape=("b", 3, *pixels))
-    image = TensorSpec(name=IMAGE, dtype="uint8", shape=("b", *pixels, 3))
+    image = TensorSpec(name=IMAGE, dtype="fp32", shape=("b", *pixels, 3))
     moments = TensorSpec(name=MOMENTS, dtype="fp32", shape=("b", 2 * channels, latents.height, latents.width))
     given = TensorSpec(name=LATENTS, dtype="fp32", shape=("b", *latents.shape))
     decoder, encoder = _Decoder(model, computed), _ImageEncoder(model, computed)

@@ -73,7 +73,10 @@ def assembled(bundle: Bundle, components: Components, found: Mapping[str, Any]) 
             given[argument] = found.get(argument)  # None for the transformer, and for what was saved as null
         elif argument in index:
             given[argument] = index[argument]
-    return kind(**given)
+    pipe: Any = kind(**given)
+    # Where all of it came from, which tells whose weights run (weights.py).
+    pipe.register_to_config(_name_or_path=bundle.manifest.source.location)
+    return pipe
 
 
 def _tokenizer(bundle: Bundle, kind: str, folder: str) -> Any:

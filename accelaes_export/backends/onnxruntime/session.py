@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from accelaes_export.backends.workspace import Workspace, Workspaces
 
-_ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7, "uint8": 2}  # onnx.TensorProto.DataType
+_ELEMENT_TYPES = {"fp32": 1, "fp16": 10, "bf16": 16, "int64": 7}  # onnx.TensorProto.DataType
 
 
 class OnnxRuntimeSession:

@@ -11,6 +11,7 @@ from accelaes_export.backends.cuda import Cuda
 from accelaes_export.backends.graphs import GraphRequest, GraphTensors
 from accelaes_export.backends.tensorrt.library import Library
 from accelaes_export.backends.tensorrt.messages import one_line
+from accelaes_export.backends.tensorrt.preparation import Wanted, prepare
 from accelaes_export.backends.tensorrt.session import ADDRESS_ALIGNMENT
 from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import AccelAesError, BuildError, BundleError
@@ -33,7 +34,9 @@ def build_graph(library: Library, request: GraphRequest, targets: tuple[str, ...
     builder = trt.Builder(library.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, library.logger)
-    if not parser.parse_from_file(str(request.onnx_file)):
+    path = str(request.onnx_file)
+    prepared = prepare(request.onnx_file, Wanted(request.outputs[0].dtype, flavour)).graph
+    if not (parser.parse_from_file(path) if prepared is None else parser.parse(prepared, path)):
         said = "; ".join(one_line(parser.get_error(k).desc()) for k in range(parser.num_errors))
         raise BuildError(f"{flavour.name} can't read {request.name}: {said or library.messages.quote()}.")
     config = builder.create_builder_config()
@@ -48,9 +51,9 @@ def build_graph(library: Library, request: GraphRequest, targets: tuple[str, ...
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise BuildError(f"{flavour.name} could not build {request.name}: {library.messages.quote()}.")
-    path = request.destination / f"{request.name}.engine"
-    path.write_bytes(engine)
-    return path.name
+    written = request.destination / f"{request.name}.engine"
+    written.write_bytes(engine)
+    return written.name
 
 
 class TensorRTGraph:
