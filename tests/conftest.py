@@ -45,10 +45,20 @@ settings.load_profile("accelaes")
 @pytest.fixture(scope="session")
 def shapes_bundle(tmp_path_factory):
     """The shipped checkpoint built for ONNX Runtime, once for all workers: the first to want it builds."""
+    return _built_once(tmp_path_factory, "shapes")
+
+
+@pytest.fixture(scope="session")
+def complete_bundle(tmp_path_factory):
+    """The same with all of the pipeline in it."""
+    return _built_once(tmp_path_factory, "complete", components="all")
+
+
+def _built_once(tmp_path_factory, name, **options):
     from accelaes_export.building.builder import build
 
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with (shared / "shapes.lock").open("w") as lock:
+    with (shared / "shapes.lock").open("w") as lock:  # one for both, which share stages
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return build(model="shapes", output=shared / "shapes")  # finds what is there, and whole, already
+        return build(model="shapes", output=shared / name, **options)  # finds what is there, and whole, already

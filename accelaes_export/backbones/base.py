@@ -131,6 +131,7 @@ class Backbone(ABC):
         block_lists: the model's lists of blocks, in the order they are computed in.
         read_parts: of the first block, which `forward` reads beside calling it.
         text_padded_to: pipelines pad prompts to a multiple of so many tokens; None: to their own window.
+        masks_padding: whether pipelines mask the padding when they encode a prompt.
         text_stream: whether blocks carry the text along and return it, before the image (joint models).
     """
 
@@ -141,6 +142,7 @@ class Backbone(ABC):
     guidance: Guidance
     timestep_limit: float = 1000.0
     text_padded_to: int | None = None
+    masks_padding: bool = False
     built_in: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("token", "component")
     block_lists: tuple[str, ...] = ("transformer_blocks",)

@@ -62,6 +62,14 @@ class LTXBackbone(Backbone):
         sizes = {"num_frames": latents.frames, "height": latents.height, "width": latents.width}
         return {**sizes, "rope_interpolation_scale": scale}
 
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "encoder_hidden_states": encoded["text_encoder.last_hidden_state"],
+            "encoder_attention_mask": encoded["tokenizer.attention_mask"],
+        }
+
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim
         width = heads * head_dim

@@ -40,6 +40,7 @@ class LuminaBackbone(Backbone):
         "cross_attention_kwargs",
     )
     guidance = Guidance(layout="cond_uncond", channels=3)
+    masks_padding = True
     timestep_limit = 1.0
     text_padded_to = 8
     block_lists = ("layers",)

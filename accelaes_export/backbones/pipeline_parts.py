@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +71,11 @@ class Part:
         """Bytes of its files."""
         return sum(file.stat().st_size for file in self.files)
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers its files have."""
+        return sum(math.prod(shape) for shape in self._stored_shapes().values())
+
     def load(self, dtype: str) -> torch.nn.Module:
         """The model as its own library loads it, in eval mode, on the CPU, in `dtype`.
 
@@ -81,8 +88,9 @@ class Part:
         library: Any = diffusers if self.name == VAE else transformers
         options = dtype_argument(dtype) if self.name == VAE else {"dtype": torch_dtype(dtype)}
         try:
-            model = getattr(library, self.kind).from_pretrained(self.folder, use_safetensors=True, **options)
-        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            with _without_bars():
+                model = getattr(library, self.kind).from_pretrained(self.folder, use_safetensors=True, **options)
+        except Exception as error:  # whatever a model class makes of values nobody foresaw
             raise BuildError(f"{self.folder} could not be loaded: {first_line(error)}") from error
         # Not the class's own `to`, which warns of modules it would like to keep in fp32.
         settled = _module_class().to(model, torch_dtype(dtype)).eval().requires_grad_(False)
@@ -95,21 +103,35 @@ class Part:
         Raises:
             InputError: files that lack a parameter or have it in another shape.
         """
-        import transformers
-        from accelerate import init_empty_weights
-
-        kind = getattr(transformers, self.kind)
-        try:
-            with init_empty_weights(include_buffers=False):
-                model = kind(kind.config_class.from_dict(dict(self.config)))
-        except Exception as error:  # whatever a model class makes of values nobody foresaw
-            raise InputError(
-                f"{self.folder / 'config.json'} is no config {self.kind} can be made from: {first_line(error)}"
-            ) from error
+        model = self._empty()
         self._check_tensors(model)
         settled = filled(model, read, dtype)
         assert isinstance(settled, _module_class())
         return settled.requires_grad_(False)
+
+    def check(self) -> None:
+        """InputError for a config no model can be made from, or a text encoder's files that don't belong to it."""
+        model = self._empty()
+        if self.name != VAE:  # whose files may have names of older releases, which diffusers knows
+            self._check_tensors(model)
+
+    def _empty(self) -> Any:
+        """The model without its weights."""
+        import diffusers
+        import transformers
+        from accelerate import init_empty_weights
+
+        library: Any = diffusers if self.name == VAE else transformers
+        kind = getattr(library, self.kind)
+        try:
+            with init_empty_weights(include_buffers=False):
+                if self.name == VAE:
+                    return kind.from_config(dict(self.config))
+                return kind(kind.config_class.from_dict(dict(self.config)))
+        except Exception as error:  # whatever a model class makes of values nobody foresaw
+            raise InputError(
+                f"{self.folder / 'config.json'} is no config {self.kind} can be made from: {first_line(error)}"
+            ) from error
 
     def read_weights(self, dtype: str) -> Read:
         """A text encoder's weights by its parameters' names, one at a time, in `dtype`.
@@ -227,7 +249,23 @@ def _part(root: Path, name: str, kind: str, known: Collection[str], stem: str) -
         )
     folder = root / name
     _, files, _ = weight_files(folder, stem)
-    return Part(name, kind, folder, _json(folder / "config.json"), files)
+    part = Part(name, kind, folder, _json(folder / "config.json"), files)
+    part.check()
+    return part
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers draws a bar of its own while it loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def tokenizer_of(encoder: str) -> str:
@@ -252,7 +290,6 @@ def _scheduler_config(path: Path, kind: str) -> dict[str, Any]:
     """A scheduler's config. JSON has no infinity, which diffusers writes: such a value is left out where the class has
     it by itself, and InputError otherwise."""
     import inspect
-    import math
 
     import diffusers
 

@@ -37,6 +37,7 @@ class PixArtBackbone(BasicBlocksBackbone):
         "encoder_attention_mask",
     )
     guidance = Guidance(layout="uncond_cond")
+    masks_padding = True
     built_in = _SIZE  # where the model doesn't embed them, the Alpha pipeline may give them all the same
 
     def text_conditioning(

@@ -32,6 +32,7 @@ class WanBackbone(Backbone):
     pipelines = ("WanPipeline",)
     signature = ("hidden_states", "timestep", "encoder_hidden_states")
     guidance = Guidance(layout="separate")
+    masks_padding = True
     block_lists = ("blocks",)
 
     def latents(
@@ -66,6 +67,13 @@ class WanBackbone(Backbone):
                 "starts from a picture; only text-to-video models can be built, such as Wan2.1-T2V-1.3B."
             )
         return (TensorSpec(name="encoder_hidden_states", dtype=dtype, shape=("B", "M", config["text_dim"])),)
+
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        """Behind a prompt's end there are zeros."""
+        states, mask = encoded["text_encoder.last_hidden_state"], encoded["tokenizer.attention_mask"]
+        return {"encoder_hidden_states": states * mask.unsqueeze(-1)}
 
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim

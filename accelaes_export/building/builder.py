@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from accelaes_export import recipes
 from accelaes_export.backends import backend as backend_named
-from accelaes_export.building.components import MadeComponents, made_components
+from accelaes_export.building.components import MadeComponents, component_bytes, made_components
 from accelaes_export.building.job import BuildJob, build_job
 from accelaes_export.building.manifest import manifest_of
 from accelaes_export.building.parts import compiled_part, exported_part, weights_known
@@ -170,6 +170,10 @@ def _built(
         [part.graph.weight_bytes for part in parts],
         job.inputs.weight_copies,
         exports=[exports and found is None for found in kept],
+        components=component_bytes(job),
+        component_copies=job.inputs.backend.weight_copies("engine", job.inputs.recipe.compiling, job.inputs.targets)
+        if exports
+        else 0,
     )
     require(needs, folder, progress)
     with build_lock(folder):

@@ -64,6 +64,13 @@ def made_components(job: BuildJob, store: StageStore, progress: BuildProgress) -
     )
 
 
+def component_bytes(job: BuildJob) -> list[int]:
+    """Bytes of weights of each component that a job makes, as it will have them."""
+    parts = job.inputs.parts
+    described = () if parts is None else parts.described
+    return [part.numbers * (4 if component_dtype(part, job) == "fp32" else 2) for part in described]
+
+
 def component_dtype(part: Part, job: BuildJob) -> DTypeName:
     """What a text encoder or VAE computes in.
 
@@ -130,6 +137,7 @@ class _Maker:
             conditioning=conditioning,
             vae=vae,
         )
+        components = components.model_copy(update={"sha256": components.digest(graphs)})
         record = {
             "components": components.model_dump(mode="json"),
             "vae": None if graphs is None else graphs.model_dump(mode="json"),
@@ -163,7 +171,7 @@ class _Maker:
                 weights_sha256=part.weights_sha256,
                 dtype=dtype,
                 tokenizer=tokenizer_of(name),
-                masked=self._job.graph.contract.masks_text,
+                masked=self._job.inputs.backbone.masks_padding,
                 length=length,
                 padded_to=self._job.inputs.backbone.text_padded_to,
                 rows=self._rows,

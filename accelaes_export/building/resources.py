@@ -24,16 +24,27 @@ class Needs:
     memory: int
 
     @classmethod
-    def of_build(cls, engines: Sequence[int], copies: float, *, exports: Sequence[bool]) -> Needs:
-        """For engines with so many bytes of weights each, made one after the other.
+    def of_build(
+        cls,
+        engines: Sequence[int],
+        copies: float,
+        *,
+        exports: Sequence[bool],
+        components: Sequence[int] = (),
+        component_copies: float = 0,
+    ) -> Needs:
+        """For engines and components with so many bytes of weights each, made one after the other.
 
         Args:
-            copies: how many times the compiler holds them (Backend.weight_copies).
-            exports: which of them need an ONNX stage; False where the backend needs none, or it is there already.
+            copies: how many times the compiler holds an engine's (Backend.weight_copies), `component_copies` a
+                component's.
+            exports: which engines need an ONNX stage; False where the backend needs none, or it is there already.
         """
         # The exported graph, and the engine or the weights beside it; the bundle links them.
         disk = sum((2 if exported else 1) * size for size, exported in zip(engines, exports, strict=True))
-        memory = max(_TRACING_BYTES, int(copies * max(engines))) + _PROCESS_BYTES
+        disk += 2 * sum(components)
+        held = max(copies * max(engines), component_copies * max(components, default=0))
+        memory = max(_TRACING_BYTES, int(held)) + _PROCESS_BYTES
         return cls(disk + len(engines) * _ENGINE_MARGIN, memory)
 
 

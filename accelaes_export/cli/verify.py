@@ -32,11 +32,13 @@ def command(bundle: Path, checkpoint: str | None, trust: tuple[str, ...], allow_
     from accelaes_export.bundle.reading import open_bundle
     from accelaes_export.cli import manifest_tables
     from accelaes_export.cli.progress import TerminalProgress
-    from accelaes_export.cli.terminal import progress_lines, results
+    from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.errors import AccelAesError
 
     # Every file is hashed by `verify` itself.
     opened = open_bundle(bundle, check_hashes=False, trust=trust, allow_code=allow_code)
+    if opened.manifest.components is not None:
+        quiet_libraries()
     report = verify(opened, checkpoint=checkpoint, progress=TerminalProgress(progress_lines()))
     console = results()
     if report.parity:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -102,6 +104,7 @@ class Components(Record):
         conditioning: the encoders' outputs (`text_encoder.last_hidden_state`) and tokenizers' masks
             (`tokenizer.attention_mask`) to the engine's conditioning by its names, b rows each; None without encoders.
         vae: None where the bundle was built without.
+        sha256: of all of this and the VAE's graphs (`digest`): a number changed by hand would draw other pictures.
     """
 
     pipeline: dict[str, Any]
@@ -110,6 +113,15 @@ class Components(Record):
     encoders: dict[str, TextEncoder] = Field(default_factory=dict)
     conditioning: GraphRecord | None = None
     vae: Autoencoder | None = None
+    sha256: str = ""
+
+    def digest(self, graphs: AutoencoderGraphs | None) -> str:
+        """Hex SHA-256 of everything but `sha256`, with the VAE's graphs of one size."""
+        said = (
+            self.model_dump(mode="json", exclude={"sha256"}),
+            None if graphs is None else graphs.model_dump(mode="json"),
+        )
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def lacking(self) -> tuple[str, ...]:
         """The pipeline's components that it has and the bundle hasn't, its transformer aside."""

@@ -37,6 +37,7 @@ def contradiction(manifest: Manifest) -> str | None:
         _text,
         _rows,
         _presets,
+        _components,
     )
     of_all: tuple[Callable[[Manifest], Iterator[str]], ...] = (_source, _call, _recipe)
     clauses = (
@@ -178,6 +179,31 @@ def _presets(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
                     yield f"the preset {preset.name} keeps {own.name} otherwise than its program {name} has it"
                 if spec.name in ("computed", "predicted") and spec.shape != tokens:
                     yield f"the preset {preset.name} has predictions of another size than the engine"
+
+
+def _components(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
+    components, vae = manifest.components, geometry.vae
+    if components is None:
+        if vae is not None:
+            yield "it has a VAE's graphs and no components"
+        return
+    if components.sha256 != components.digest(vae):
+        yield "its components aren't what they were when it was built"
+        return
+    if (components.vae is None) != (vae is None):
+        yield "it has a VAE without its graphs, or the other way round"
+    if components.pipeline.get("_class_name") not in manifest.call.pipelines:
+        yield f"its components are a {components.pipeline.get('_class_name')}'s, and it serves others"
+    if vae is not None and vae.latents.inputs[0].shape[1:] != geometry.latents.shape:
+        yield f"its latents are {geometry.latents.shape}, and its VAE takes {vae.latents.inputs[0].shape[1:]}"
+    if components.conditioning is not None:
+        taken = {spec.name: spec for spec in geometry.contract.inputs}
+        for spec in components.conditioning.outputs:
+            if spec.name not in taken or len(taken[spec.name].shape) != len(spec.shape):
+                yield f"its text encoders make {spec.name}, which the engine has not"
+    for name, tokenizer in components.tokenizers.items():
+        if len({file.rpartition("/")[0] for file in tokenizer.files}) != 1:
+            yield f"the files of its {name} lie in several folders"
 
 
 def _rows(manifest: Manifest, geometry: Geometry) -> Iterator[str]:

@@ -1,0 +1,335 @@
+"""Bundles with their pipeline's text encoders, VAE and tokenizers: what is built, what is refused, what it draws."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import accelaes_export as ax
+from accelaes_export import recipes
+from accelaes_export.backbones.pipeline_parts import Part
+from accelaes_export.backends import backend
+from accelaes_export.building.components import component_dtype
+from accelaes_export.building.verification import verify
+from accelaes_export.bundle.reading import MANIFEST, open_bundle
+from accelaes_export.cli import main
+from accelaes_export.contract.components import parse_components
+from accelaes_export.errors import BundleError, InputError
+from accelaes_export.graph.components import encoder_graph, encoder_output
+from accelaes_export.policies.clip import ClipScorer
+from accelaes_export.policies.words import split_words
+from accelaes_export.recipes import shipped_folder
+from accelaes_export.runtime.generate import load_pipeline
+from tests.campaigns.mutations import mutated
+from tests.runtime.complete_bundle import CompleteBundle
+
+PROMPT = "an intricate red star on the left, plain blue background"
+SHAPES = shipped_folder("shipped:shapes")
+
+
+@pytest.fixture
+def bundle(complete_bundle):
+    return complete_bundle
+
+
+@pytest.fixture(scope="module")
+def alone(complete_bundle):
+    """The bundle's own pipeline."""
+    return quiet(load_pipeline(complete_bundle))
+
+
+@pytest.fixture(scope="module")
+def theirs(complete_bundle):
+    """The checkpoint's."""
+    return quiet(load_pipeline(complete_bundle, SHAPES))
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class TestShapesAlone(CompleteBundle):
+    asked_for = PROMPT
+    encoders = ("text_encoder", "text_encoder_2")
+
+
+@pytest.mark.parametrize("policy", [["accelaes"], ["drift", "--budget", "12"], ["teacache"]])
+def test_run_draws_the_checkpoints_picture_without_it(complete_bundle, tmp_path, policy):
+    pictures = []
+    for name, more in (("own", []), ("theirs", ["--checkpoint", str(SHAPES)])):
+        path = tmp_path / f"{name}.png"
+        asked = ["run", str(complete_bundle.path), "--prompt", PROMPT, "--policy", *policy, "-o", str(path), *more]
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 0, result.stderr
+        pictures.append(np.asarray(Image.open(path)).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1, "levels of 255"
+
+
+def test_several_prompts_and_images_are_encoded_a_few_at_a_time(alone, theirs):
+    prompts = [f"a {colour} star" for colour in ("red", "blue", "green", "white", "black")] * 4
+    rows = alone.text_encoder._record.rows
+    assert len(prompts) > 2 * rows
+    options = {"prompt_2": None, "prompt_3": None, "num_images_per_prompt": 2, "max_sequence_length": 8}
+    found, wanted = (
+        pipe.encode_prompt(prompts, **options) for pipe in (with_transformer(alone), with_transformer(theirs))
+    )
+    for own, reference in zip(found, wanted, strict=True):
+        assert torch.allclose(own, reference, atol=1e-5)
+
+
+def with_transformer(pipe):
+    """SD3's pipeline asks its transformer how wide text is where it has no T5."""
+    pipe.transformer = SimpleNamespace(config=SimpleNamespace(joint_attention_dim=192), dtype=torch.float32)
+    return pipe
+
+
+def test_the_clip_scorer_scores_words_as_with_the_checkpoints_encoder(alone, theirs):
+    words = split_words(PROMPT)
+    anchors = ("intricate", "glossy detail", "vibrant")
+    scores = [ClipScorer(pipe.tokenizer, pipe.text_encoder).score(PROMPT, words, anchors) for pipe in (alone, theirs)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_picture_is_made_from_a_picture(complete_bundle):
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    start = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 48, 3), dtype=np.uint8))
+    pictures = []
+    for checkpoint in (None, SHAPES):
+        parts = load_pipeline(complete_bundle, checkpoint).components
+        pipe = quiet(StableDiffusion3Img2ImgPipeline(**parts))
+        ax.accelerate(pipe, complete_bundle, "dense")
+        options = {"strength": 0.5, "num_inference_steps": 6, "max_sequence_length": 8, "height": 48, "width": 48}
+        made = pipe(PROMPT, image=start, generator=torch.Generator().manual_seed(0), **options).images[0]
+        pictures.append(np.asarray(made).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1, "levels of 255"
+
+
+def test_what_a_bundles_models_can_not_do_is_told_in_one_sentence(alone):
+    ids = torch.zeros(1, 33, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"was given 33 ids, and the bundle's takes 32: call the pipeline with"):
+        alone.text_encoder(ids)
+    with pytest.raises(InputError, match=r"hidden states -3 of the text_encoder .*clip_skip.* the bundle has -2"):
+        alone.text_encoder(ids[:, :8]).hidden_states[-3]
+    with pytest.raises(InputError, match="called with position_ids"):
+        alone.text_encoder(ids[:, :8], position_ids=ids)
+    with pytest.raises(AttributeError, match="gives text_embeds, last_hidden_state, and no pooler_output"):
+        _ = alone.text_encoder(ids[:, :8]).pooler_output
+    with pytest.raises(InputError, match=r"VAE was given 4x8x8, and it is for 4x24x24 \(height=48, width=48\)"):
+        alone.vae.decode(torch.zeros(1, 4, 8, 8))
+    with pytest.raises(AttributeError, match="is a bundle's graph, and has no enable_tiling; load the pipeline from"):
+        alone.vae.enable_tiling()
+    assert alone.text_encoder(ids[:, :1]).last_hidden_state.shape == (1, 1, 96), "one id is few, but some"
+
+
+class TestAskedFor:
+    def test_names_are_read_in_any_order_and_all_is_all(self):
+        assert parse_components("vae, TEXT") == ("text", "vae")
+        assert (
+            parse_components("all") == ("text", "vae", "tokenizers") == parse_components(["tokenizers", "vae", "text"])
+        )
+        assert parse_components("none") == ()
+
+    @pytest.mark.parametrize("given", ["txt", "", "text,,vae", "all,vae", "unet"])
+    def test_an_unknown_one_is_told_with_those_there_are(self, given, tmp_path):
+        asked = ["build", "--model", "shapes", "--components", given, "-o", str(tmp_path / "out")]
+        result = CliRunner().invoke(main, asked)
+        assert result.exit_code == 2
+        assert "give some of text, vae, tokenizers, or all, or none" in result.stderr
+        assert not (tmp_path / "out").exists()
+
+    def test_random_weights_have_none(self, tmp_path):
+        with pytest.raises(
+            InputError, match=r"Random weights were asked for, and the components text, which come from"
+        ):
+            ax.build(model="shapes", random_weights=True, components="text", output=tmp_path / "out")
+
+    def test_a_transformer_by_itself_has_none(self, tmp_path):
+        shutil.copytree(SHAPES / "transformer", tmp_path / "transformer")
+        with pytest.raises(InputError, match=r"is a transformer by itself, and components come from a whole pipeline"):
+            ax.build(tmp_path / "transformer", model="shapes", components="vae", output=tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("spoil", "said"),
+        [
+            (lambda f: rewritten(f / "model_index.json", vae=["diffusers", "Other"]), "The vae of .* is a Other"),
+            (lambda f: rewritten(f / "model_index.json", vae=[None, None]), "The vae of .* is none, and those"),
+            (lambda f: (f / "vae" / "config.json").unlink(), r"vae/config\.json is missing"),
+            (lambda f: rewritten(f / "vae" / "config.json", block_out_channels=[16]), "is no config AutoencoderKL"),
+            (lambda f: (f / "text_encoder" / "model.safetensors").unlink(), r"has no model\.safetensors"),
+            (lambda f: rewritten(f / "text_encoder" / "config.json", vocab_size=9), "token_embedding.* don't belong"),
+            (lambda f: rewritten(f / "text_encoder" / "config.json", hidden_size="x"), "is no config CLIPText"),
+            (lambda f: shutil.rmtree(f / "tokenizer_2"), "tokenizer_2 has no tokenizer's files"),
+            (lambda f: (f / "scheduler" / "scheduler_config.json").write_text("{"), "can't be read as JSON"),
+        ],
+    )  # fmt: skip
+    def test_a_pipeline_that_lacks_something_is_refused_and_nothing_is_written(self, tmp_path, spoil, said):
+        checkpoint = tmp_path / "checkpoint"
+        shutil.copytree(SHAPES, checkpoint)
+        spoil(checkpoint)
+        with pytest.raises(ax.AccelAesError, match=said):
+            ax.build(
+                checkpoint, model="shapes", components="all", presets="none", output=tmp_path / "out", verify=False
+            )
+        assert not (tmp_path / "out").exists()
+
+
+def rewritten(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+class TestRecorded:
+    def test_a_number_changed_by_hand_is_noticed_wherever_it_is(self, complete_bundle, tmp_path):
+        folder = tmp_path / "damaged"
+        shutil.copytree(complete_bundle.path, folder)
+        document = json.loads((folder / MANIFEST).read_text())
+        refused = 0
+        for seed in range(150):
+            changed = copy.deepcopy(document)
+            owner = changed if seed % 3 else changed["geometries"][0]
+            place = "components" if seed % 3 else "vae"
+            owner[place], touched = mutated(owner[place], random.Random(seed))
+            if changed == document:
+                continue
+            (folder / MANIFEST).write_text(json.dumps(changed))
+            try:
+                opened = open_bundle(folder, check_hashes=False).manifest
+            except BundleError:
+                refused += 1
+            else:
+                assert opened == complete_bundle.manifest, f"{touched} was changed, and nobody noticed"
+        assert refused > 100
+
+    def test_another_checkpoints_text_encoder_is_no_reference(self, complete_bundle, tmp_path):
+        checkpoint = tmp_path / "checkpoint"
+        shutil.copytree(SHAPES, checkpoint)
+        shutil.copy(SHAPES / "text_encoder_2" / "model.safetensors", checkpoint / "text_encoder" / "model.safetensors")
+        if (SHAPES / "text_encoder" / "model.safetensors").read_bytes() == (
+            SHAPES / "text_encoder_2" / "model.safetensors"
+        ).read_bytes():
+            rewritten(checkpoint / "text_encoder" / "config.json", layer_norm_eps=1e-3)
+        with pytest.raises(InputError, match="text_encoder has other weights than this bundle's was made of"):
+            verify(complete_bundle, checkpoint)
+
+    def test_inspect_lists_them_and_says_whether_a_checkpoint_is_needed(self, complete_bundle, shapes_bundle):
+        shown = CliRunner().invoke(main, ["inspect", str(complete_bundle.path)]).stdout
+        for said in (
+            "CLIPTextModelWithProjection",
+            "AutoencoderKL",
+            "CLIPTokenizer",
+            "complete: no checkpoint is needed",
+        ):
+            assert said in shown
+        assert "Components" not in CliRunner().invoke(main, ["inspect", str(shapes_bundle.path)]).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "upcast", "engine", "where", "target", "wanted"),
+    [
+        ("text_encoder", "CLIPTextModel", None, "fp16", "aoti", "sm90", "fp16"),
+        ("text_encoder_3", "T5EncoderModel", None, "fp16", "aoti", "sm90", "bf16"),
+        ("text_encoder_3", "T5EncoderModel", None, "fp16", "aoti", "sm75", "fp32"),
+        ("text_encoder_3", "T5EncoderModel", None, "bf16", "aoti", "sm90", "bf16"),
+        ("text_encoder_3", "T5EncoderModel", None, "fp16", "onnxruntime", "cpu", "fp32"),
+        ("text_encoder_3", "T5EncoderModel", None, "fp16", "onnxruntime", "cuda", "bf16"),
+        ("text_encoder", "GemmaModel", None, "fp16", "onnxruntime", "cuda", "bf16"),
+        ("vae", "AutoencoderKL", True, "fp16", "onnxruntime", "cuda", "fp32"),
+        ("vae", "AutoencoderKL", False, "fp16", "onnxruntime", "cuda", "fp16"),
+        ("vae", "AutoencoderKL", True, "bf16", "onnxruntime", "cuda", "bf16"),
+        ("vae", "AutoencoderKL", False, "fp16", "onnxruntime", "cpu", "fp32"),
+    ],
+)
+def test_a_component_computes_in_a_dtype_it_does_not_overflow(
+    monkeypatch, name, kind, upcast, engine, where, target, wanted
+):
+    own = backend(where)
+    monkeypatch.setattr("accelaes_export.backends.aoti._lacking", lambda _: ("", ""))  # a GPU, and its toolchain
+    monkeypatch.setattr("accelaes_export.backends.aoti.resolve", lambda targets: targets[0])
+    job = SimpleNamespace(
+        inputs=SimpleNamespace(backend=own, targets=(target,)),
+        graph=SimpleNamespace(contract=SimpleNamespace(dtype=engine)),
+    )
+    config = {} if upcast is None else {"force_upcast": upcast}
+    assert component_dtype(Part(name, kind, Path(), config, ()), job) == wanted
+
+
+class TestEncodersFiles:
+    """Parameters by the names that other releases gave them, and matrices that are read when they are written."""
+
+    @pytest.fixture(scope="class")
+    def t5(self):
+        from transformers import T5Config, T5EncoderModel
+
+        torch.manual_seed(0)
+        wide = T5Config(vocab_size=1100, d_model=1024, d_kv=64, d_ff=64, num_layers=1, num_heads=2)
+        return T5EncoderModel(wide).eval()
+
+    def part(self, folder, model):
+        model.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        return Part("text_encoder", type(model).__name__, folder, config, (folder / "model.safetensors",))
+
+    def outputs(self, part, tmp_path):
+        """Of the ONNX graph, for two texts, one of them padded."""
+        import onnxruntime
+
+        read = part.read_weights("fp32")
+        graph = encoder_graph("text_encoder", part.kind, part.hollow(read, "fp32"), read, "fp32", length=9, rows=8)
+        session = onnxruntime.InferenceSession(str(graph.save_onnx(tmp_path)))
+        ids, mask = text()
+        found = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+        return {spec.name: torch.from_numpy(one) for spec, one in zip(graph.outputs, found, strict=True)}
+
+    def test_large_matrices_and_a_shared_embedding_are_read_when_they_are_written(self, t5, tmp_path):
+        assert t5.shared.weight.numel() > 2**20, "left out of the traced model"
+        found = self.outputs(self.part(tmp_path / "t5", t5), tmp_path)
+        self.agree(found, t5)
+
+    @pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+    @pytest.mark.parametrize("prefix", ["text_model.", ""])
+    def test_names_with_and_without_the_prefix_of_other_releases_are_the_same(self, tmp_path, kind, prefix):
+        import transformers
+        from safetensors.torch import load_file, save_file
+
+        torch.manual_seed(0)
+        config = transformers.CLIPTextConfig(
+            vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=12, bos_token_id=97, eos_token_id=98, pad_token_id=98, projection_dim=8,
+        )  # fmt: skip
+        model = getattr(transformers, kind)(config).eval()
+        part = self.part(tmp_path / "clip", model)
+        stored = load_file(part.files[0])
+        bare = {name.removeprefix("text_model."): tensor for name, tensor in stored.items()}
+        outside = {name for name in bare if name.startswith("text_projection")}
+        renamed = {name if name in outside else prefix + name: tensor for name, tensor in bare.items()}
+        save_file(renamed, part.files[0], metadata={"format": "pt"})
+        self.agree(self.outputs(part, tmp_path), model)
+
+    def agree(self, found, model):
+        ids, mask = text()
+        with torch.no_grad():
+            wanted = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        for name, tensor in found.items():
+            assert torch.allclose(tensor, encoder_output(wanted, name), atol=2e-5), name
+
+
+def text() -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(0, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    return ids, mask
+
+
+def test_a_recipe_may_ask_for_them():
+    assert recipes.load("shapes").override(components="all").components == ("text", "vae", "tokenizers")
