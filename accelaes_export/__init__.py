@@ -28,6 +28,7 @@ __all__ = [
     "accelerate",
     "build",
     "errors",
+    "load_pipeline",
     "open",
     "policies",
     "restore",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from accelaes_export.bundle.reading import Bundle
     from accelaes_export.bundle.reading import open_bundle as open
     from accelaes_export.errors import AccelAesError, BuildError, BundleError, InputError, MissingComponentError
+    from accelaes_export.runtime.generate import load_pipeline
     from accelaes_export.runtime.pipeline import accelerate, restore, words
 
 _HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 (pathlib would be most of this import)
@@ -57,6 +59,7 @@ _HOMES = {
     "MissingComponentError": ("errors", "MissingComponentError"),
     "accelerate": ("runtime.pipeline", "accelerate"),
     "build": ("building.builder", "build"),
+    "load_pipeline": ("runtime.generate", "load_pipeline"),
     "open": ("bundle.reading", "open_bundle"),
     "restore": ("runtime.pipeline", "restore"),
     "words": ("runtime.pipeline", "words"),

@@ -7,8 +7,11 @@ import torch
 from PIL import Image
 
 import accelaes_export as ax
+from accelaes_export.building.verification import verify
+from accelaes_export.errors import InputError
 from accelaes_export.policies import AccelAes, Dense, StepCache, StepKind
 from accelaes_export.runtime.arguments import is_of_size
+from accelaes_export.runtime.components import BundledTextEncoder
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.families.ltx import FAMILY
 from tests.policies.small_tokenizers import t5_tokenizer
@@ -57,7 +60,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
     tiny = {"resolution": (128, 96), "frames": 3, "dtype": "fp32", "buckets": "0.5", "affinity_every": 1}
-    return ax.build(checkpoint, model="ltx-video", output=tmp_path_factory.mktemp("ltx-bundle") / "bundle", **tiny)
+    output = tmp_path_factory.mktemp("ltx-bundle") / "bundle"
+    return ax.build(checkpoint, model="ltx-video", output=output, components="text,tokenizers", **tiny)
 
 
 @pytest.fixture
@@ -131,3 +135,19 @@ def test_wrong_uses_are_told_in_one_sentence(pipe, bundle):
     for wrong in ({"num_frames": 9}, {"height": 96, "width": 128}, {"height": 64, "width": 192}):
         with pytest.raises(ax.InputError, match="height=128, width=96, num_frames=17"):
             sample(pipe, **wrong)
+
+
+def test_its_text_encoder_is_the_bundles_and_its_vae_the_checkpoints(bundle):
+    compared = {result.name: result.passed for result in verify(bundle).components}
+    assert compared == {"text_encoder": True, "conditioning": True, "a picture": True}
+    assert bundle.manifest.components.lacking() == ("vae",) and not bundle.manifest.complete
+    pipe = load_pipeline(bundle)
+    assert isinstance(pipe.text_encoder, BundledTextEncoder)
+    assert type(pipe.vae).__name__ == "AutoencoderKLLTXVideo"
+
+
+def test_a_vae_of_videos_is_refused_in_a_sentence(checkpoint, tmp_path):
+    with pytest.raises(
+        InputError, match=r"The vae of .* is a AutoencoderKLLTXVideo, and those that can be part of a bundle are Auto"
+    ):
+        ax.build(checkpoint, model="ltx-video", output=tmp_path / "bundle", components="vae", dtype="fp32")
