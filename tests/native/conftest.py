@@ -65,12 +65,12 @@ def native(library: Path) -> Native:
 
 @pytest.fixture(scope="session")
 def bundle(shapes_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The shipped checkpoint with a preset of every kind."""
+    """The shipped checkpoint with a preset of every kind, and all of its pipeline."""
     from accelaes_export.building.builder import build
 
     with (shared(tmp_path_factory) / "presets.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return build(model="shapes", output=shared(tmp_path_factory) / "presets", presets=PRESETS)
+        return build(model="shapes", output=shared(tmp_path_factory) / "presets", presets=PRESETS, components="all")
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,9 @@ class Facts(Sized):
         ("latent_rank", c_int),
         ("latent_shape", c_int64 * 4),
         ("presets", c_int),
+        ("encodes", c_int),
+        ("picture_height", c_int),
+        ("picture_width", c_int),
     ]
 
 
@@ -99,7 +102,7 @@ class Native:
         lib.accelaes_preset_name.restype = c_char_p
         lib.accelaes_run_latents.restype = POINTER(c_float)
         lib.accelaes_run_focus.restype = POINTER(c_int64)
-        for name in ("open", "run_bytes", "run_new", "run_input", "run_next"):
+        for name in ("open", "run_bytes", "run_new", "run_input", "run_next", "run_picture"):
             getattr(lib, f"accelaes_{name}").restype = c_void_p
         for name in ("close", "run_free", "run_cancel", "bundle_facts", "status_free"):
             getattr(lib, f"accelaes_{name}").restype = None
@@ -172,6 +175,13 @@ class NativeRun:
         count = c_size_t()
         data = self.native.lib.accelaes_run_latents(self.handle, byref(count))
         return np.ctypeslib.as_array(data, (count.value,)).copy()
+
+    def picture(self, height: int, width: int, images: int = 1) -> np.ndarray:
+        """[b, height, width, 3] bytes."""
+        pixels = np.zeros((images, height, width, 3), np.uint8)
+        place = pixels.ctypes.data_as(c_void_p)
+        self.native.check(self.native.lib.accelaes_run_picture(self.handle, place, c_size_t(pixels.nbytes)))
+        return pixels
 
     def focus(self, images: int = 1) -> np.ndarray:
         n = c_int()

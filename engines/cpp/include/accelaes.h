@@ -58,7 +58,9 @@ typedef struct accelaes_facts {
     double guidance;         /* scale where nobody asks for another */
     int latent_rank;         /* without the batch axis */
     int64_t latent_shape[4];
-    int presets; /* how many there are */
+    int presets;                       /* how many there are */
+    int encodes;                       /* whether the bundle has text encoders: a run may be given ids */
+    int picture_height, picture_width; /* 0 where the bundle has no VAE */
 } accelaes_facts;
 
 ACCELAES_API void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts);
@@ -113,7 +115,10 @@ typedef struct accelaes_tensor {
 } accelaes_tensor;
 
 /* What a run is made of: "latents" [b, ...], the noise; the engine's conditioning by its names, [rows, ...] with both
- * halves of guidance where it is guided; "token_weights" [b, M], where the preset has a mask. Begins the run. */
+ * halves of guidance where it is guided; "token_weights" [b, M], where the preset has a mask. Where the bundle has text
+ * encoders, in place of what they make of a text its ids: "tokenizer.input_ids" [rows, length] int64 of every
+ * tokenizer, padded as the pipeline does, and "tokenizer.attention_mask" (all ones where it is left out). Begins the
+ * run. */
 ACCELAES_API accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* tensors, size_t count);
 
 typedef struct accelaes_step {
@@ -129,6 +134,9 @@ ACCELAES_API accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step
 
 /* The latents [b, ...] as they are now, fp32; `count` numbers. Valid until the next step. */
 ACCELAES_API const float* accelaes_run_latents(const accelaes_run* run, size_t* count);
+
+/* The latents as they are now as pictures, [b, height, width, 3] bytes, which `size` is the number of. */
+ACCELAES_API accelaes_status* accelaes_run_picture(const accelaes_run* run, unsigned char* pixels, size_t size);
 
 /* The focus index [b, n] of the last sparse step; `n` is 0 before one. */
 ACCELAES_API const int64_t* accelaes_run_focus(const accelaes_run* run, int* n);

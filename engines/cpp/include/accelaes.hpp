@@ -68,6 +68,12 @@ class Run {
         const float* data = accelaes_run_latents(run_.get(), &count);
         return {data, count};
     }
+    // The latents as they are now, as pictures [b, height, width, 3] of `bytes` in all.
+    std::vector<unsigned char> picture(size_t bytes) const {
+        std::vector<unsigned char> pixels(bytes);
+        check(accelaes_run_picture(run_.get(), pixels.data(), pixels.size()));
+        return pixels;
+    }
     // From any thread.
     void cancel() { accelaes_run_cancel(run_.get()); }
 

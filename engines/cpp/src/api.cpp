@@ -118,6 +118,9 @@ void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts)
     found.latent_rank = static_cast<int>(manifest.latent_shape.size());
     for (size_t k = 0; k < manifest.latent_shape.size() && k < 4; ++k) found.latent_shape[k] = manifest.latent_shape[k];
     found.presets = static_cast<int>(manifest.presets.size());
+    found.encodes = manifest.conditioned.has_value();
+    found.picture_height = static_cast<int>(manifest.picture_height);
+    found.picture_width = static_cast<int>(manifest.picture_width);
     hand_over(facts, found, facts->size);
 }
 
@@ -196,6 +199,14 @@ const float* accelaes_run_latents(const accelaes_run* run, size_t* count) {
 const int64_t* accelaes_run_focus(const accelaes_run* run, int* n) {
     if (n != nullptr) *n = run == nullptr ? 0 : static_cast<int>(run->it.focus_tokens());
     return run == nullptr ? nullptr : run->it.focus().data();
+}
+
+accelaes_status* accelaes_run_picture(const accelaes_run* run, unsigned char* pixels, size_t size) {
+    return guarded([&] {
+        require(run, "The run");
+        require(pixels, "The place for the pictures");
+        run->it.picture(pixels, size);
+    });
 }
 
 void accelaes_run_cancel(accelaes_run* run) {

@@ -118,6 +118,16 @@ Bundle::Bundle(const std::string& folder, const char* library, const char* engin
             programs_[preset.name][name] = graph.get();
         }
     }
+    auto component = [&](const Program& program) {
+        auto& graph = graphs_[program.file];
+        if (graph == nullptr) graph = std::make_unique<const Graph>(format, listed(program.file), threads);
+    };
+    for (const auto& encoder : manifest.encoders) component(encoder.graph);
+    if (manifest.conditioned) component(*manifest.conditioned);
+    if (manifest.vae) {
+        component(manifest.vae->latents);
+        component(manifest.vae->decoder);
+    }
 }
 
 const Preset& Bundle::preset(const char* name) const {

@@ -51,6 +51,9 @@ class Bundle {
         return programs_.at(preset.name);
     }
 
+    // A component's graph, opened with the bundle.
+    const Graph& graph(const Program& component) const { return *graphs_.at(component.file); }
+
    private:
     std::string folder_;
     std::map<std::string, std::unique_ptr<const Graph>> graphs_;  // by file

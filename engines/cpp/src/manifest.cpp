@@ -48,6 +48,50 @@ int64_t count_of(const json& given, const char* name) {
     return count;
 }
 
+Program program_of(const json& given) {
+    Program program{given.at("files").at(0), specs_of(given.at("inputs")), specs_of(given.at("outputs"))};
+    if (program.inputs.empty() || program.outputs.empty())
+        throw json::type_error::create(302, "a component has no tensors", &given);
+    return program;
+}
+
+// What the bundle has of the pipeline around the transformer.
+void read_components(Manifest& manifest, const json& given) {
+    const json nothing;
+    const auto& components = given.contains("components") ? given.at("components") : nothing;
+    const auto& geometry = given.at("geometries").at(0);
+    if (components.is_object()) {
+        for (const auto& [name, one] : components.at("encoders").items()) {
+            Encoder encoder{name,
+                            one.at("tokenizer"),
+                            one.at("masked"),
+                            count_of(one, "length"),
+                            count_of(one, "rows"),
+                            program_of(one.at("graph"))};
+            if (encoder.rows < 1 || encoder.length < 1)
+                refuse("The bundle's " + name + " takes no text; build it again.");
+            manifest.encoders.push_back(std::move(encoder));
+        }
+        if (!components.at("conditioning").is_null()) manifest.conditioned = program_of(components.at("conditioning"));
+        if (manifest.conditioned.has_value() == manifest.encoders.empty())
+            refuse("The bundle has text encoders without what becomes of them; build it again.");
+    }
+    if (!geometry.contains("vae") || geometry.at("vae").is_null()) return;
+    const auto& vae = geometry.at("vae");
+    manifest.vae = Vae{program_of(vae.at("latents")), program_of(vae.at("decoder")), count_of(vae, "rows")};
+    std::vector<int64_t> taken, made;
+    for (const auto& size : manifest.vae->latents.inputs[0].shape) taken.push_back(size.fixed);
+    for (const auto& spec : manifest.vae->decoder.outputs) {
+        if (spec.name != "image") continue;
+        for (const auto& size : spec.shape) made.push_back(size.fixed);
+    }
+    std::vector<int64_t> wanted = manifest.latent_shape;
+    wanted.insert(wanted.begin(), 0);
+    if (manifest.vae->rows < 1 || taken != wanted || made.size() != 4 || made[3] != 3 || made[1] < 1 || made[2] < 1)
+        refuse("The bundle's VAE is for other latents than its engine's; build it again.");
+    manifest.picture_height = made[1], manifest.picture_width = made[2];
+}
+
 Preset preset_of(const json& given) {
     Preset preset;
     preset.name = given.at("name");
@@ -169,6 +213,7 @@ Manifest manifest_of(const json& given, const std::string& folder) {
     manifest.steps = static_cast<int>(count_of(given.at("defaults"), "steps"));
     manifest.guidance = given.at("defaults").at("guidance");
     read_geometry(manifest, given.at("geometries").at(0));
+    read_components(manifest, given);
     return manifest;
 }
 

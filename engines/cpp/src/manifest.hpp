@@ -45,6 +45,20 @@ struct Preset {
     bool has(const std::string& program) const { return programs.count(program) > 0; }
 };
 
+// A text encoder: `input_ids` and `attention_mask` [b, M] to what the conditioning is made of.
+struct Encoder {
+    std::string name, tokenizer;
+    bool masked = false;  // whether padding is masked when a text is encoded
+    int64_t length = 0, rows = 0;
+    Program graph;
+};
+
+// From denoised latents to pictures.
+struct Vae {
+    Program latents, decoder;
+    int64_t rows = 0;
+};
+
 struct CacheEntry {
     std::string name;
     int64_t heads = 0, head_dim = 0;
@@ -73,6 +87,10 @@ struct Manifest {
     int64_t channels = 0, out_channels = 0, height = 0, width = 0, patch = 0, frames = 1, patch_frames = 1;
     bool packed = false, video = false;
     std::vector<Preset> presets;
+    std::vector<Encoder> encoders;
+    std::optional<Program> conditioned;  // encoders' outputs to the engine's conditioning
+    std::optional<Vae> vae;
+    int64_t picture_height = 0, picture_width = 0;  // 0 without a VAE
 
     int64_t token_width() const { return patch_frames * patch * patch * out_channels; }
 };

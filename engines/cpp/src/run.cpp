@@ -81,14 +81,16 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
     weights_.clear();
     text_tokens_ = 0;
     bool has_latents = false;
+    std::map<std::string, Text> texts;
     for (size_t k = 0; k < count; ++k) {
         if (tensors[k].name == nullptr || tensors[k].data == nullptr || tensors[k].rank < 0 ||
             (tensors[k].rank > 0 && tensors[k].shape == nullptr)) {
             refuse("Tensor " + std::to_string(k) + " has no name, data or shape; fill in its struct.");
         }
         has_latents = has_latents || std::strcmp(tensors[k].name, "latents") == 0;
-        take(tensors[k]);
+        if (!take_ids(tensors[k], texts)) take(tensors[k]);
     }
+    if (!texts.empty()) encode(texts);
     if (!has_latents) refuse("There is no tensor latents among those given; give the noise [b, ...].");
     for (const auto& name : manifest_.conditioning) {
         if (given_.count(name) == 0)
@@ -104,6 +106,50 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
     at_ = 0, shown_n_ = 0;
     stale_ = true, masked_ = false, read_ = nullptr, cancelled_ = false;
     begun_ = true;
+}
+
+// Whether it is a tokenizer's, "tokenizer.input_ids" or "tokenizer.attention_mask": [rows, length] int64.
+bool Run::take_ids(const accelaes_tensor& tensor, std::map<std::string, Text>& texts) const {
+    std::string name = tensor.name;
+    auto dot = name.rfind('.');
+    std::string kind = dot == std::string::npos ? "" : name.substr(dot + 1);
+    if (kind != "input_ids" && kind != "attention_mask") return false;
+    if (tensor.rank != 2 || !tensor.is_int64 || tensor.shape[0] != plan_.rows || tensor.shape[1] < 2 ||
+        tensor.shape[1] > INT32_MAX)
+        refuse(name + " is no int64 [" + std::to_string(plan_.rows) +
+               ", length], a row for each of the run's and two ids or more; give it as the tokenizer makes it.");
+    Text& text = texts[name.substr(0, dot)];
+    if (text.length != 0 && text.length != tensor.shape[1])
+        refuse(name + " has another length than the ids beside it; give them as the tokenizer makes them.");
+    text.rows = tensor.shape[0], text.length = tensor.shape[1];
+    const auto* from = static_cast<const int64_t*>(tensor.data);
+    (kind == "input_ids" ? text.ids : text.mask).assign(from, from + text.rows * text.length);
+    return true;
+}
+
+void Run::encode(std::map<std::string, Text>& texts) {
+    for (auto& [tokenizer, text] : texts) {
+        if (text.ids.empty())
+            refuse("There is a " + tokenizer + ".attention_mask without " + tokenizer + ".input_ids.");
+        if (text.mask.empty()) text.mask.assign(text.ids.size(), 1);
+    }
+    for (const auto& [name, made] : encoded(*bundle_, texts)) {
+        if (given_.count(name) > 0) refuse(name + " was given, and ids that it would be made of; give one of them.");
+        take({sizeof(accelaes_tensor), name.c_str(), 0, made.data.data(), made.shape.data(),
+              static_cast<int>(made.shape.size())});
+    }
+}
+
+void Run::picture(uint8_t* pixels, size_t size) const {
+    if (!manifest_.vae)
+        refuse(
+            "The bundle has no VAE to make pictures with; take the latents, or build it again with --components vae.");
+    size_t wanted = room({plan_.images, manifest_.picture_height, manifest_.picture_width, 3});
+    if (size != wanted)
+        refuse("The pictures are " + std::to_string(wanted) + " bytes, [b, height, width, 3], and there is room for " +
+               std::to_string(size) + ".");
+    if (!begun_) refuse("The run has no latents yet; give its input first.");
+    decode(*bundle_, latents_, plan_.images, pixels);
 }
 
 void Run::take(const accelaes_tensor& tensor) {

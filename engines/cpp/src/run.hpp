@@ -12,6 +12,7 @@
 #include "accelaes.h"
 #include "bundle.hpp"
 #include "cache.hpp"
+#include "components.hpp"
 #include "programs.hpp"
 
 namespace accelaes {
@@ -54,6 +55,8 @@ class Run {
     const std::vector<float>& latents() const { return latents_; }
     const std::vector<int64_t>& focus() const { return shown_focus_; }
     int64_t focus_tokens() const { return shown_n_; }
+    // The latents as they are now, as pictures [b, H, W, 3].
+    void picture(uint8_t* pixels, size_t size) const;
 
    private:
     // Conditioning as it was given: fp32 or int64, of all rows.
@@ -81,6 +84,8 @@ class Run {
     };
 
     void take(const accelaes_tensor& tensor);
+    bool take_ids(const accelaes_tensor& tensor, std::map<std::string, Text>& texts) const;
+    void encode(std::map<std::string, Text>& texts);
     void take_text(const std::string& name, int64_t tokens);
     void dense(int64_t i);
     void sparse(Sets& sets);
