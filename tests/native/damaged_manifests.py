@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from tests.native.library import Native, NativeError
+
+LATENTS = np.zeros((1, 4, 24, 24), np.float32)
+IDS = np.ones((2, 32), np.int64)
 
 
 def main(library: str, bundle: str, runtime: str) -> None:
@@ -20,9 +25,18 @@ def main(library: str, bundle: str, runtime: str) -> None:
             continue
         for name in opened.presets:
             try:
-                opened.run([1.0] * 101, [1.0] * 100, preset=name.encode()).free()
+                run = opened.run([1.0] * 101, [1.0] * 100, preset=name.encode())
             except NativeError as error:
                 assert error.code in (1, 2, 4)
+                continue
+            try:
+                run.input(
+                    latents=LATENTS, **{f"{tokenizer}.input_ids": IDS for tokenizer in ("tokenizer", "tokenizer_2")}
+                )
+                run.picture(opened.facts.picture_height, opened.facts.picture_width)
+            except NativeError as error:
+                assert error.code in (1, 2, 4)
+            run.free()
         opened.close()
         print("opened", flush=True)
 

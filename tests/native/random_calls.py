@@ -20,6 +20,7 @@ import numpy as np
 from tests.native.library import Native, OpenOptions, RunOptions, Step, Tensor
 
 NUMBERS = (c_float * 64)(*([0.5] * 64))
+PIXELS = np.zeros((48, 48, 3), np.uint8)
 TEXT = np.random.default_rng(0).normal(size=(2, 40, 192)).astype(np.float32)
 
 
@@ -89,10 +90,15 @@ class Caller:
             return
         chance, structs, kept = self.chance, (Tensor * 4)(), []
         rows = chance.choice([1, 2])
-        arrays = {
-            "latents": np.zeros((1, 4, 24, 24), np.float32),
+        embedded = {
             "encoder_hidden_states": TEXT[:rows],
             "pooled_projections": np.ascontiguousarray(TEXT[:rows, 0]),
+        }
+        length, largest = chance.choice([32, 32, 32, 8, 1, 40]), chance.choice([746, 746, 10**9])
+        ids = np.array([[chance.randrange(largest) for _ in range(length)] for _ in range(rows)])
+        arrays = {
+            "latents": np.zeros((1, 4, 24, 24), np.float32),
+            **chance.choice([embedded, {"tokenizer.input_ids": ids, "tokenizer_2.input_ids": ids}]),
             "token_weights": np.ascontiguousarray(TEXT[:1, :, 0]),
         }
         for struct, (name, array) in zip(structs, arrays.items(), strict=True):
@@ -100,7 +106,7 @@ class Caller:
             kept.append(shape)
             struct.__init__(  # type: ignore[misc]
                 name=name.encode() if chance.random() < 0.97 else self.any_of([b"", b"x"]),
-                is_int64=chance.random() < 0.02,
+                is_int64=(array.dtype == np.int64) != (chance.random() < 0.02),
                 data=array.ctypes.data if chance.random() < 0.97 else None,
                 shape=ctypes.cast(shape, POINTER(c_int64)),
                 rank=array.ndim if chance.random() < 0.97 else chance.choice([0, 1, -1]),
@@ -114,6 +120,10 @@ class Caller:
         self.lib.accelaes_run_focus(run, byref(n))
         if self.chance.random() < 0.05:
             self.lib.accelaes_run_cancel(run)
+        if self.chance.random() < 0.1:
+            size = self.chance.choice([PIXELS.nbytes, 0, 1])
+            place = self.any_of([PIXELS.ctypes.data_as(c_void_p)])
+            self.status(self.lib.accelaes_run_picture(run, place, c_size_t(size)))
 
     def next(self) -> None:
         step, more = self.any_of([byref(Step())]), self.any_of([byref(c_int())])
