@@ -132,7 +132,7 @@ class Components(Record):
 def parse_components(given: object) -> object:
     """Names from "text,vae,tokenizers", "all" or "none"; anything else is returned as it is.
 
-    InputError for an unCOMPONENTS one.
+    InputError for an unknown one.
     """
     if isinstance(given, str):
         written = given.strip().lower()
@@ -144,7 +144,7 @@ def parse_components(given: object) -> object:
     for name in given:
         if name not in COMPONENTS:
             raise InputError(
-                f"Component {name!r} is unCOMPONENTS; give some of {', '.join(COMPONENTS)}, or all, or none."
+                f"Component {name!r} is unknown; give some of {', '.join(COMPONENTS)}, or all, or none."
             )
     return tuple(name for name in COMPONENTS if name in given)
 

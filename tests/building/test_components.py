@@ -31,6 +31,7 @@ from accelaes_export.policies.words import split_words
 from accelaes_export.recipes import shipped_folder
 from accelaes_export.runtime.generate import load_pipeline
 from tests.campaigns.mutations import mutated
+from tests.policies.small_tokenizers import t5_tokenizer
 from tests.runtime.complete_bundle import CompleteBundle
 
 PROMPT = "an intricate red star on the left, plain blue background"
@@ -146,7 +147,7 @@ class TestAskedFor:
         asked = ["build", "--model", "shapes", "--components", given, "-o", str(tmp_path / "out")]
         result = CliRunner().invoke(main, asked)
         assert result.exit_code == 2
-        assert "give some of text, vae, tokenizers, or all, or none" in result.stderr
+        assert " is unknown; give some of text, vae, tokenizers, or all, or none" in result.stderr
         assert not (tmp_path / "out").exists()
 
     def test_random_weights_have_none(self, tmp_path):
@@ -232,6 +233,30 @@ class TestRecorded:
         ):
             assert said in shown
         assert "Components" not in CliRunner().invoke(main, ["inspect", str(shapes_bundle.path)]).stdout
+
+
+def test_a_pipeline_with_t5_has_its_states_behind_those_of_both_clips(tmp_path):
+    """The shipped checkpoint has none; as published, SD3 has three text encoders."""
+    from transformers import T5Config, T5EncoderModel
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(SHAPES, checkpoint)
+    tokenizer = t5_tokenizer(("\u2581intricate", "\u2581red", "\u2581star"))
+    tokenizer.save_pretrained(checkpoint / "tokenizer_3")
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=192, d_kv=16, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(t5).save_pretrained(checkpoint / "text_encoder_3")
+    added = {"text_encoder_3": "T5EncoderModel", "tokenizer_3": type(tokenizer).__name__}
+    rewritten(checkpoint / "model_index.json", **{name: ["transformers", kind] for name, kind in added.items()})
+    options = {"components": "text,tokenizers", "presets": "none", "buckets": "1.0"}
+    recipe = recipes.load("shapes").model_copy(update={"policy": recipes.PolicyChoice(name="dense")})
+    bundle = ax.build(checkpoint, model=recipe, output=tmp_path / "bundle", **options)
+    compared = {result.name: result.passed for result in verify(bundle).components}
+    assert compared == {
+        "text_encoder": True, "text_encoder_2": True, "text_encoder_3": True, "conditioning": True, "a picture": True,
+    }  # fmt: skip
+    assert bundle.manifest.components.lacking() == ("vae",)
+    assert [spec.shape for spec in bundle.manifest.components.conditioning.outputs] == [("b", 40, 192), ("b", 192)]
 
 
 @pytest.mark.parametrize(
