@@ -143,9 +143,7 @@ def parse_components(given: object) -> object:
         return given
     for name in given:
         if name not in COMPONENTS:
-            raise InputError(
-                f"Component {name!r} is unknown; give some of {', '.join(COMPONENTS)}, or all, or none."
-            )
+            raise InputError(f"Component {name!r} is unknown; give some of {', '.join(COMPONENTS)}, or all, or none.")
     return tuple(name for name in COMPONENTS if name in given)
 
 

@@ -63,7 +63,7 @@ class TestBuild:
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
         more = "--dtype bf16 --buckets 0.25,0.5 --affinity-every 2 --form component --frames 3 --weights inputs "
         more += "--text-multiple 16 --compiling autotune --attention plugin --block-ranges 0:12 "
-        more += "--presets ras,drift:budget=9 -o here --force --random-weights --variant fp16"
+        more += "--presets ras,drift:budget=9 --components text -o here --force --random-weights --variant fp16"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
         assert result.exit_code == 0, result.stderr
         assert asked == {
@@ -78,6 +78,7 @@ class TestBuild:
             "buckets": "0.25,0.5",
             "block_ranges": "0:12",
             "presets": "ras,drift:budget=9",
+            "components": "text",
             "affinity_every": 2,
             "form": "component",
             "weights": "inputs",
@@ -168,7 +169,9 @@ class TestVerify:
     @staticmethod
     def pretend(monkeypatch: pytest.MonkeyPatch, **report: Any) -> None:
         module = ModuleType("accelaes_export.building.verification")
-        module.verify = lambda bundle, checkpoint=None, progress=None: SimpleNamespace(**{"presets": (), **report})  # type: ignore[attr-defined]
+        module.verify = lambda bundle, checkpoint=None, progress=None: SimpleNamespace(
+            **{"presets": (), "components": (), **report}
+        )  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "accelaes_export.building.verification", module)
 
     def test_passes_with_the_table(self, command: Command, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,7 @@ class RunOptions(Sized):
         ("guidance", c_double),
         ("sigmas", POINTER(c_float)),
         ("timesteps", POINTER(c_float)),
+        ("seed", ctypes.c_uint64),
     ]
 
 
@@ -134,12 +135,14 @@ class NativeBundle:
     def close(self) -> None:
         self.native.lib.accelaes_close(self.handle)
 
-    def options(self, sigmas: np.ndarray, timesteps: np.ndarray, **options: object) -> RunOptions:
+    def options(self, sigmas: np.ndarray | None, timesteps: np.ndarray | None, **options: object) -> RunOptions:
+        if sigmas is None or timesteps is None:
+            return RunOptions(**options)
         self._kept = sigmas, timesteps = [np.ascontiguousarray(a, dtype=np.float32) for a in (sigmas, timesteps)]
         pointers = [array.ctypes.data_as(POINTER(c_float)) for array in (sigmas, timesteps)]
         return RunOptions(sigmas=pointers[0], timesteps=pointers[1], **options)
 
-    def run(self, sigmas: np.ndarray, timesteps: np.ndarray, **options: object) -> NativeRun:
+    def run(self, sigmas: np.ndarray | None, timesteps: np.ndarray | None, **options: object) -> NativeRun:
         given, run = self.options(sigmas, timesteps, **options), c_void_p()
         self.native.check(self.native.lib.accelaes_run_new(self.handle, byref(given), byref(run)))
         return NativeRun(self.native, run)

@@ -46,6 +46,30 @@ def begun(opened: NativeBundle, pipe: Any, preset: str, steps: int, **options: A
     return opened.run(sigmas, timesteps, preset=preset.encode(), steps=steps, **options)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 7, 42, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1])
+def test_a_seed_stands_for_the_noise_that_torch_draws_to_the_bit(opened: NativeBundle, pipe: Any, seed: int):
+    run = begun(opened, pipe, "dense", 2, seed=seed)
+    run.input(**ids(pipe, "", PROMPT))
+    assert run.latents().tobytes() == noise(seed).tobytes()
+    run.free()
+
+
+@pytest.mark.parametrize("steps", [2, 9, 28])
+def test_a_run_without_sigmas_has_the_schedulers(opened: NativeBundle, pipe: Any, steps: int):
+    latents = []
+    for make in (
+        lambda: begun(opened, pipe, "dense", steps),
+        lambda: opened.run(None, None, preset=b"dense", steps=steps),
+    ):
+        run, more = make(), True
+        run.input(**ids(pipe, "", PROMPT))
+        while more:
+            _, more = run.next()
+        latents.append(run.latents())
+        run.free()
+    assert np.array_equal(*latents)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("seed", [0, 7])
 def test_a_prompts_picture_is_the_pipelines(opened: NativeBundle, bundle: Bundle, pipe: Any, preset: str, seed: int):
@@ -53,8 +77,8 @@ def test_a_prompts_picture_is_the_pipelines(opened: NativeBundle, bundle: Bundle
     policy = from_name(own.policy, own.options)
     wanted = np.asarray(generate(bundle, PROMPT, policy=policy, steps=own.steps, seed=seed, pipe=pipe).image)
     mask = PromptWeights(bundle.manifest).weigh(pipe, told(PROMPT), 40, policy.word_scoring)
-    run = begun(opened, pipe, preset, own.steps)
-    run.input(latents=noise(seed), token_weights=mask.weights.numpy(), **ids(pipe, "", PROMPT))
+    run = begun(opened, pipe, preset, own.steps, seed=seed)
+    run.input(token_weights=mask.weights.numpy(), **ids(pipe, "", PROMPT))
     more = True
     while more:
         _, more = run.next()

@@ -182,7 +182,7 @@ def _open(path: Path, device: torch.device, weights: Mapping[str, torch.Tensor])
         if weights:
             lacking = [name for name in wanted if name not in weights]
             if lacking:
-                raise BundleError(f"The weights beside {path} lack {lacking[0]}; build the bundle again.")
+                raise BundleError(f"The file of weights beside {path} lacks {lacking[0]}; build the bundle again.")
             package.load_constants({name: weights[name] for name in wanted}, check_full_update=True, user_managed=True)
     except RuntimeError as error:
         raise BundleError(

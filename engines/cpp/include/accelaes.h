@@ -92,8 +92,10 @@ typedef struct accelaes_run_options {
     int images;             /* b; 0: 1 */
     int unguided;           /* 1: no classifier-free guidance, one row an image */
     double guidance;        /* the scale; 0: the bundle's */
-    const float* sigmas;    /* [T + 1]: a step moves latents by (sigmas[i + 1] - sigmas[i]) x prediction */
+    const float* sigmas;    /* [T + 1]: a step moves latents by (sigmas[i + 1] - sigmas[i]) x prediction; NULL: by the
+                               scheduler of a bundle with components, where it is SD3's with a fixed shift */
     const float* timesteps; /* [T], as the transformer is called with */
+    uint64_t seed;          /* of the noise, where a run is given no "latents": the same as torch's on a CPU */
 } accelaes_run_options;
 
 /* How much memory accelaes_run_new will take. */
@@ -114,11 +116,11 @@ typedef struct accelaes_tensor {
     int rank;
 } accelaes_tensor;
 
-/* What a run is made of: "latents" [b, ...], the noise; the engine's conditioning by its names, [rows, ...] with both
- * halves of guidance where it is guided; "token_weights" [b, M], where the preset has a mask. Where the bundle has text
- * encoders, in place of what they make of a text its ids: "tokenizer.input_ids" [rows, length] int64 of every
- * tokenizer, padded as the pipeline does, and "tokenizer.attention_mask" (all ones where it is left out). Begins the
- * run. */
+/* What a run is made of: "latents" [b, ...], the noise, or nothing: it is drawn from the seed; the engine's
+ * conditioning by its names, [rows, ...] with both halves of guidance where it is guided; "token_weights" [b, M], where
+ * the preset has a mask. Where the bundle has text encoders, in place of what they make of a text its ids:
+ * "tokenizer.input_ids" [rows, length] int64 of every tokenizer, padded as the pipeline does, and
+ * "tokenizer.attention_mask" (all ones where it is left out). Begins the run. */
 ACCELAES_API accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* tensors, size_t count);
 
 typedef struct accelaes_step {

@@ -55,12 +55,39 @@ Program program_of(const json& given) {
     return program;
 }
 
+Scheduler scheduler_of(const json& components) {
+    Scheduler scheduler;
+    const auto& index = components.at("pipeline");
+    const auto& config = components.at("scheduler");
+    std::string pipeline = index.at("_class_name"), kind = index.at("scheduler").at(1);
+    if (kind != "FlowMatchEulerDiscreteScheduler") {
+        scheduler.unknown = kind;
+        return scheduler;
+    }
+    if (pipeline.rfind("StableDiffusion3", 0) != 0) {
+        scheduler.unknown = "sigmas as " + pipeline + " gives them to its scheduler";
+        return scheduler;
+    }
+    for (const char* option : {"use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
+                               "use_beta_sigmas", "stochastic_sampling", "shift_terminal"}) {
+        auto found = config.find(option);
+        bool off = found == config.end() || found->is_null() || *found == false || *found == 0;
+        if (!off) scheduler.unknown = kind + " with " + option;
+    }
+    scheduler.shift = config.value("shift", 1.0);
+    scheduler.train = config.value("num_train_timesteps", 1000.0);
+    if (!(scheduler.shift > 0 && scheduler.shift < 1e6) || !(scheduler.train >= 1 && scheduler.train < 1e9))
+        refuse("The bundle's scheduler has a shift or a number of timesteps that is none; build it again.");
+    return scheduler;
+}
+
 // What the bundle has of the pipeline around the transformer.
 void read_components(Manifest& manifest, const json& given) {
     const json nothing;
     const auto& components = given.contains("components") ? given.at("components") : nothing;
     const auto& geometry = given.at("geometries").at(0);
     if (components.is_object()) {
+        manifest.scheduler = scheduler_of(components);
         for (const auto& [name, one] : components.at("encoders").items()) {
             Encoder encoder{name,
                             one.at("tokenizer"),

@@ -59,6 +59,12 @@ struct Vae {
     int64_t rows = 0;
 };
 
+// Flow matching by Euler's method with a fixed shift; `unknown` says what else the bundle's scheduler is.
+struct Scheduler {
+    double shift = 1, train = 1000;
+    std::string unknown;
+};
+
 struct CacheEntry {
     std::string name;
     int64_t heads = 0, head_dim = 0;
@@ -90,6 +96,7 @@ struct Manifest {
     std::vector<Encoder> encoders;
     std::optional<Program> conditioned;  // encoders' outputs to the engine's conditioning
     std::optional<Vae> vae;
+    std::optional<Scheduler> scheduler;             // with components alone
     int64_t picture_height = 0, picture_width = 0;  // 0 without a VAE
 
     int64_t token_width() const { return patch_frames * patch * patch * out_channels; }

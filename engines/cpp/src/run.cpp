@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "failure.hpp"
+#include "noise.hpp"
 #include "patches.hpp"
 #include "room.hpp"
 #include "rows.hpp"
@@ -91,7 +92,7 @@ void Run::input(const accelaes_tensor* tensors, size_t count) {
         if (!take_ids(tensors[k], texts)) take(tensors[k]);
     }
     if (!texts.empty()) encode(texts);
-    if (!has_latents) refuse("There is no tensor latents among those given; give the noise [b, ...].");
+    if (!has_latents) draw_latents(manifest_, plan_.seed, plan_.images, latents_.data());
     for (const auto& name : manifest_.conditioning) {
         if (given_.count(name) == 0)
             refuse("There is no tensor " + name + " among those given, and the engine needs it.");

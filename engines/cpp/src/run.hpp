@@ -33,6 +33,7 @@ struct RunPlan {
     int64_t gated;              // rows that a gate sees
     float scale;
     std::vector<float> sigmas, timesteps;
+    uint64_t seed;
 
     int64_t latent(const Manifest& manifest) const;  // numbers of one image's latents
     int64_t steps() const { return static_cast<int64_t>(symbols.size()); }

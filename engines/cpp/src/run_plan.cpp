@@ -3,6 +3,7 @@
 #include "failure.hpp"
 #include "room.hpp"
 #include "run.hpp"
+#include "schedule.hpp"
 
 namespace accelaes {
 
@@ -57,9 +58,11 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
     rows = guided ? 2 * images : images;
     first_conditional = guided && manifest.layout == Layout::uncond_cond ? images : 0;
     gated = two_calls ? images : rows;
+    seed = options.seed;
     scale = static_cast<float>(options.guidance == 0 ? manifest.guidance : options.guidance);
     if (options.sigmas == nullptr || options.timesteps == nullptr) {
-        refuse("The run has no sigmas or no timesteps, and the bundle has no scheduler; give T + 1 and T of them.");
+        make_schedule(manifest, steps(), sigmas, timesteps);
+        return;
     }
     sigmas.assign(options.sigmas, options.sigmas + symbols.size() + 1);
     timesteps.assign(options.timesteps, options.timesteps + symbols.size());

@@ -1,0 +1,15 @@
+// The sigmas and timesteps of a run whose caller gives none, by the bundle's own scheduler.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "manifest.hpp"
+
+namespace accelaes {
+
+// T + 1 sigmas and T timesteps of diffusers' FlowMatchEulerDiscreteScheduler with a fixed shift, as SD3's pipelines set
+// it. Refused for any other scheduler.
+void make_schedule(const Manifest& manifest, int64_t steps, std::vector<float>& sigmas, std::vector<float>& timesteps);
+
+}  // namespace accelaes
