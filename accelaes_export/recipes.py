@@ -26,13 +26,7 @@ from accelaes_export.contract.compile_options import CompileOptions
 from accelaes_export.contract.components import ComponentName, parse_components
 from accelaes_export.contract.manifest import TextSegment
 from accelaes_export.errors import InputError, did_you_mean
-from accelaes_export.options import (
-    parse_buckets,
-    parse_compiling,
-    parse_presets,
-    parse_ranges,
-    parse_resolution,
-)
+from accelaes_export.options import parse_buckets, parse_compiling, parse_presets, parse_ranges, parse_resolution
 from accelaes_export.policies import Plan
 from accelaes_export.policies.drift_plans import DriftSchedule
 

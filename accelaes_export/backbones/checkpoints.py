@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.base import Backbone
 from accelaes_export.backbones.other_kinds import refuse_config, refuse_file, refuse_folder, refuse_tensors
-from accelaes_export.backbones.weight_files import DIFFUSERS, weight_files
+from accelaes_export.backbones.weight_files import DIFFUSERS, stored_tensors, weight_files
 from accelaes_export.backbones.weights import hollow_transformer, random_weights
 from accelaes_export.contract.dtypes import dtype_argument, torch_dtype
 from accelaes_export.contract.manifest import Source
@@ -265,19 +265,9 @@ def complete_config(backbone: Backbone, written: Mapping[str, Any]) -> dict[str,
 
 def _check_tensors(backbone: Backbone, config: Mapping[str, Any], files: tuple[Path, ...], folder: Path) -> None:
     """Compare every tensor's name and shape in the files' headers with the model's, before anything is read."""
-    from safetensors import SafetensorError, safe_open
-
-    found: dict[str, list[int]] = {}
-    types: dict[str, str] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = list(tensors.keys())
-                found |= {name: list(tensors.get_slice(name).get_shape()) for name in names}
-                types |= {name: tensors.get_slice(name).get_dtype() for name in names}
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged: {error}; download or copy it again.") from error
-    refuse_tensors(types, folder)
+    stored = stored_tensors(files)
+    found = {name: shape for name, (shape, _) in stored.items()}
+    refuse_tensors({name: element for name, (_, element) in stored.items()}, folder)
     try:
         wanted = {name: list(t.shape) for name, t in empty_transformer(backbone, config).state_dict().items()}
     except Exception as error:  # whatever a model class makes of values nobody foresaw

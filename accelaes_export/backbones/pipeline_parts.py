@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.checkpoints import Checkpoint
-from accelaes_export.backbones.weight_files import DIFFUSERS, TRANSFORMERS, weight_files
+from accelaes_export.backbones.weight_files import DIFFUSERS, TRANSFORMERS, stored_tensors, weight_files
 from accelaes_export.backbones.weights import Read, filled, stored_weights
 from accelaes_export.contract.components import HIDDEN, ComponentName, component_classes
 from accelaes_export.contract.dtypes import dtype_argument, torch_dtype
@@ -74,7 +74,7 @@ class Part:
     @property
     def numbers(self) -> int:
         """How many numbers its files have."""
-        return sum(math.prod(shape) for shape in self._stored_shapes().values())
+        return sum(math.prod(shape) for shape, _ in stored_tensors(self.files).values())
 
     def load(self, dtype: str) -> torch.nn.Module:
         """The model as its own library loads it, in eval mode, on the CPU, in `dtype`.
@@ -139,7 +139,7 @@ class Part:
         Files name parameters as the class did that saved them: with a prefix that others leave out, and an embedding
         that two modules share under the name of either.
         """
-        stored, names = stored_weights(self.files, dtype), set(self._stored_shapes())
+        stored, names = stored_weights(self.files, dtype), set(stored_tensors(self.files))
 
         def read(name: str) -> torch.Tensor | None:
             found = _stored_name(name, names)
@@ -147,23 +147,12 @@ class Part:
 
         return read
 
-    def _stored_shapes(self) -> dict[str, list[int]]:
-        from safetensors import SafetensorError, safe_open
-
-        shapes: dict[str, list[int]] = {}
-        for file in self.files:
-            try:
-                with safe_open(file, framework="pt") as tensors:
-                    shapes |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-            except SafetensorError as error:
-                raise InputError(f"{file} is damaged: {error}; download or copy it again.") from error
-        return shapes
-
     def _check_tensors(self, model: Any) -> None:
-        stored = self._stored_shapes()
+        stored = stored_tensors(self.files)
+        names = set(stored)
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            found = _stored_name(name, set(stored))
-            if found is None or stored[found] != list(parameter.shape):
+            found = _stored_name(name, names)
+            if found is None or stored[found][0] != list(parameter.shape):
                 has = "lacks" if found is None else "has in another shape"
                 raise InputError(
                     f"{self.folder} {has} {name}, which its config.json asks for; its weights and config.json don't "

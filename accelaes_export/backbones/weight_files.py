@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelaes_export.errors import InputError
@@ -47,6 +48,22 @@ def weight_files(folder: Path, stem: str, variant: str | None = None) -> tuple[s
         )
     beside = tuple(name for name in found if name != taken)
     return taken, (first,) if single.fullmatch(first.name) else _shards(first), beside
+
+
+def stored_tensors(files: Iterable[Path]) -> dict[str, tuple[list[int], str]]:
+    """Shape and element type of every tensor, from the files' headers; InputError for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    found = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in list(tensors.keys()):
+                    part = tensors.get_slice(name)
+                    found[name] = list(part.get_shape()), part.get_dtype()
+        except SafetensorError as error:
+            raise InputError(f"{file} is damaged: {error}; download or copy it again.") from error
+    return found
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

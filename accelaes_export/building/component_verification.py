@@ -29,6 +29,7 @@ from accelaes_export.contract.presets import GraphRecord
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Dense
 from accelaes_export.runtime.arguments import Arguments
+from accelaes_export.runtime.components import dtype_around
 from accelaes_export.runtime.generate import call_arguments, generate, load_pipeline
 from accelaes_export.runtime.pipeline import accelerate, restore
 from accelaes_export.runtime.prompts import as_tokenised
@@ -126,7 +127,7 @@ def compare_pictures(bundle: Bundle, checkpoint: str | None) -> tuple[ComponentP
     ]
     wanted, own = (np.asarray(image.convert("RGB")).astype(int) for image in images)
     levels = abs(own - wanted)
-    dtype = "fp32" if bundle.session().device.type == "cpu" else bundle.manifest.geometry.contract.dtype
+    dtype = dtype_around(bundle)
     found.append(
         ComponentParity(
             "a picture",

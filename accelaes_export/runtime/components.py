@@ -28,6 +28,14 @@ from accelaes_export.errors import BundleError, InputError, first_line
 from accelaes_export.runtime.stand_in import component_config
 
 
+def dtype_around(bundle: Bundle) -> str:
+    """What a pipeline's other models compute in: the engine's dtype, but fp32 on a CPU whatever that is.
+
+    Half precision is slow there, or missing.
+    """
+    return bundle.manifest.geometry.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
+
+
 def components_of(bundle: Bundle) -> dict[str, Any]:
     """What a bundle has of a pipeline, by the pipeline's attribute; its scheduler where it has anything.
 
@@ -38,8 +46,7 @@ def components_of(bundle: Bundle) -> dict[str, Any]:
     if components is None:
         return {}
     device = bundle.session().device
-    # CPUs compute in fp32 whatever the engine's dtype.
-    dtype = torch_dtype(bundle.manifest.geometry.contract.dtype if device.type == "cuda" else "fp32")
+    dtype = torch_dtype(dtype_around(bundle))
     found: dict[str, Any] = {"scheduler": _scheduler(bundle, components)}
     for name, tokenizer in components.tokenizers.items():
         found[name] = _tokenizer(bundle, tokenizer.kind, tokenizer.folder)
@@ -143,12 +150,8 @@ class _StandIn(torch.nn.Module):
     def _called(self, graph: OpenedGraph, rows: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs for any number of rows, at most `rows` at a time, where and in what this module is."""
         parts = [graph(part) for part in _parts(tensors, rows)]
-        return {
-            name: torch.cat([part[name] for part in parts]).to(self.device, self.dtype)
-            if len(parts) > 1
-            else tensor.to(self.device, self.dtype)
-            for name, tensor in parts[0].items()
-        }
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+        return {name: tensor.to(self.device, self.dtype) for name, tensor in whole.items()}
 
 
 def _parts(tensors: Mapping[str, torch.Tensor], rows: int) -> Iterator[dict[str, torch.Tensor]]:

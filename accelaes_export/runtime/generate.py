@@ -103,9 +103,10 @@ def _from_checkpoint(bundle: Bundle, checkpoint: str | Path | None, wanted: Sequ
     """The pipeline of a checkpoint without its transformer, and with nothing but `wanted` where that is said."""
     from diffusers import DiffusionPipeline
 
+    from accelaes_export.runtime.components import dtype_around
+
     folder, source = _location(bundle, checkpoint), bundle.manifest.source
-    # CPUs compute in fp32 whatever the engine's dtype: half precision is slow there, or missing.
-    dtype = bundle.manifest.geometry.contract.dtype if bundle.session().device.type == "cuda" else "fp32"
+    dtype = dtype_around(bundle)
     try:
         # diffusers asks for every component by hand that a pipeline was saved without.
         saved, _ = DiffusionPipeline.load_config(folder, revision=source.revision, return_unused_kwargs=True)

@@ -8,9 +8,8 @@ void make_schedule(const Manifest& manifest, int64_t steps, std::vector<float>& 
     const auto& scheduler = manifest.scheduler;
     if (!scheduler) {
         refuse(
-            "The run has no sigmas or no timesteps, and the bundle has no scheduler; give T + 1 and T of them, or "
-            "build "
-            "it again with --components.");
+            "The run has no sigmas or no timesteps, and the bundle has no scheduler; give T + 1 and T of them, "
+            "or build it again with --components.");
     }
     if (!scheduler->unknown.empty()) {
         refuse("The run has no sigmas or no timesteps, and this runtime doesn't know the bundle's scheduler (" +
