@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from accelaes_export.contract.components import Cleaning
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
@@ -132,6 +133,7 @@ class Backbone(ABC):
         read_parts: of the first block, which `forward` reads beside calling it.
         text_padded_to: pipelines pad prompts to a multiple of so many tokens; None: to their own window.
         masks_padding: whether pipelines mask the padding when they encode a prompt.
+        cleaning: what pipelines do to a prompt before it is tokenised, as they are called by default.
         text_stream: whether blocks carry the text along and return it, before the image (joint models).
     """
 
@@ -143,6 +145,7 @@ class Backbone(ABC):
     timestep_limit: float = 1000.0
     text_padded_to: int | None = None
     masks_padding: bool = False
+    cleaning: Cleaning = "none"
     built_in: tuple[str, ...] = ()
     forms: tuple[str, ...] = ("token", "component")
     block_lists: tuple[str, ...] = ("transformer_blocks",)

@@ -41,6 +41,7 @@ class LuminaBackbone(Backbone):
     )
     guidance = Guidance(layout="cond_uncond", channels=3)
     masks_padding = True
+    cleaning = "lower"
     timestep_limit = 1.0
     text_padded_to = 8
     block_lists = ("layers",)

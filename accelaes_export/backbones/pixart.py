@@ -38,6 +38,7 @@ class PixArtBackbone(BasicBlocksBackbone):
     )
     guidance = Guidance(layout="uncond_cond")
     masks_padding = True
+    cleaning = "lower"
     built_in = _SIZE  # where the model doesn't embed them, the Alpha pipeline may give them all the same
 
     def text_conditioning(

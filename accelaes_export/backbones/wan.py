@@ -33,6 +33,7 @@ class WanBackbone(Backbone):
     signature = ("hidden_states", "timestep", "encoder_hidden_states")
     guidance = Guidance(layout="separate")
     masks_padding = True
+    cleaning = "other"  # HTML's escapes, runs of blanks
     block_lists = ("blocks",)
 
     def latents(

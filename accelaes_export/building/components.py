@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.pipeline_parts import HALF_PRECISION, VAE, Part, PipelineParts, tokenizer_of
 from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.building.stages import StageStore, stage_key
+from accelaes_export.building.tokenizers import portable_form
 from accelaes_export.contract.components import Autoencoder, AutoencoderGraphs, Components, TextEncoder, TokenizerFiles
 from accelaes_export.contract.presets import GraphRecord
 from accelaes_export.errors import InputError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 FOLDER = "components"
 """In the bundle."""
 _RECORD = "components.json"
-_GRAPHS_VERSION = 1  # raise whenever an exported graph changes for the same component
+_GRAPHS_VERSION = 2  # raise whenever an exported graph changes for the same component
 _LEAST_ROWS = 8  # texts a call: words are embedded many at a time
 
 
@@ -136,8 +137,8 @@ class _Maker:
             encoders=encoders,
             conditioning=conditioning,
             vae=vae,
-        )
-        components = components.model_copy(update={"sha256": components.digest(graphs)})
+            cleaning=self._job.inputs.backbone.cleaning,
+        ).sealed(graphs)
         record = {
             "components": components.model_dump(mode="json"),
             "vae": None if graphs is None else graphs.model_dump(mode="json"),
@@ -149,15 +150,33 @@ class _Maker:
             (self._folder / name).mkdir()
             for file in files:
                 shutil.copyfile(file, self._folder / name / file.name)
-            written = tuple(f"{FOLDER}/{name}/{file.name}" for file in files)
-            yield name, TokenizerFiles(kind=self._parts.classes[name], files=written)
+            kind, written = self._parts.classes[name], tuple(f"{FOLDER}/{name}/{file.name}" for file in files)
+            yield name, TokenizerFiles(kind=kind, files=written, portable=self._portable(name, kind, files[0].parent))
+
+    def _portable(self, name: str, kind: str, folder: Path) -> str | None:
+        """The tokenizer as one file, where it can be one and the length of its texts is known."""
+        length = self._length(name)
+        form = None if length is None else portable_form(folder, kind, length, self._padded_to)
+        if form is None:
+            return None
+        (self._folder / f"{name}.json").write_text(form, encoding="utf-8")
+        return f"{FOLDER}/{name}.json"
+
+    @property
+    def _padded_to(self) -> int | None:
+        return self._job.inputs.backbone.text_padded_to
 
     def _text(self) -> tuple[dict[str, TextEncoder], GraphRecord | None]:
         from accelaes_export.graph.components import encoder_graph
 
         found, graphs = {}, {}
         for name, part in self._parts.encoders.items():
-            dtype, length = component_dtype(part, self._job), self._length(name, part)
+            dtype, length = component_dtype(part, self._job), self._length(tokenizer_of(name))
+            if length is None:
+                raise InputError(
+                    f"No text positions come from {tokenizer_of(name)}, and {part.folder / 'config.json'} doesn't say "
+                    "how many it takes (max_position_embeddings): leave text out of --components."
+                )
             with self._progress.stage(name, f"{part.kind}, {part.size / 1e9:.2f} GB, in {dtype}"):
                 read = part.read_weights(dtype)
                 model = part.hollow(read, dtype)
@@ -173,7 +192,7 @@ class _Maker:
                 tokenizer=tokenizer_of(name),
                 masked=self._job.inputs.backbone.masks_padding,
                 length=length,
-                padded_to=self._job.inputs.backbone.text_padded_to,
+                padded_to=self._padded_to,
                 rows=self._rows,
                 graph=files,
             )
@@ -197,18 +216,16 @@ class _Maker:
             )
             return self._compiled(joined)
 
-    def _length(self, encoder: str, part: Part) -> int:
-        """Ids of a prompt: the positions its tokenizer fills, or as many as the encoder takes."""
+    def _length(self, tokenizer: str) -> int | None:
+        """Ids of a prompt: the positions its tokenizer fills, or as many as its encoder takes; None: nothing tells."""
         for segment in self._job.inputs.recipe.text:
-            if tokenizer_of(encoder) in segment.tokenizers:
+            if tokenizer in segment.tokenizers:
                 return segment.drop + segment.length
-        length = part.config.get("max_position_embeddings")
-        if not isinstance(length, int):
-            raise InputError(
-                f"No text positions come from {tokenizer_of(encoder)}, and {part.folder / 'config.json'} doesn't say "
-                "how many it takes (max_position_embeddings): leave text out of --components."
-            )
-        return length
+        for name, part in self._parts.encoders.items():
+            length = part.config.get("max_position_embeddings")
+            if tokenizer_of(name) == tokenizer and isinstance(length, int):
+                return length
+        return None
 
     def _vae(self, part: Part) -> tuple[Autoencoder, AutoencoderGraphs]:
         from accelaes_export.graph.components import vae_graphs

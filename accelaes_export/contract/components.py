@@ -15,6 +15,8 @@ from accelaes_export.contract.tensors import Count
 from accelaes_export.errors import InputError
 
 ComponentName = Literal["text", "vae", "tokenizers"]
+Cleaning = Literal["none", "lower", "other"]
+"""What pipelines do to a prompt before it is tokenised: nothing, small letters without blanks at the ends, or more."""
 COMPONENTS: tuple[ComponentName, ...] = ("text", "vae", "tokenizers")
 """What a build can be asked for."""
 
@@ -30,10 +32,17 @@ Z = "z"
 
 
 class TokenizerFiles(Record):
-    """A tokenizer: transformers' class, and its files in the bundle, all in one folder."""
+    """A tokenizer: transformers' class, and its files in the bundle, all in one folder.
+
+    Attributes:
+        portable: a file beside them for runtimes without transformers: the same tokenizer as the tokenizers library
+            writes it (tokenizer.json), which cuts and pads as the pipeline does. None for a tokenizer that has no such
+            form, or whose length nothing tells.
+    """
 
     kind: str
     files: tuple[str, ...] = Field(min_length=1)
+    portable: str | None = None
 
     @property
     def folder(self) -> str:
@@ -104,6 +113,7 @@ class Components(Record):
         conditioning: the encoders' outputs (`text_encoder.last_hidden_state`) and tokenizers' masks
             (`tokenizer.attention_mask`) to the engine's conditioning by its names, b rows each; None without encoders.
         vae: None where the bundle was built without.
+        cleaning: what the pipeline does to a prompt before it is tokenised; see `Cleaning`.
         sha256: of all of this and the VAE's graphs (`digest`): a number changed by hand would draw other pictures.
     """
 
@@ -113,13 +123,23 @@ class Components(Record):
     encoders: dict[str, TextEncoder] = Field(default_factory=dict)
     conditioning: GraphRecord | None = None
     vae: Autoencoder | None = None
+    cleaning: Cleaning = "none"
     sha256: str = ""
 
+    def sealed(self, graphs: AutoencoderGraphs | None) -> Components:
+        """The same with its own `sha256`, every field written out."""
+        written = Components.model_validate(self.model_dump(mode="json"))
+        own = None if graphs is None else AutoencoderGraphs.model_validate(graphs.model_dump(mode="json"))
+        return written.model_copy(update={"sha256": written.digest(own)})
+
     def digest(self, graphs: AutoencoderGraphs | None) -> str:
-        """Hex SHA-256 of everything but `sha256`, with the VAE's graphs of one size."""
+        """Hex SHA-256 of everything but `sha256`, with the VAE's graphs of one size.
+
+        Of what was written: a field that a later release adds isn't in it.
+        """
         said = (
-            self.model_dump(mode="json", exclude={"sha256"}),
-            None if graphs is None else graphs.model_dump(mode="json"),
+            self.model_dump(mode="json", exclude={"sha256"}, exclude_unset=True),
+            None if graphs is None else graphs.model_dump(mode="json", exclude_unset=True),
         )
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -164,6 +184,8 @@ def component_files(components: Components | None, vae: AutoencoderGraphs | None
     if components is not None:
         for tokenizer in components.tokenizers.values():
             yield from tokenizer.files
+            if tokenizer.portable is not None:
+                yield tokenizer.portable
         for encoder in components.encoders.values():
             yield from encoder.graph.files
         if components.conditioning is not None:

@@ -164,7 +164,7 @@ def _within(span: tuple[int, int], first: int, length: int) -> tuple[int, int]:
 
 def _tokenized(prompt: str, tokenizer: Any, name: str, **options: Any) -> Any:
     """`prompt` tokenised as diffusers' pipelines do it with `options`, and which characters each token comes from."""
-    fast = _fast_form(tokenizer, name)
+    fast = fast_form(tokenizer, name)
     encoding = fast(prompt, **options, return_offsets_mapping=True)
     if fast is not tokenizer and encoding["input_ids"] != tokenizer(prompt, **options)["input_ids"]:
         raise MissingComponentError(_SLOW.format(name=name, kind=type(tokenizer).__name__))
@@ -178,8 +178,12 @@ _SLOW = (
 
 
 @lru_cache(maxsize=8)
-def _fast_form(tokenizer: Any, name: str) -> Any:
-    """`tokenizer` itself, or its conversion where it is slow, as transformers 4 makes CLIP's for diffusers."""
+def fast_form(tokenizer: Any, name: str) -> Any:
+    """`tokenizer` itself, or its conversion where it is slow, as transformers 4 makes CLIP's for diffusers.
+
+    Raises:
+        MissingComponentError: for one that can't be converted, called `name` there.
+    """
     if getattr(tokenizer, "is_fast", False):
         return tokenizer
     try:

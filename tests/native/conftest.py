@@ -32,9 +32,9 @@ ONNXRUNTIME = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.s
 
 def missing() -> str:
     """What building it takes that isn't here."""
-    lacking = [tool for tool in ("cmake", "ninja", "g++") if shutil.which(tool) is None]
-    if not Path("/usr/include/nlohmann/json.hpp").is_file():
-        lacking.append("nlohmann-json3-dev")
+    lacking = [tool for tool in ("cmake", "ninja", "g++", "pkg-config") if shutil.which(tool) is None]
+    headers = {"nlohmann/json.hpp": "nlohmann-json3-dev", "utf8proc.h": "libutf8proc-dev", "pcre2.h": "libpcre2-dev"}
+    lacking += [package for name, package in headers.items() if not (Path("/usr/include") / name).is_file()]
     return ", ".join(lacking)
 
 

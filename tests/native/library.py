@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +73,22 @@ class Tensor(Sized):
     ]
 
 
+class Prompt(Sized):
+    _fields_ = [
+        ("size", c_size_t),
+        ("text", c_char_p),
+        ("negative", c_char_p),
+        ("text_2", c_char_p),
+        ("negative_2", c_char_p),
+        ("text_3", c_char_p),
+        ("negative_3", c_char_p),
+    ]
+
+
+class Word(Sized):
+    _fields_ = [("size", c_size_t), ("text", c_char_p), ("weight", c_double)]
+
+
 class Step(Sized):
     _fields_ = [
         ("size", c_size_t),
@@ -103,7 +121,7 @@ class Native:
         lib.accelaes_preset_name.restype = c_char_p
         lib.accelaes_run_latents.restype = POINTER(c_float)
         lib.accelaes_run_focus.restype = POINTER(c_int64)
-        for name in ("open", "run_bytes", "run_new", "run_input", "run_next", "run_picture"):
+        for name in ("open", "run_bytes", "run_new", "run_input", "run_prompt", "run_next", "run_picture"):
             getattr(lib, f"accelaes_{name}").restype = c_void_p
         for name in ("close", "run_free", "run_cancel", "bundle_facts", "status_free"):
             getattr(lib, f"accelaes_{name}").restype = None
@@ -155,6 +173,29 @@ class NativeRun:
         self.native, self.handle = native, handle
 
     def input(self, **tensors: np.ndarray) -> None:
+        with_tensors = self.native.lib.accelaes_run_input
+        self._given(tensors, lambda structs, count: with_tensors(self.handle, structs, count))
+
+    def prompt(self, *texts: str | dict[str, str], tensors: dict[str, np.ndarray] | None = None) -> None:
+        """A prompt, or fields of the struct; one for each image or fewer."""
+        written = [{"text": text} if isinstance(text, str) else text for text in texts]
+        prompts = (Prompt * len(texts))()
+        for prompt, fields in zip(prompts, written, strict=True):
+            prompt.__init__(**{name: text.encode() for name, text in fields.items()})  # type: ignore[misc]
+        with_prompts = self.native.lib.accelaes_run_prompt
+        self._given(
+            tensors or {},
+            lambda structs, count: with_prompts(self.handle, prompts, c_size_t(len(texts)), structs, count),
+        )
+
+    def words(self, image: int = 0) -> list[tuple[str, float]]:
+        """The words of an image's prompt and what each weighs."""
+        found, word = [], Word()
+        while self.native.lib.accelaes_run_word(self.handle, image, len(found), byref(word)):
+            found.append((word.text.decode(), word.weight))
+        return found
+
+    def _given(self, tensors: dict[str, np.ndarray], call: Callable[[Any, c_size_t], int | None]) -> None:
         kept, structs = [], (Tensor * len(tensors))()
         for struct, (name, array) in zip(structs, tensors.items(), strict=True):
             array = np.ascontiguousarray(array, dtype=np.int64 if array.dtype.kind == "i" else np.float32)
@@ -167,7 +208,7 @@ class NativeRun:
                 shape=ctypes.cast(shape, POINTER(c_int64)),
                 rank=array.ndim,
             )
-        self.native.check(self.native.lib.accelaes_run_input(self.handle, structs, c_size_t(len(tensors))))
+        self.native.check(call(structs, c_size_t(len(tensors))))
 
     def next(self) -> tuple[Step, bool]:
         step, more = Step(), c_int()

@@ -56,7 +56,7 @@ def without_presets(document: dict) -> None:
         (lambda f: shutil.rmtree(f), "is not a bundle: it has no manifest.json; give the folder"),
         (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "is damaged"),
-        (lambda f: rewritten(f, lambda d: d.update(schema_version=8)), "has schema 8, and this library reads schema 7"),
+        (lambda f: rewritten(f, lambda d: d.update(schema_version=9)), "has schema 9, and this library reads schema 8"),
         (lambda f: rewritten(f, lambda d: d["files"].update({"../x": {"sha256": "", "size": 1}})), "outside the"),
         (lambda f: (f / "focus_step.onnx").write_bytes(b"x"), "focus_step.onnx is truncated: 1 bytes"),
         (lambda f: (f / "fingerprint.json").unlink(), "lacks fingerprint.json; copy it again"),

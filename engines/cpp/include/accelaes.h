@@ -123,6 +123,29 @@ typedef struct accelaes_tensor {
  * "tokenizer.attention_mask" (all ones where it is left out). Begins the run. */
 ACCELAES_API accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* tensors, size_t count);
 
+typedef struct accelaes_prompt {
+    size_t size;
+    const char* text;                /* UTF-8 */
+    const char* negative;            /* of a guided run; NULL: "" */
+    const char *text_2, *negative_2; /* of the pipeline's second tokenizer; NULL: as its first */
+    const char *text_3, *negative_3; /* and of its third */
+} accelaes_prompt;
+
+/* The same as accelaes_run_input, from prompts: one for each image, or fewer that each are of as many. The bundle's own
+ * tokenizers and text encoders read them, and for a preset with a mask its words are weighed as in Python. `tensors` is
+ * what else accelaes_run_input takes, such as "latents"; NULL: nothing. Begins the run. */
+ACCELAES_API accelaes_status* accelaes_run_prompt(accelaes_run* run, const accelaes_prompt* prompts, size_t count,
+                                                  const accelaes_tensor* tensors, size_t tensor_count);
+
+typedef struct accelaes_word {
+    size_t size;
+    const char* text; /* UTF-8; lives until the run's next input */
+    double weight;    /* 0 to 1 */
+} accelaes_word;
+
+/* Word `index` of the prompt of image `image` and what it weighs in the mask; 0 where there is no such one, else 1. */
+ACCELAES_API int accelaes_run_word(const accelaes_run* run, int image, int index, accelaes_word* word);
+
 typedef struct accelaes_step {
     size_t size;
     int index;

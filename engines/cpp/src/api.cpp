@@ -3,6 +3,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "accelaes.h"
 #include "bundle.hpp"
@@ -178,6 +179,34 @@ accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* te
         if (count > 0) require(tensors, "The list of tensors");
         run->it.input(tensors, count);
     });
+}
+
+accelaes_status* accelaes_run_prompt(accelaes_run* run, const accelaes_prompt* prompts, size_t count,
+                                     const accelaes_tensor* tensors, size_t tensor_count) {
+    return guarded([&] {
+        require(run, "The run");
+        require(prompts, "The list of prompts");
+        if (tensor_count > 0) require(tensors, "The list of tensors");
+        if (count > 4096) accelaes::refuse(std::to_string(count) + " prompts were given; give one for each image.");
+        // The caller's structs lie one behind another, as large as the caller's header has them.
+        std::vector<accelaes_prompt> own;
+        const char* at = reinterpret_cast<const char*>(prompts);
+        size_t size = count > 0 ? prompts->size : 0;
+        for (size_t k = 0; k < count; ++k, at += size)
+            own.push_back(known(reinterpret_cast<const accelaes_prompt*>(at), "prompt"));
+        run->it.prompt(own.data(), count, tensors, tensor_count);
+    });
+}
+
+int accelaes_run_word(const accelaes_run* run, int image, int index, accelaes_word* word) {
+    if (run == nullptr || word == nullptr || image < 0 || index < 0) return 0;
+    const auto& words = run->it.words();
+    if (static_cast<size_t>(image) >= words.size()) return 0;
+    const auto& own = words[static_cast<size_t>(image)];
+    if (static_cast<size_t>(index) >= own.size()) return 0;
+    const auto& [text, weight] = own[static_cast<size_t>(index)];
+    hand_over(word, accelaes_word{sizeof(accelaes_word), text.c_str(), weight}, word->size);
+    return 1;
 }
 
 accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step* step, int* more) {

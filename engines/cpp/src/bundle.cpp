@@ -6,6 +6,7 @@
 #include <cctype>
 
 #include "failure.hpp"
+#include "prompts.hpp"
 #include "sha256.hpp"
 
 namespace accelaes {
@@ -101,26 +102,20 @@ void Graph::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& ou
 Bundle::Bundle(const std::string& folder, const char* library, const char* engines, int threads, bool hashed)
     : manifest(read_manifest(folder)), folder_(folder) {
     check_files(folder, manifest.files, hashed);
-    auto listed = [this](const std::string& name) {
-        for (const auto& file : manifest.files) {
-            if (file.name == name) return folder_ + "/" + name;
-        }
-        refuse("The manifest of " + folder_ + " lists " + name + " without its hash; build the bundle again.");
-    };
     auto format =
         std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library);
-    engine = std::make_unique<const Graph>(format, listed(manifest.engine_file), threads);
+    engine = std::make_unique<const Graph>(format, file(manifest.engine_file), threads);
     for (const auto& preset : manifest.presets) {
         for (const auto& [name, program] : preset.programs) {
             auto& graph = graphs_[program.file];
             // Programs are small: handing parts of them to other threads would cost more than it saves.
-            if (graph == nullptr) graph = std::make_unique<const Graph>(format, listed(program.file), 1);
+            if (graph == nullptr) graph = std::make_unique<const Graph>(format, file(program.file), 1);
             programs_[preset.name][name] = graph.get();
         }
     }
     auto component = [&](const Program& program) {
         auto& graph = graphs_[program.file];
-        if (graph == nullptr) graph = std::make_unique<const Graph>(format, listed(program.file), threads);
+        if (graph == nullptr) graph = std::make_unique<const Graph>(format, file(program.file), threads);
     };
     for (const auto& encoder : manifest.encoders) component(encoder.graph);
     if (manifest.conditioned) component(*manifest.conditioned);
@@ -128,6 +123,21 @@ Bundle::Bundle(const std::string& folder, const char* library, const char* engin
         component(manifest.vae->latents);
         component(manifest.vae->decoder);
     }
+}
+
+Bundle::~Bundle() = default;
+
+std::string Bundle::file(const std::string& name) const {
+    for (const auto& one : manifest.files) {
+        if (one.name == name) return folder_ + "/" + name;
+    }
+    refuse("The manifest of " + folder_ + " lists " + name + " without its hash; build the bundle again.");
+}
+
+const PromptReader& Bundle::prompts() const {
+    std::lock_guard<std::mutex> lock(reading_);
+    if (prompts_ == nullptr) prompts_ = std::make_unique<const PromptReader>(*this);
+    return *prompts_;
 }
 
 const Preset& Bundle::preset(const char* name) const {

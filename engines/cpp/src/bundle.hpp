@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -37,9 +38,12 @@ class Graph {
     void* graph_ = nullptr;
 };
 
+class PromptReader;
+
 class Bundle {
    public:
     Bundle(const std::string& folder, const char* library, const char* engines, int threads, bool hashed);
+    ~Bundle();
 
     Manifest manifest;
     std::unique_ptr<const Graph> engine;
@@ -54,10 +58,17 @@ class Bundle {
     // A component's graph, opened with the bundle.
     const Graph& graph(const Program& component) const { return *graphs_.at(component.file); }
 
+    // The path of a file that the manifest lists; refused for another.
+    std::string file(const std::string& name) const;
+    // Made when it is first asked for: whoever gives embeddings needs none.
+    const PromptReader& prompts() const;
+
    private:
     std::string folder_;
     std::map<std::string, std::unique_ptr<const Graph>> graphs_;  // by file
     std::map<std::string, std::map<std::string, const Graph*>> programs_;
+    mutable std::mutex reading_;
+    mutable std::unique_ptr<const PromptReader> prompts_;
 };
 
 }  // namespace accelaes

@@ -40,16 +40,18 @@ Tensor placed(const Spec& spec, void* data, const std::vector<int64_t>& shape) {
     return {spec.name.c_str(), spec.int64 ? Type::i64 : Type::f32, data, shape.data(), static_cast<int>(shape.size())};
 }
 
-// One text encoder's outputs for all rows, a few at a time.
-void encode(const Bundle& bundle, const Encoder& encoder, const Text& text, std::map<std::string, Numbers>& made) {
+}  // namespace
+
+std::map<std::string, Numbers> run_encoder(const Bundle& bundle, const Encoder& encoder, const Text& text) {
     if (text.length > encoder.length)
         refuse(encoder.tokenizer + ".input_ids has " + std::to_string(text.length) + " ids a row, and the bundle's " +
                encoder.name + " takes " + std::to_string(encoder.length) + ": cut or pad texts to that.");
     const Spec &ids = named(encoder.graph.inputs, input_ids), &mask = named(encoder.graph.inputs, attention_mask);
     std::vector<int64_t> ones(encoder.masked ? 0 : text.ids.size(), 1);
     const auto& seen = encoder.masked ? text.mask : ones;
+    std::map<std::string, Numbers> made;
     for (const auto& spec : encoder.graph.outputs) {
-        Numbers& numbers = made[encoder.name + "." + spec.name];
+        Numbers& numbers = made[spec.name];
         numbers.shape = sized(spec, text.rows, text.length);
         numbers.data.resize(static_cast<size_t>(count_of(numbers.shape)));
     }
@@ -63,16 +65,15 @@ void encode(const Bundle& bundle, const Encoder& encoder, const Text& text, std:
         shapes.reserve(encoder.graph.outputs.size());
         std::vector<Tensor> outputs;
         for (const auto& spec : encoder.graph.outputs) {
-            Numbers& numbers = made[encoder.name + "." + spec.name];
+            Numbers& numbers = made[spec.name];
             shapes.push_back(sized(spec, rows, text.length));
             int64_t one = count_of(shapes.back()) / rows;
             outputs.push_back(placed(spec, numbers.data.data() + first * one, shapes.back()));
         }
         bundle.graph(encoder.graph).run(inputs, outputs);
     }
+    return made;
 }
-
-}  // namespace
 
 std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std::string, Text>& texts) {
     const auto& manifest = bundle.manifest;
@@ -90,7 +91,8 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
             refuse("There is no tensor " + encoder.tokenizer + ".input_ids among those given, and the bundle's " +
                    encoder.name + " needs it.");
         rows = text->second.rows, most = encoder.rows;
-        encode(bundle, encoder, text->second, made);
+        for (auto& [name, numbers] : run_encoder(bundle, encoder, text->second))
+            made[encoder.name + "." + name] = std::move(numbers);
         Numbers& mask = made[encoder.tokenizer + "." + attention_mask];
         mask.shape = {rows, text->second.length};
         lengths[encoder.tokenizer] = text->second.length;

@@ -21,6 +21,9 @@ struct Numbers {
     std::vector<float> data;
 };
 
+// What a text encoder makes of a text's rows, by the names of its outputs.
+std::map<std::string, Numbers> run_encoder(const Bundle& bundle, const Encoder& encoder, const Text& text);
+
 // The conditioning of these rows, by the engine's names.
 //
 // `texts` are by tokenizer, all of as many rows.

@@ -1,123 +1,19 @@
 #include "manifest.hpp"
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
-#include <nlohmann/json.hpp>
-
 #include "failure.hpp"
+#include "manifest_reading.hpp"
 
 namespace accelaes {
 namespace {
 
 using nlohmann::json;
 
-constexpr int schema_version = 7;
+constexpr int schema_version = 8;
 constexpr std::streamoff largest = 64 << 20;  // bytes; manifests have less than one
-
-Size size_of(const json& given) {
-    if (given.is_string()) {
-        auto letter = given.get<std::string>();
-        if (letter.size() != 1) throw json::type_error::create(302, "a shape's letter is " + letter, &given);
-        return {letter[0], 0};
-    }
-    auto fixed = given.get<int64_t>();
-    if (fixed < 1 || fixed > INT32_MAX) throw json::type_error::create(302, "a shape has a size out of range", &given);
-    return {0, fixed};
-}
-
-std::vector<Spec> specs_of(const json& given) {
-    std::vector<Spec> specs;
-    for (const auto& one : given) {
-        Spec spec{one.at("name"), one.at("dtype") == "int64", {}};
-        if (spec.name.empty()) throw json::type_error::create(302, "a tensor has no name", &one);
-        if (!spec.int64 && one.at("dtype") != "fp32") {
-            refuse("The bundle's tensor " + spec.name + " is " + one.at("dtype").get<std::string>() +
-                   ", and this runtime takes fp32 engines: build the bundle with --dtype fp32.");
-        }
-        for (const auto& size : one.at("shape")) spec.shape.push_back(size_of(size));
-        specs.push_back(std::move(spec));
-    }
-    return specs;
-}
-
-int64_t count_of(const json& given, const char* name) {
-    auto count = given.at(name).get<int64_t>();
-    if (count < 0 || count > INT32_MAX)
-        throw json::type_error::create(302, std::string(name) + " is out of range", &given);
-    return count;
-}
-
-Program program_of(const json& given) {
-    Program program{given.at("files").at(0), specs_of(given.at("inputs")), specs_of(given.at("outputs"))};
-    if (program.inputs.empty() || program.outputs.empty())
-        throw json::type_error::create(302, "a component has no tensors", &given);
-    return program;
-}
-
-Scheduler scheduler_of(const json& components) {
-    Scheduler scheduler;
-    const auto& index = components.at("pipeline");
-    const auto& config = components.at("scheduler");
-    std::string pipeline = index.at("_class_name"), kind = index.at("scheduler").at(1);
-    if (kind != "FlowMatchEulerDiscreteScheduler") {
-        scheduler.unknown = kind;
-        return scheduler;
-    }
-    if (pipeline.rfind("StableDiffusion3", 0) != 0) {
-        scheduler.unknown = "sigmas as " + pipeline + " gives them to its scheduler";
-        return scheduler;
-    }
-    for (const char* option : {"use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
-                               "use_beta_sigmas", "stochastic_sampling", "shift_terminal"}) {
-        auto found = config.find(option);
-        bool off = found == config.end() || found->is_null() || *found == false || *found == 0;
-        if (!off) scheduler.unknown = kind + " with " + option;
-    }
-    scheduler.shift = config.value("shift", 1.0);
-    scheduler.train = config.value("num_train_timesteps", 1000.0);
-    if (!(scheduler.shift > 0 && scheduler.shift < 1e6) || !(scheduler.train >= 1 && scheduler.train < 1e9))
-        refuse("The bundle's scheduler has a shift or a number of timesteps that is none; build it again.");
-    return scheduler;
-}
-
-// What the bundle has of the pipeline around the transformer.
-void read_components(Manifest& manifest, const json& given) {
-    const json nothing;
-    const auto& components = given.contains("components") ? given.at("components") : nothing;
-    const auto& geometry = given.at("geometries").at(0);
-    if (components.is_object()) {
-        manifest.scheduler = scheduler_of(components);
-        for (const auto& [name, one] : components.at("encoders").items()) {
-            Encoder encoder{name,
-                            one.at("tokenizer"),
-                            one.at("masked"),
-                            count_of(one, "length"),
-                            count_of(one, "rows"),
-                            program_of(one.at("graph"))};
-            if (encoder.rows < 1 || encoder.length < 1)
-                refuse("The bundle's " + name + " takes no text; build it again.");
-            manifest.encoders.push_back(std::move(encoder));
-        }
-        if (!components.at("conditioning").is_null()) manifest.conditioned = program_of(components.at("conditioning"));
-        if (manifest.conditioned.has_value() == manifest.encoders.empty())
-            refuse("The bundle has text encoders without what becomes of them; build it again.");
-    }
-    if (!geometry.contains("vae") || geometry.at("vae").is_null()) return;
-    const auto& vae = geometry.at("vae");
-    manifest.vae = Vae{program_of(vae.at("latents")), program_of(vae.at("decoder")), count_of(vae, "rows")};
-    std::vector<int64_t> taken, made;
-    for (const auto& size : manifest.vae->latents.inputs[0].shape) taken.push_back(size.fixed);
-    for (const auto& spec : manifest.vae->decoder.outputs) {
-        if (spec.name != "image") continue;
-        for (const auto& size : spec.shape) made.push_back(size.fixed);
-    }
-    std::vector<int64_t> wanted = manifest.latent_shape;
-    wanted.insert(wanted.begin(), 0);
-    if (manifest.vae->rows < 1 || taken != wanted || made.size() != 4 || made[3] != 3 || made[1] < 1 || made[2] < 1)
-        refuse("The bundle's VAE is for other latents than its engine's; build it again.");
-    manifest.picture_height = made[1], manifest.picture_width = made[2];
-}
 
 Preset preset_of(const json& given) {
     Preset preset;
@@ -137,6 +33,7 @@ Preset preset_of(const json& given) {
     if ((clock != "sigma" && clock != "step") || !(preset.theta >= 0 && preset.theta <= 1)) {
         refuse("The preset " + preset.name + " has a clock or theta that is none; build the bundle again.");
     }
+    preset.words = {given.at("words").at("threshold"), given.at("words").at("scope")};
     if (!given.at("focus").is_null()) {
         const auto& focus = given.at("focus");
         FocusChoice choice{focus.at("moving"), -1, focus.at("fraction")};
@@ -240,6 +137,12 @@ Manifest manifest_of(const json& given, const std::string& folder) {
     manifest.steps = static_cast<int>(count_of(given.at("defaults"), "steps"));
     manifest.guidance = given.at("defaults").at("guidance");
     read_geometry(manifest, given.at("geometries").at(0));
+    for (const auto& one : given.at("text")) {
+        TextRun run{one.at("tokenizers"), count_of(one, "length"), one.at("template") != "{}" || one.at("drop") != 0};
+        manifest.text.push_back(std::move(run));
+    }
+    manifest.anchors = given.at("anchors").get<std::vector<std::string>>();
+    manifest.scored_by_clip = given.at("token_scorer") == "clip";
     read_components(manifest, given);
     return manifest;
 }

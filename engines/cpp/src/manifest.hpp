@@ -32,12 +32,19 @@ struct FocusChoice {
     double fraction = 0;
 };
 
+// Which words of a prompt weigh.
+struct WordScoring {
+    double threshold = 0.6;
+    std::string scope = "phrase";
+};
+
 struct Preset {
     std::string name;
     int steps = 0;
     std::map<int, std::string> plans;
     bool by_sigma = false;  // what the clock counts
     double theta = 0;
+    WordScoring words;
     std::optional<FocusChoice> focus;
     std::vector<Spec> state;
     std::map<std::string, Program> programs;
@@ -52,6 +59,15 @@ struct Encoder {
     int64_t length = 0, rows = 0;
     Program graph;
 };
+
+// A run of text positions and the tokenizers that fill it.
+struct TextRun {
+    std::vector<std::string> tokenizers;
+    int64_t length = 0;
+    bool wrapped = false;  // the prompt stands within a text of the pipeline's own
+};
+
+enum class Cleaning { none, lower, other };
 
 // From denoised latents to pictures.
 struct Vae {
@@ -93,6 +109,11 @@ struct Manifest {
     int64_t channels = 0, out_channels = 0, height = 0, width = 0, patch = 0, frames = 1, patch_frames = 1;
     bool packed = false, video = false;
     std::vector<Preset> presets;
+    std::vector<TextRun> text;
+    std::vector<std::string> anchors;
+    bool scored_by_clip = false;                    // words, where the bundle has a CLIP encoder; otherwise lexically
+    std::map<std::string, std::string> tokenizers;  // name to its portable file
+    Cleaning cleaning = Cleaning::none;
     std::vector<Encoder> encoders;
     std::optional<Program> conditioned;  // encoders' outputs to the engine's conditioning
     std::optional<Vae> vae;

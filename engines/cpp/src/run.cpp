@@ -7,8 +7,10 @@
 #include "failure.hpp"
 #include "noise.hpp"
 #include "patches.hpp"
+#include "prompts.hpp"
 #include "room.hpp"
 #include "rows.hpp"
+#include "text/characters.hpp"
 
 namespace accelaes {
 namespace {
@@ -77,29 +79,86 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
 }
 
 void Run::input(const accelaes_tensor* tensors, size_t count) {
-    begun_ = false;
+    std::map<std::string, Text> texts;
+    take_all(tensors, count, texts);
+    if (!texts.empty()) encode(texts);
+    begin();
+}
+
+void Run::prompt(const accelaes_prompt* prompts, size_t count, const accelaes_tensor* tensors, size_t given) {
+    if (count == 0 || static_cast<size_t>(plan_.images) % count != 0)
+        refuse(std::to_string(count) + " prompts were given, and the run makes " + std::to_string(plan_.images) +
+               " images; give one for each, or one that all of them share.");
+    std::map<std::string, Text> texts;
+    take_all(tensors, given, texts);
+    if (!texts.empty()) refuse("A prompt was given, and ids; give one of them.");
+    const PromptReader& reader = bundle_->prompts();
+    std::vector<PromptRow> rows(static_cast<size_t>(plan_.rows));
+    size_t copies = static_cast<size_t>(plan_.images) / count;
+    auto conditional = static_cast<size_t>(plan_.first_conditional);
+    size_t unconditional = conditional == 0 ? static_cast<size_t>(plan_.images) : 0;
+    for (size_t k = 0; k < static_cast<size_t>(plan_.images); ++k) {
+        const accelaes_prompt& own = prompts[k / copies];
+        if (own.text == nullptr) refuse("Prompt " + std::to_string(k / copies) + " has no text; give one.");
+        rows[conditional + k] = reader.row(own.text, own.text_2, own.text_3, "A prompt");
+        if (!plan_.guided) continue;
+        const char* negative = own.negative == nullptr ? "" : own.negative;
+        rows[unconditional + k] = reader.row(negative, own.negative_2, own.negative_3, "A negative prompt");
+    }
+    texts = reader.ids(rows);
+    encode(texts);
+    // FLUX's distilled guidance is an input like any other.
+    bool distilled = std::find(manifest_.conditioning.begin(), manifest_.conditioning.end(), "guidance") !=
+                     manifest_.conditioning.end();
+    if (distilled && given_.count("guidance") == 0 && !plan_.guided) {
+        std::vector<float> scales(static_cast<size_t>(plan_.rows), plan_.scale);
+        int64_t shape = plan_.rows;
+        take({sizeof(accelaes_tensor), "guidance", 0, scales.data(), &shape, 1});
+    }
+    if (masked() && weights_.empty()) {
+        weights_.assign(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
+        for (size_t k = 0; k < static_cast<size_t>(plan_.images); ++k) {
+            bool same = k > 0 && rows[conditional + k] == rows[conditional + k - 1];
+            auto to =
+                weights_.begin() + static_cast<std::ptrdiff_t>((conditional + k) * static_cast<size_t>(text_tokens_));
+            if (same) {
+                std::copy_n(to - text_tokens_, text_tokens_, to);
+                words_.push_back(words_.back());
+                continue;
+            }
+            auto found = reader.weigh(rows[conditional + k], text_tokens_, plan_.preset->words);
+            std::copy(found.weights.begin(), found.weights.end(), to);
+            words_.emplace_back();
+            for (const auto& [word, weight] : found.words) words_.back().emplace_back(to_utf8(word.text), weight);
+        }
+    }
+    begin();
+}
+
+void Run::take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts) {
+    begun_ = has_latents_ = false;
     given_.clear();
     weights_.clear();
+    words_.clear();
     text_tokens_ = 0;
-    bool has_latents = false;
-    std::map<std::string, Text> texts;
     for (size_t k = 0; k < count; ++k) {
         if (tensors[k].name == nullptr || tensors[k].data == nullptr || tensors[k].rank < 0 ||
             (tensors[k].rank > 0 && tensors[k].shape == nullptr)) {
             refuse("Tensor " + std::to_string(k) + " has no name, data or shape; fill in its struct.");
         }
-        has_latents = has_latents || std::strcmp(tensors[k].name, "latents") == 0;
+        has_latents_ = has_latents_ || std::strcmp(tensors[k].name, "latents") == 0;
         if (!take_ids(tensors[k], texts)) take(tensors[k]);
     }
-    if (!texts.empty()) encode(texts);
-    if (!has_latents) draw_latents(manifest_, plan_.seed, plan_.images, latents_.data());
+}
+
+void Run::begin() {
+    if (!has_latents_) draw_latents(manifest_, plan_.seed, plan_.images, latents_.data());
     for (const auto& name : manifest_.conditioning) {
         if (given_.count(name) == 0)
             refuse("There is no tensor " + name + " among those given, and the engine needs it.");
     }
     if (text_tokens_ == 0) text_tokens_ = manifest_.text_tokens;
-    bool masked = plan_.preset->focus && plan_.preset->focus->mask_step >= 0;
-    if (masked && weights_.empty())
+    if (masked() && weights_.empty())
         refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
     weights_.resize(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
     programs_.begin();

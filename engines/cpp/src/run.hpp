@@ -14,6 +14,7 @@
 #include "cache.hpp"
 #include "components.hpp"
 #include "programs.hpp"
+#include "words/words.hpp"
 
 namespace accelaes {
 
@@ -49,6 +50,10 @@ class Run {
     Run(std::shared_ptr<const Bundle> bundle, RunPlan plan);
 
     void input(const accelaes_tensor* tensors, size_t count);
+    // The same from prompts, of which each is of as many images.
+    void prompt(const accelaes_prompt* prompts, size_t count, const accelaes_tensor* tensors, size_t given);
+    // What the words of each image's prompt weigh; empty without a mask.
+    const std::vector<std::vector<std::pair<std::string, double>>>& words() const { return words_; }
     // Carries out the next step; whether there are more.
     bool next(accelaes_step* step);
     void cancel() { cancelled_ = true; }
@@ -84,6 +89,9 @@ class Run {
         bool whole;        // in a dense step straight into the full tensors
     };
 
+    void take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts);
+    void begin();
+    bool masked() const { return plan_.preset->focus && plan_.preset->focus->mask_step >= 0; }
     void take(const accelaes_tensor& tensor);
     bool take_ids(const accelaes_tensor& tensor, std::map<std::string, Text>& texts) const;
     void encode(std::map<std::string, Text>& texts);
@@ -110,6 +118,8 @@ class Run {
     std::vector<int64_t> everything_, observed_, order_, shown_focus_;
     float now_ = 0, target_ = 0, step_ = 0, wanted_ = 0;
     int64_t text_tokens_ = 0, shown_n_ = 0, at_ = 0;
+    std::vector<std::vector<std::pair<std::string, double>>> words_;
+    bool has_latents_ = false;
     const Sets* read_ = nullptr;  // whose background rows lie ready
     bool stale_ = true, masked_ = false, begun_ = false;
     double engine_seconds_ = 0;
