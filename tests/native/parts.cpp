@@ -1,7 +1,7 @@
 // Parts of the library by themselves, whose numbers go to standard output:
 //     parts numbers SEED COUNT...
 //     parts packed SEED IMAGES CHANNELS HEIGHT WIDTH PATCH
-//     parts schedule SHIFT TRAIN STEPS
+//     parts schedule TOKENS STEPS OPTION=VALUE...
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -30,9 +30,29 @@ int main(int count, char** words) {
     }
     if (std::string(words[1]) == "schedule") {
         accelaes::Manifest manifest;
-        manifest.scheduler = accelaes::Scheduler{std::strtod(words[2], nullptr), std::strtod(words[3], nullptr), ""};
+        manifest.tokens = static_cast<int64_t>(number(2));
+        manifest.scheduler = accelaes::Scheduler();
+        auto& scheduler = *manifest.scheduler;
+        for (int k = 4; k < count; ++k) {
+            std::string option = words[k], name = option.substr(0, option.find('='));
+            double value = std::strtod(option.c_str() + name.size() + 1, nullptr);
+            if (name == "shift") scheduler.shift = value;
+            if (name == "num_train_timesteps") scheduler.train = value;
+            if (name == "use_dynamic_shifting") scheduler.dynamic = value != 0;
+            if (name == "time_shift_type") scheduler.linear = value != 0;
+            if (name == "base_shift") scheduler.base_shift = value;
+            if (name == "max_shift") scheduler.max_shift = value;
+            if (name == "base_image_seq_len") scheduler.base_tokens = value;
+            if (name == "max_image_seq_len") scheduler.max_tokens = value;
+            if (name == "shift_terminal") scheduler.terminal = value;
+            if (name == "invert_sigmas") scheduler.inverted = value != 0;
+            if (name == "use_karras_sigmas" && value != 0) scheduler.kind = accelaes::Scheduler::Kind::karras;
+            if (name == "use_exponential_sigmas" && value != 0) scheduler.kind = accelaes::Scheduler::Kind::exponential;
+            if (name == "use_beta_sigmas" && value != 0) scheduler.kind = accelaes::Scheduler::Kind::beta;
+            if (name == "flux") scheduler.from_one = scheduler.called_by_sigma = value != 0;
+        }
         std::vector<float> sigmas, timesteps;
-        accelaes::make_schedule(manifest, static_cast<int64_t>(number(4)), sigmas, timesteps);
+        accelaes::make_schedule(manifest, static_cast<int64_t>(number(3)), sigmas, timesteps);
         write(sigmas);
         write(timesteps);
         return 0;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,14 +74,74 @@ def test_packed_latents_are_drawn_as_pictures_and_packed_as_flux_does(parts: Pat
     assert said(parts, "packed", 5, images, C, H, W, 2).tobytes() == wanted.tobytes()
 
 
-@pytest.mark.parametrize("shift", [1.0, 2.0, 3.0, 0.7])
-@pytest.mark.parametrize("train", [1000, 50])
-def test_a_schedule_is_diffusers(parts: Path, shift: float, train: int) -> None:
-    from diffusers import FlowMatchEulerDiscreteScheduler
+OPTIONS = st.fixed_dictionaries(
+    {
+        "shift": st.sampled_from([1.0, 2.0, 3.0, 0.7]),
+        "num_train_timesteps": st.sampled_from([1000, 50]),
+        "use_dynamic_shifting": st.booleans(),
+        "time_shift_type": st.sampled_from(["exponential", "linear"]),
+        "base_shift": st.sampled_from([0.5, 0.9]),
+        "max_shift": st.sampled_from([1.15, 2.02]),
+        "base_image_seq_len": st.sampled_from([256, 1024]),
+        "max_image_seq_len": st.sampled_from([4096, 8192]),
+        "shift_terminal": st.sampled_from([None, 0.1]),
+        "invert_sigmas": st.booleans(),
+    }
+)
+SPACINGS = ["", "use_karras_sigmas", "use_exponential_sigmas"]
 
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, num_train_timesteps=train)
-    for steps in (2, 3, 4, 7, 20, 28, 50, 99, 100):
-        scheduler.set_timesteps(steps)
-        found = said(parts, "schedule", shift, train, steps)
-        wanted = np.concatenate([scheduler.sigmas.numpy(), scheduler.timesteps.numpy()])
-        assert np.array_equal(found, wanted), steps
+
+@settings(max_examples=150, deadline=None)
+@given(
+    options=OPTIONS,
+    spacing=st.sampled_from(SPACINGS),
+    tokens=st.sampled_from([144, 1024, 4096]),
+    steps=st.sampled_from([2, 3, 4, 7, 20, 28, 50, 99, 100]),
+    flux=st.booleans(),
+)
+def test_a_schedule_is_diffusers_with_any_options(
+    parts: Path, options: dict[str, Any], spacing: str, tokens: int, steps: int, flux: bool
+) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+    options = options | ({spacing: True} if spacing else {})
+    scheduler = FlowMatchEulerDiscreteScheduler(**options)
+    own = scheduler.config
+    mu = calculate_shift(tokens, own.base_image_seq_len, own.max_image_seq_len, own.base_shift, own.max_shift)
+    shifted = {"mu": mu} if own.use_dynamic_shifting else {}
+    if flux:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **shifted)
+    else:
+        scheduler.set_timesteps(steps, **shifted)
+    numbers = {name: value if name != "time_shift_type" else value == "linear" for name, value in options.items()}
+    given = [f"{name}={float(value or 0)}" for name, value in numbers.items()]
+    found = said(parts, "schedule", tokens, steps, f"flux={int(flux)}", *given)
+    sigmas, timesteps = scheduler.sigmas.numpy(), scheduler.timesteps.numpy()
+    wanted = np.concatenate([sigmas, timesteps / np.float32(1000) if flux else timesteps])
+    if options["use_dynamic_shifting"] or spacing:  # powers and exponentials, which numpy rounds by the CPU
+        assert np.allclose(found, wanted, rtol=3e-7, atol=0)
+    else:
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 9, 28])
+def test_sigmas_spaced_by_beta_lie_where_the_distribution_has_their_shares(parts: Path, steps: int) -> None:
+    """Against mpmath's own incomplete beta function: diffusers takes scipy's inverse of it."""
+    import mpmath
+
+    found = said(parts, "schedule", 144, steps, "use_beta_sigmas=1", "shift=1")
+    most, least = 1.0, float(np.float32(1) / np.float32(1000))
+    for share, sigma in zip(1 - np.linspace(0, 1, steps), found[:steps], strict=True):
+        place = (float(sigma) - least) / (most - least)
+        assert abs(float(mpmath.betainc(0.6, 0.6, 0, max(place, 0), regularized=True)) - share) < 1e-4 + 1e-5 * share
+        inverse = (
+            mpmath.findroot(
+                lambda x, share=share: mpmath.betainc(0.6, 0.6, 0, x, regularized=True) - share,
+                (1e-12, 1 - 1e-12),
+                solver="anderson",
+            )
+            if 0 < share < 1
+            else share
+        )
+        assert float(sigma) == pytest.approx(least + float(inverse) * (most - least), abs=1e-7)

@@ -75,9 +75,18 @@ struct Vae {
     int64_t rows = 0;
 };
 
-// Flow matching by Euler's method with a fixed shift; `unknown` says what else the bundle's scheduler is.
+// Flow matching by Euler's method; `unknown` says what else the bundle's scheduler is.
 struct Scheduler {
+    enum class Kind { even, karras, exponential, beta };
+
     double shift = 1, train = 1000;
+    bool dynamic = false, linear = false;  // shifted by the number of tokens
+    double base_shift = 0.5, max_shift = 1.15, base_tokens = 256, max_tokens = 4096;
+    double terminal = 0;  // what the last sigma is stretched to; 0: not
+    bool inverted = false;
+    Kind kind = Kind::even;
+    bool from_one = false;         // the pipeline itself gives sigmas from 1 to 1/T
+    bool called_by_sigma = false;  // and its transformer a thousandth of the timestep
     std::string unknown;
 };
 

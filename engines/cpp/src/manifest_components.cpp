@@ -13,23 +13,41 @@ Scheduler scheduler_of(const json& components) {
     const auto& index = components.at("pipeline");
     const auto& config = components.at("scheduler");
     std::string pipeline = index.at("_class_name"), kind = index.at("scheduler").at(1);
+    bool flux = pipeline.rfind("Flux", 0) == 0;
     if (kind != "FlowMatchEulerDiscreteScheduler") {
         scheduler.unknown = kind;
         return scheduler;
     }
-    if (pipeline.rfind("StableDiffusion3", 0) != 0) {
+    if (!flux && pipeline.rfind("StableDiffusion3", 0) != 0) {
         scheduler.unknown = "sigmas as " + pipeline + " gives them to its scheduler";
         return scheduler;
     }
-    for (const char* option : {"use_dynamic_shifting", "invert_sigmas", "use_karras_sigmas", "use_exponential_sigmas",
-                               "use_beta_sigmas", "stochastic_sampling", "shift_terminal"}) {
+    auto on = [&](const char* option) {
         auto found = config.find(option);
-        bool off = found == config.end() || found->is_null() || *found == false || *found == 0;
-        if (!off) scheduler.unknown = kind + " with " + option;
-    }
-    scheduler.shift = config.value("shift", 1.0);
-    scheduler.train = config.value("num_train_timesteps", 1000.0);
-    if (!(scheduler.shift > 0 && scheduler.shift < 1e6) || !(scheduler.train >= 1 && scheduler.train < 1e9))
+        return found != config.end() && !found->is_null() && *found != false && *found != 0;
+    };
+    auto number = [&](const char* option, double otherwise) {
+        auto found = config.find(option);
+        return found == config.end() || found->is_null() ? otherwise : found->get<double>();
+    };
+    if (on("stochastic_sampling")) scheduler.unknown = kind + " with stochastic_sampling";
+    scheduler.from_one = scheduler.called_by_sigma = flux;
+    scheduler.shift = number("shift", 1);
+    scheduler.train = number("num_train_timesteps", 1000);
+    scheduler.dynamic = on("use_dynamic_shifting");
+    scheduler.linear = config.value("time_shift_type", "exponential") == "linear";
+    scheduler.base_shift = number("base_shift", 0.5);
+    scheduler.max_shift = number("max_shift", 1.15);
+    scheduler.base_tokens = number("base_image_seq_len", 256);
+    scheduler.max_tokens = number("max_image_seq_len", 4096);
+    scheduler.terminal = number("shift_terminal", 0);
+    scheduler.inverted = on("invert_sigmas");
+    scheduler.kind = on("use_karras_sigmas")        ? Scheduler::Kind::karras
+                     : on("use_exponential_sigmas") ? Scheduler::Kind::exponential
+                     : on("use_beta_sigmas")        ? Scheduler::Kind::beta
+                                                    : Scheduler::Kind::even;
+    if (!(scheduler.shift > 0 && scheduler.shift < 1e6) || !(scheduler.train >= 1 && scheduler.train < 1e9) ||
+        scheduler.base_tokens == scheduler.max_tokens)
         refuse("The bundle's scheduler has a shift or a number of timesteps that is none; build it again.");
     return scheduler;
 }

@@ -8,8 +8,8 @@
 
 namespace accelaes {
 
-// T + 1 sigmas and T timesteps of diffusers' FlowMatchEulerDiscreteScheduler with a fixed shift, as SD3's pipelines set
-// it. Refused for any other scheduler.
+// T + 1 sigmas and T timesteps of diffusers' FlowMatchEulerDiscreteScheduler, as SD3's and FLUX's pipelines set it.
+// Refused for any other scheduler or pipeline.
 void make_schedule(const Manifest& manifest, int64_t steps, std::vector<float>& sigmas, std::vector<float>& timesteps);
 
 }  // namespace accelaes
