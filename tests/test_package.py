@@ -101,6 +101,13 @@ def test_the_wheel_carries_the_attention_plugin_with_its_tables_and_its_cpp_sour
     assert {f"accelaes_export/{path.as_posix()}" for path in files} <= set(wheel.namelist())
 
 
+def test_the_wheel_carries_the_native_runtimes_sources(wheel: zipfile.ZipFile) -> None:
+    source = ROOT / "engines" / "cpp"
+    files = [path.relative_to(ROOT) for path in source.rglob("*") if path.is_file() and path.name != ".clang-format"]
+    assert len(files) > 60
+    assert {f"accelaes_export/{path.as_posix()}" for path in files} <= set(wheel.namelist())
+
+
 @pytest.mark.parametrize("folder", ["accelaes_export", "plugins", "engines", "tests", "examples", "benchmarks"])
 def test_every_file_is_python_3_10_syntax(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):

@@ -23,7 +23,7 @@ from accelaes_export.files.writing import NO_SPACE
 from accelaes_export.memory import lacks_memory, require_address_space
 
 _COMPUTING = {"build", "verify", "run", "profile", "evaluate"}
-VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "doctor")
+VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "sdk", "doctor")
 _LONGEST_WORD = 500  # of a message: what somebody gave may be a number of 5,000 digits
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from accelaes_export.cli import main
+from accelaes_export.runtime.generate import generate
 from tests.native.conftest import ONNXRUNTIME, PRESETS, SOURCES
 
 pytestmark = pytest.mark.xdist_group("native")
@@ -52,6 +62,74 @@ def test_a_project_of_somebody_elses_finds_the_installed_package(library, bundle
     ran("cmake", "--build", tmp_path / "build")
     said = ran(tmp_path / "build" / "other", bundle.path, ONNXRUNTIME)
     assert said.startswith(f'144 2 Bundle {bundle.path} has no preset "nope"')
+
+
+def test_pkg_config_tells_where_the_installed_library_is(library, bundle, tmp_path, monkeypatch):
+    ran("cmake", "--install", library.parent, "--prefix", tmp_path / "sdk")
+    (folder,) = (tmp_path / "sdk").rglob("pkgconfig")
+    monkeypatch.setenv("PKG_CONFIG_PATH", str(folder))
+    flags = ran("pkg-config", "--cflags", "--libs", "accelaes").split()
+    (tmp_path / "other.cpp").write_text(PROGRAM)
+    rpath = f"-Wl,-rpath,{folder.parent}"
+    ran("g++", "-std=c++17", tmp_path / "other.cpp", *flags, rpath, "-o", tmp_path / "other")
+    assert ran(tmp_path / "other", bundle.path, ONNXRUNTIME).startswith("144 2 Bundle")
+
+
+def test_sdk_lays_out_what_builds_by_itself(tmp_path):
+    result = CliRunner().invoke(main, ["sdk", "-o", str(tmp_path / "sdk")])
+    assert result.exit_code == 0 and f"Next: {tmp_path / 'sdk' / 'build.sh'} PREFIX" in result.stdout, result.stderr
+    ran(tmp_path / "sdk" / "build.sh", tmp_path / "installed")
+    assert list((tmp_path / "installed").rglob("libaccelaes.so")) and list((tmp_path / "installed").rglob("accelaes.h"))
+    again = CliRunner().invoke(main, ["sdk", "-o", str(tmp_path / "sdk")])
+    assert again.exit_code == 2 and "is there already, and isn't empty; name another folder" in again.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["installed", "sdk"], "nothing beside it"
+
+
+def test_the_example_draws_the_picture_of_a_prompt(library, bundle, tmp_path):
+    program = library.parent / "accelaes_draw"
+    if not program.is_file():
+        pytest.skip("libstb-dev isn't here")
+    text, path = "an intricate red star on the left, plain blue background", tmp_path / "star.png"
+    more = ("--preset", "accelaes", "--seed", "3", "--library", ONNXRUNTIME, "--output", path)
+    said = ran(program, bundle.path, text, *more).splitlines()
+    assert said[0] == bundle.preset("accelaes").plans[28] and "red 1.00" in said and said[-1] == f"Wrote {path}"
+    wanted = np.asarray(generate(bundle, text, policy="accelaes", steps=28, seed=3).image).astype(int)
+    assert np.abs(np.asarray(Image.open(path)).astype(int) - wanted).max() <= 1
+    wrong = subprocess.run([program, bundle.path, text, "--what"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: --what has no value")
+
+
+def test_rust_draws_it_through_the_c_interface(library, bundle, tmp_path):
+    if shutil.which("rustc") is None:
+        pytest.skip("rustc isn't here")
+    program, folder = tmp_path / "draw", library.parent
+    rpath = f"link-args=-Wl,-rpath,{folder}"
+    ran("rustc", "-O", SOURCES / "examples/draw.rs", "-o", program, "-L", folder, "-l", "accelaes", "-C", rpath)
+    made = subprocess.run([program, bundle.path, "a red star", ONNXRUNTIME], capture_output=True, check=True).stdout
+    wanted = np.asarray(generate(bundle, "a red star", policy="dense", steps=28, seed=0).image).astype(int)
+    head, pixels = made[: made.index(b"255\n") + 4], made[made.index(b"255\n") + 4 :]
+    assert head == b"P6 48 48 255\n"
+    assert np.abs(np.frombuffer(pixels, np.uint8).reshape(48, 48, 3).astype(int) - wanted).max() <= 1
+
+
+def test_the_server_draws_for_several_guests_and_tells_what_is_wrong(library, bundle):
+    program = library.parent / "accelaes_serve"
+    if not program.is_file():
+        pytest.skip("libcpp-httplib-dev isn't here")
+    with subprocess.Popen([program, bundle.path, "0", ONNXRUNTIME, "1"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            address = server.stdout.readline().strip()
+            asked = address + "a+red+star&preset=drift:budget%3D8&seed=5"
+            with ThreadPoolExecutor(4) as guests:
+                drawn = list(guests.map(lambda _: urlopen(asked).read(), range(4)))
+            assert len(set(drawn)) == 1 and Image.open(BytesIO(drawn[0])).size == (48, 48)
+            for wrong, said in (("a&preset=x", 'has no preset "x"'), ("", "no prompt"), ("a&seed=z", 'seed is "z"')):
+                with pytest.raises(HTTPError) as error:
+                    urlopen(address + wrong)
+                assert error.value.code == 400 and said in error.value.read().decode()
+        finally:
+            server.kill()
 
 
 def test_the_header_is_plain_c(tmp_path):

@@ -55,6 +55,18 @@ class Run {
     void input(const std::vector<accelaes_tensor>& tensors) {
         check(accelaes_run_input(run_.get(), tensors.data(), tensors.size()));
     }
+    // One prompt for each image, or fewer that each are of as many.
+    void prompt(const std::vector<accelaes_prompt>& prompts, const std::vector<accelaes_tensor>& tensors = {}) {
+        check(accelaes_run_prompt(run_.get(), prompts.data(), prompts.size(), tensors.data(), tensors.size()));
+    }
+    // The words of an image's prompt and what each weighs in the mask; none without one.
+    std::vector<std::pair<std::string, double>> words(int image = 0) const {
+        std::vector<std::pair<std::string, double>> found;
+        auto word = sized<accelaes_word>();
+        while (accelaes_run_word(run_.get(), image, static_cast<int>(found.size()), &word) != 0)
+            found.emplace_back(word.text, word.weight);
+        return found;
+    }
     // The next step, and whether there are more.
     std::pair<accelaes_step, bool> next() {
         auto step = sized<accelaes_step>();

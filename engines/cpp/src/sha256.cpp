@@ -29,24 +29,24 @@ struct Digest {
 
     void block(const unsigned char* bytes) {
         std::array<uint32_t, 64> w;
-        for (int t = 0; t < 16; ++t) {
+        for (size_t t = 0; t < 16; ++t) {
             w[t] = uint32_t{bytes[4 * t]} << 24 | uint32_t{bytes[4 * t + 1]} << 16 | uint32_t{bytes[4 * t + 2]} << 8 |
                    bytes[4 * t + 3];
         }
-        for (int t = 16; t < 64; ++t) {
+        for (size_t t = 16; t < 64; ++t) {
             uint32_t low = rotated(w[t - 15], 7) ^ rotated(w[t - 15], 18) ^ w[t - 15] >> 3;
             uint32_t high = rotated(w[t - 2], 17) ^ rotated(w[t - 2], 19) ^ w[t - 2] >> 10;
             w[t] = w[t - 16] + low + w[t - 7] + high;
         }
         auto [a, b, c, d, e, f, g, last] = h;
-        for (int t = 0; t < 64; ++t) {
+        for (size_t t = 0; t < 64; ++t) {
             uint32_t first =
                 last + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + constants[t] + w[t];
             uint32_t second = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
             last = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;
         }
         const uint32_t after[] = {a, b, c, d, e, f, g, last};
-        for (int k = 0; k < 8; ++k) h[k] += after[k];
+        for (size_t k = 0; k < 8; ++k) h[k] += after[k];
     }
 };
 
