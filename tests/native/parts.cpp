@@ -1,14 +1,20 @@
 // Parts of the library by themselves, whose numbers go to standard output:
 //     parts numbers SEED COUNT...
 //     parts packed SEED IMAGES CHANNELS HEIGHT WIDTH PATCH
-//     parts schedule TOKENS STEPS OPTION=VALUE...
+//     parts solver TOKENS STEPS    sigmas, timesteps and the latents [64] after every step, by the scheduler of the
+//                                  components on standard input, where a step predicts cos(latents + step)
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "failure.hpp"
+#include "manifest_reading.hpp"
 #include "noise.hpp"
-#include "schedule.hpp"
+#include "solver.hpp"
 
 int main(int count, char** words) {
     auto number = [&](int k) { return std::strtoull(words[k], nullptr, 10); };
@@ -28,33 +34,28 @@ int main(int count, char** words) {
         write(latents);
         return 0;
     }
-    if (std::string(words[1]) == "schedule") {
+    if (std::string(words[1]) == "solver") {
         accelaes::Manifest manifest;
         manifest.tokens = static_cast<int64_t>(number(2));
-        manifest.scheduler = accelaes::Scheduler();
-        auto& scheduler = *manifest.scheduler;
-        for (int k = 4; k < count; ++k) {
-            std::string option = words[k], name = option.substr(0, option.find('='));
-            double value = std::strtod(option.c_str() + name.size() + 1, nullptr);
-            if (name == "shift") scheduler.shift = value;
-            if (name == "num_train_timesteps") scheduler.train = value;
-            if (name == "use_dynamic_shifting") scheduler.dynamic = value != 0;
-            if (name == "time_shift_type") scheduler.linear = value != 0;
-            if (name == "base_shift") scheduler.base_shift = value;
-            if (name == "max_shift") scheduler.max_shift = value;
-            if (name == "base_image_seq_len") scheduler.base_tokens = value;
-            if (name == "max_image_seq_len") scheduler.max_tokens = value;
-            if (name == "shift_terminal") scheduler.terminal = value;
-            if (name == "invert_sigmas") scheduler.inverted = value != 0;
-            if (name == "use_karras_sigmas" && value != 0) scheduler.kind = accelaes::Scheduler::Kind::karras;
-            if (name == "use_exponential_sigmas" && value != 0) scheduler.kind = accelaes::Scheduler::Kind::exponential;
-            if (name == "use_beta_sigmas" && value != 0) scheduler.kind = accelaes::Scheduler::Kind::beta;
-            if (name == "flux") scheduler.from_one = scheduler.called_by_sigma = value != 0;
+        accelaes::read_components(manifest, nlohmann::json::parse(std::cin));
+        auto steps = static_cast<int64_t>(number(3));
+        try {
+            accelaes::Solver solver(manifest, steps);
+            write(solver.sigmas());
+            write(solver.timesteps());
+            std::vector<float> latents(64), prediction(latents.size());
+            for (size_t k = 0; k < latents.size(); ++k) latents[k] = 0.1f * static_cast<float>(k) - 3.0f;
+            solver.begin(latents.size());
+            for (int64_t i = 0; i < steps; ++i) {
+                for (size_t k = 0; k < latents.size(); ++k)
+                    prediction[k] = std::cos(latents[k] + static_cast<float>(i));
+                solver.move(i, prediction.data(), latents);
+                write(latents);
+            }
+        } catch (const accelaes::Failure& failure) {
+            std::fprintf(stderr, "%s\n", failure.sentence.c_str());
+            return failure.code;
         }
-        std::vector<float> sigmas, timesteps;
-        accelaes::make_schedule(manifest, static_cast<int64_t>(number(3)), sigmas, timesteps);
-        write(sigmas);
-        write(timesteps);
         return 0;
     }
     for (int k = 3; k < count; ++k) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.native.conftest import SOURCES, missing
 
+OWN = ("manifest_components", "manifest_reading", "noise", "schedule", "solver")
 AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # whose rounding it is
 
 
@@ -22,12 +25,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if missing():
         pytest.skip(f"{missing()} isn't here")
     program = tmp_path_factory.mktemp("parts") / "parts"
-    own = [SOURCES / "src" / f"{name}.cpp" for name in ("noise", "schedule")]
+    own = [SOURCES / "src" / f"{name}.cpp" for name in OWN]
     sources = [Path(__file__).with_name("parts.cpp"), *own]
     folders = ["-I", SOURCES / "src", "-I", SOURCES / "include"]
     wide = [
         "-O3",
         "-march=native",
+        "-D_GLIBCXX_ASSERTIONS",
         "-ffp-contract=off",
     ]  # what rounds twice must do so with all of a CPU's instructions
     subprocess.run(["g++", "-std=c++17", *wide, *folders, *sources, "-o", program], check=True)
@@ -74,6 +78,30 @@ def test_packed_latents_are_drawn_as_pictures_and_packed_as_flux_does(parts: Pat
     assert said(parts, "packed", 5, images, C, H, W, 2).tobytes() == wanted.tobytes()
 
 
+def components(pipeline: str, kind: str, config: dict[str, Any]) -> bytes:
+    """What a manifest says of a pipeline's scheduler."""
+    index = {"_class_name": pipeline, "scheduler": ["diffusers", kind]}
+    none = {"cleaning": "none", "tokenizers": {}, "encoders": {}, "conditioning": None}
+    return json.dumps({"geometries": [{}], "components": {"pipeline": index, "scheduler": config, **none}}).encode()
+
+
+def solved(
+    program: Path, pipeline: str, scheduler: Any, steps: int, tokens: int = 144
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Sigmas and timesteps, and the latents after every step."""
+    if isinstance(scheduler, tuple):
+        kind, config = scheduler
+    else:
+        written = {name: value for name, value in scheduler.config.items() if value not in (math.inf, -math.inf)}
+        kind, config = type(scheduler).__name__, written
+    command = [str(program), "solver", str(tokens), str(steps)]
+    made = subprocess.run(command, input=components(pipeline, kind, config), capture_output=True, check=False)
+    assert made.returncode == 0, made.stderr.decode()
+    numbers = np.frombuffer(made.stdout, np.float32)
+    rows = numbers[len(numbers) - 64 * steps :].reshape(steps, 64)
+    return numbers[: len(numbers) - 64 * steps], list(rows)
+
+
 OPTIONS = st.fixed_dictionaries(
     {
         "shift": st.sampled_from([1.0, 2.0, 3.0, 0.7]),
@@ -114,9 +142,7 @@ def test_a_schedule_is_diffusers_with_any_options(
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), **shifted)
     else:
         scheduler.set_timesteps(steps, **shifted)
-    numbers = {name: value if name != "time_shift_type" else value == "linear" for name, value in options.items()}
-    given = [f"{name}={float(value or 0)}" for name, value in numbers.items()]
-    found = said(parts, "schedule", tokens, steps, f"flux={int(flux)}", *given)
+    found, _ = solved(parts, "FluxPipeline" if flux else "StableDiffusion3Pipeline", scheduler, steps, tokens)
     sigmas, timesteps = scheduler.sigmas.numpy(), scheduler.timesteps.numpy()
     wanted = np.concatenate([sigmas, timesteps / np.float32(1000) if flux else timesteps])
     if options["use_dynamic_shifting"] or spacing:  # powers and exponentials, which numpy rounds by the CPU
@@ -130,7 +156,8 @@ def test_sigmas_spaced_by_beta_lie_where_the_distribution_has_their_shares(parts
     """Against mpmath's own incomplete beta function: diffusers takes scipy's inverse of it."""
     import mpmath
 
-    found = said(parts, "schedule", 144, steps, "use_beta_sigmas=1", "shift=1")
+    config = {"use_beta_sigmas": True, "shift": 1.0}  # diffusers makes none without scipy
+    found, _ = solved(parts, "StableDiffusion3Pipeline", ("FlowMatchEulerDiscreteScheduler", config), steps, 144)
     most, least = 1.0, float(np.float32(1) / np.float32(1000))
     for share, sigma in zip(1 - np.linspace(0, 1, steps), found[:steps], strict=True):
         place = (float(sigma) - least) / (most - least)
@@ -145,3 +172,103 @@ def test_sigmas_spaced_by_beta_lie_where_the_distribution_has_their_shares(parts
             else share
         )
         assert float(sigma) == pytest.approx(least + float(inverse) * (most - least), abs=1e-7)
+
+
+def walked(scheduler: Any, steps: int) -> list[np.ndarray]:
+    """The latents after every step of diffusers' scheduler, predicted as parts.cpp does."""
+    latents, made = torch.arange(64).float() * 0.1 - 3.0, []
+    scheduler.set_timesteps(steps)
+    for i, timestep in enumerate(scheduler.timesteps):
+        latents = scheduler.step(torch.cos(latents + i), timestep, latents, return_dict=False)[0]
+        made.append(latents.numpy())
+    return made
+
+
+DIFFUSION = {
+    "beta_schedule": st.sampled_from(["linear", "scaled_linear", "squaredcos_cap_v2"]),
+    "num_train_timesteps": st.sampled_from([1000, 400]),
+    "timestep_spacing": st.sampled_from(["linspace", "leading", "trailing"]),
+    "steps_offset": st.sampled_from([0, 1]),
+    "prediction_type": st.sampled_from(["epsilon", "sample", "v_prediction"]),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    options=st.fixed_dictionaries(
+        DIFFUSION
+        | {
+            "clip_sample": st.booleans(),
+            "clip_sample_range": st.sampled_from([1.0, 2.5]),
+            "set_alpha_to_one": st.booleans(),
+        }
+    ),
+    steps=st.sampled_from([2, 4, 8, 20, 25, 50, 100]),
+)
+def test_ddim_goes_where_diffusers_goes(parts: Path, options: dict[str, Any], steps: int) -> None:
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler(**options)
+    wanted = walked(scheduler, steps)
+    timesteps, found = solved(parts, "DiTPipeline", scheduler, steps)
+    assert timesteps.tolist() == scheduler.timesteps.tolist()
+    require_near(found, wanted)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    options=st.fixed_dictionaries(
+        DIFFUSION
+        | {
+            "solver_order": st.sampled_from([1, 2]),
+            "solver_type": st.sampled_from(["midpoint", "heun"]),
+            "lower_order_final": st.booleans(),
+            "euler_at_final": st.booleans(),
+            "final_sigmas_type": st.sampled_from(["zero", "sigma_min"]),
+        }
+    ),
+    steps=st.sampled_from([2, 4, 8, 14, 16, 20, 25, 50]),
+)
+def test_dpm_solver_goes_where_diffusers_goes(parts: Path, options: dict[str, Any], steps: int) -> None:
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(**options)
+    wanted = walked(scheduler, steps)
+    schedule, found = solved(parts, "PixArtAlphaPipeline", scheduler, steps)
+    assert schedule[steps + 1 :].tolist() == scheduler.timesteps.tolist()
+    assert np.allclose(schedule[: steps + 1], scheduler.sigmas.numpy(), rtol=2e-5)
+    require_near(found, wanted)
+
+
+def require_near(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    """Latents of one size: betas near 1 make the first of a few steps' rounding large."""
+    assert len(found) == len(wanted)
+    for own, reference in zip(found, wanted, strict=True):
+        assert np.abs(own - reference).max() <= 2e-4 * max(1.0, np.abs(reference).max())
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "kind", "config", "said"),
+    [
+        ("DiTPipeline", "DDIMScheduler", {"thresholding": True}, "DDIMScheduler with thresholding"),
+        ("DiTPipeline", "DDIMScheduler", {"beta_schedule": "x"}, 'DDIMScheduler with beta_schedule "x"'),
+        ("PixArtAlphaPipeline", "DPMSolverMultistepScheduler", {"solver_order": 3}, "of the order 3"),
+        (
+            "PixArtAlphaPipeline",
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+            'algorithm_type "sde-dpmsolver++", use_karras_sigmas',
+        ),
+        ("StableDiffusion3Pipeline", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}, "stochastic"),
+        ("LuminaPipeline", "FlowMatchEulerDiscreteScheduler", {}, "sigmas as LuminaPipeline gives them"),
+        ("StableDiffusion3Pipeline", "DDIMScheduler", {}, "DDIMScheduler as StableDiffusion3Pipeline calls it"),
+        ("PixArtAlphaPipeline", "UniPCMultistepScheduler", {}, "UniPCMultistepScheduler"),
+        ("DiTPipeline", "DDIMScheduler", {"num_train_timesteps": 10}, "10 timesteps, too few for 20 steps"),
+        ("DiTPipeline", "DDIMScheduler", {"beta_end": 3}, "betas, timesteps or an order that is none"),
+    ],
+)
+def test_a_foreign_scheduler_is_told_in_a_sentence(parts, pipeline, kind, config, said):
+    made = subprocess.run(
+        [parts, "solver", "144", "20"], input=components(pipeline, kind, config), capture_output=True, check=False
+    )
+    assert said in made.stderr.decode() and made.returncode != 0

@@ -75,8 +75,28 @@ struct Vae {
     int64_t rows = 0;
 };
 
-// Flow matching by Euler's method; `unknown` says what else the bundle's scheduler is.
+// What DDIM and DPM-Solver++ have in common: noise of a known share at every training timestep.
+struct Diffusion {
+    enum class Betas { linear, scaled_linear, cosine };
+    enum class Spacing { linspace, leading, trailing };
+    enum class Prediction { noise, sample, velocity };
+
+    bool ddim = false;  // otherwise DPM-Solver++
+    Betas betas = Betas::linear;
+    double beta_start = 1e-4, beta_end = 0.02;
+    Spacing spacing = Spacing::leading;
+    int64_t offset = 0;
+    Prediction prediction = Prediction::noise;
+    bool alpha_to_one = true;  // DDIM's
+    double clipped_to = 0;     // and what it clips the sample to; 0: not
+    int64_t order = 2;         // DPM-Solver++'s
+    bool heun = false, lower_at_end = true, euler_at_end = false, ends_at_zero = true;
+};
+
+// Flow matching by Euler's method, or a diffusion's solver; `unknown` says what else the bundle's scheduler is.
 struct Scheduler {
+    std::optional<Diffusion> diffusion;  // in place of all that is below but `train`
+
     enum class Kind { even, karras, exponential, beta };
 
     double shift = 1, train = 1000;

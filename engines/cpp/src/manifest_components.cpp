@@ -8,12 +8,89 @@ using nlohmann::json;
 
 namespace {
 
+// Whether an option of a scheduler is there and isn't off.
+bool is_on(const json& config, const char* option) {
+    auto found = config.find(option);
+    return found != config.end() && !found->is_null() && *found != false && *found != 0;
+}
+
+double number_of(const json& config, const char* option, double otherwise) {
+    auto found = config.find(option);
+    return found == config.end() || found->is_null() ? otherwise : found->get<double>();
+}
+
+// One of an option's values by its name; the first where the config says nothing.
+template <typename Value>
+Value choice_of(const json& config, const char* option, const std::vector<std::pair<const char*, Value>>& known,
+                Scheduler& scheduler) {
+    auto found = config.find(option);
+    if (found == config.end() || found->is_null()) return known.front().second;
+    for (const auto& [name, value] : known) {
+        if (*found == name) return value;
+    }
+    scheduler.unknown += std::string(scheduler.unknown.empty() ? "" : ", ") + option + " " + found->dump();
+    return known.front().second;
+}
+
+void read_diffusion(const json& config, const std::string& kind, Scheduler& scheduler) {
+    using Betas = Diffusion::Betas;
+    using Spacing = Diffusion::Spacing;
+    using Prediction = Diffusion::Prediction;
+    Diffusion of;
+    of.ddim = kind == "DDIMScheduler";
+    of.betas = choice_of<Betas>(
+        config, "beta_schedule",
+        {{"linear", Betas::linear}, {"scaled_linear", Betas::scaled_linear}, {"squaredcos_cap_v2", Betas::cosine}},
+        scheduler);
+    std::pair<const char*, Spacing> linspace = {"linspace", Spacing::linspace}, leading = {"leading", Spacing::leading};
+    of.spacing = choice_of<Spacing>(
+        config, "timestep_spacing",
+        {of.ddim ? leading : linspace, of.ddim ? linspace : leading, {"trailing", Spacing::trailing}}, scheduler);
+    of.prediction = choice_of<Prediction>(
+        config, "prediction_type",
+        {{"epsilon", Prediction::noise}, {"sample", Prediction::sample}, {"v_prediction", Prediction::velocity}},
+        scheduler);
+    choice_of<int>(config, "algorithm_type", {{"dpmsolver++", 0}}, scheduler);
+    of.heun = choice_of<bool>(config, "solver_type", {{"midpoint", false}, {"heun", true}}, scheduler);
+    of.ends_at_zero = choice_of<bool>(config, "final_sigmas_type", {{"zero", true}, {"sigma_min", false}}, scheduler);
+    for (const char* option :
+         {"trained_betas", "thresholding", "rescale_betas_zero_snr", "use_karras_sigmas", "use_exponential_sigmas",
+          "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "use_dynamic_shifting", "lambda_min_clipped"}) {
+        if (is_on(config, option)) scheduler.unknown += (scheduler.unknown.empty() ? "" : ", ") + std::string(option);
+    }
+    if (!scheduler.unknown.empty()) scheduler.unknown = kind + " with " + scheduler.unknown;
+    scheduler.train = number_of(config, "num_train_timesteps", 1000);
+    of.beta_start = number_of(config, "beta_start", 1e-4);
+    of.beta_end = number_of(config, "beta_end", 0.02);
+    of.offset = static_cast<int64_t>(number_of(config, "steps_offset", 0));
+    of.alpha_to_one = config.value("set_alpha_to_one", true);
+    if (of.ddim && config.value("clip_sample", true)) of.clipped_to = number_of(config, "clip_sample_range", 1);
+    of.order = of.ddim ? 1 : static_cast<int64_t>(number_of(config, "solver_order", 2));
+    if (of.order > 2 && scheduler.unknown.empty())
+        scheduler.unknown = kind + " of the order " + std::to_string(of.order);
+    of.lower_at_end = config.value("lower_order_final", true);
+    of.euler_at_end = is_on(config, "euler_at_final");
+    bool betas = of.beta_start > 0 && of.beta_start < of.beta_end && of.beta_end < 1;
+    if (!(scheduler.train >= 2 && scheduler.train <= 1e6) || !betas || of.order < 1 || of.offset < 0 ||
+        of.offset > 1000)
+        refuse("The bundle's scheduler has betas, timesteps or an order that is none; build it again.");
+    scheduler.diffusion = of;
+}
+
 Scheduler scheduler_of(const json& components) {
     Scheduler scheduler;
     const auto& index = components.at("pipeline");
     const auto& config = components.at("scheduler");
     std::string pipeline = index.at("_class_name"), kind = index.at("scheduler").at(1);
     bool flux = pipeline.rfind("Flux", 0) == 0;
+    if (kind == "DDIMScheduler" || kind == "DPMSolverMultistepScheduler") {
+        bool known = pipeline.rfind("PixArt", 0) == 0 || pipeline.rfind("DiT", 0) == 0;
+        if (known)
+            read_diffusion(config, kind, scheduler);
+        else
+            scheduler.unknown = kind + " as " + pipeline + " calls it";
+        return scheduler;
+    }
     if (kind != "FlowMatchEulerDiscreteScheduler") {
         scheduler.unknown = kind;
         return scheduler;
@@ -22,14 +99,8 @@ Scheduler scheduler_of(const json& components) {
         scheduler.unknown = "sigmas as " + pipeline + " gives them to its scheduler";
         return scheduler;
     }
-    auto on = [&](const char* option) {
-        auto found = config.find(option);
-        return found != config.end() && !found->is_null() && *found != false && *found != 0;
-    };
-    auto number = [&](const char* option, double otherwise) {
-        auto found = config.find(option);
-        return found == config.end() || found->is_null() ? otherwise : found->get<double>();
-    };
+    auto on = [&](const char* option) { return is_on(config, option); };
+    auto number = [&](const char* option, double otherwise) { return number_of(config, option, otherwise); };
     if (on("stochastic_sampling")) scheduler.unknown = kind + " with stochastic_sampling";
     scheduler.from_one = scheduler.called_by_sigma = flux;
     scheduler.shift = number("shift", 1);

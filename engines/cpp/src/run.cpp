@@ -34,6 +34,7 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
     auto N = static_cast<size_t>(manifest_.tokens), w = static_cast<size_t>(manifest_.token_width());
     int64_t width = manifest_.token_width(), tokens = manifest_.tokens, latent = plan_.latent(manifest_);
     latents_.resize(room({plan_.images, latent}));
+    plan_.solver->begin(latents_.size());  // takes its memory
     twice_.resize(room({plan_.rows, latent}));
     timestep_.resize(rows);
     computed_.resize(room({plan_.rows, tokens, width}));
@@ -162,6 +163,7 @@ void Run::begin() {
         refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
     weights_.resize(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
     programs_.begin();
+    plan_.solver->begin(latents_.size());
     for (auto& [symbol, sets] : sets_) sets.chosen = false;
     at_ = 0, shown_n_ = 0;
     stale_ = true, masked_ = false, read_ = nullptr, cancelled_ = false;
@@ -275,12 +277,12 @@ void Run::take_text(const std::string& name, int64_t tokens) {
 }
 
 double Run::clock(int64_t i) const {
-    return plan_.preset->by_sigma ? plan_.sigmas[static_cast<size_t>(i)] : static_cast<double>(i);
+    return plan_.preset->by_sigma ? plan_.solver->sigmas()[static_cast<size_t>(i)] : static_cast<double>(i);
 }
 
 double Run::target(int64_t i) const {
     double now = clock(i);
-    if (plan_.preset->theta == 0 || plan_.steps() < 2) return now;
+    if (plan_.preset->theta == 0 || plan_.steps() < 2 || !plan_.solver->first_order()) return now;
     return now + plan_.preset->theta * (i + 1 < plan_.steps() ? clock(i + 1) - now : now - clock(i - 1));
 }
 
@@ -300,7 +302,7 @@ bool Run::next(accelaes_step* step) {
         std::memcpy(twice_.data() + static_cast<size_t>(row) * latent, latents_.data() + image * latent,
                     sizeof(float) * latent);
     }
-    std::fill(timestep_.begin(), timestep_.end(), plan_.timesteps[static_cast<size_t>(i)]);
+    std::fill(timestep_.begin(), timestep_.end(), plan_.solver->timesteps()[static_cast<size_t>(i)]);
     bool had_mask = masked_;
     if (programs_.has("decide")) {
         programs_.run("decide");
@@ -329,8 +331,7 @@ bool Run::next(accelaes_step* step) {
 
 void Run::guide_and_move(int64_t i) {
     unpatchify(manifest_, guided_.data(), plan_.images, predicted_.data());
-    float dt = plan_.sigmas[static_cast<size_t>(i) + 1] - plan_.sigmas[static_cast<size_t>(i)];
-    for (size_t k = 0; k < latents_.size(); ++k) latents_[k] += dt * predicted_[k];
+    plan_.solver->move(i, predicted_.data(), latents_);
 }
 
 void Run::dense(int64_t i) {

@@ -14,6 +14,7 @@
 #include "cache.hpp"
 #include "components.hpp"
 #include "programs.hpp"
+#include "solver.hpp"
 #include "words/words.hpp"
 
 namespace accelaes {
@@ -33,7 +34,7 @@ struct RunPlan {
     int64_t first_conditional;  // row where the conditional images begin
     int64_t gated;              // rows that a gate sees
     float scale;
-    std::vector<float> sigmas, timesteps;
+    std::optional<Solver> solver;  // always there once it is made
     uint64_t seed;
 
     int64_t latent(const Manifest& manifest) const;  // numbers of one image's latents

@@ -3,7 +3,6 @@
 #include "failure.hpp"
 #include "room.hpp"
 #include "run.hpp"
-#include "schedule.hpp"
 
 namespace accelaes {
 
@@ -61,11 +60,14 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
     seed = options.seed;
     scale = static_cast<float>(options.guidance == 0 ? manifest.guidance : options.guidance);
     if (options.sigmas == nullptr || options.timesteps == nullptr) {
-        make_schedule(manifest, steps(), sigmas, timesteps);
+        solver.emplace(manifest, steps());
+        if (preset->by_sigma && solver->sigmas().empty())
+            refuse("The preset " + preset->name + " counts sigmas, and the bundle's scheduler has none; take another.");
         return;
     }
-    sigmas.assign(options.sigmas, options.sigmas + symbols.size() + 1);
-    timesteps.assign(options.timesteps, options.timesteps + symbols.size());
+    auto count = static_cast<std::ptrdiff_t>(symbols.size());
+    solver.emplace(std::vector<float>(options.sigmas, options.sigmas + count + 1),
+                   std::vector<float>(options.timesteps, options.timesteps + count));
 }
 
 int64_t RunPlan::latent(const Manifest& manifest) const {
@@ -96,7 +98,8 @@ size_t RunPlan::bytes(const Manifest& manifest) const {
     int64_t N = manifest.tokens, w = manifest.token_width(), n = most_focus(manifest), m = most_background(manifest);
     size_t numbers = room({images + rows, latent(manifest)}) + room({rows, 2 * N + n + m, w}) + room({images, N, w});
     numbers += room({4 * rows + 3 * images, N}) + room({rows, manifest.text_tokens + 1});
-    return Programs::bytes(*preset, rows, gated) + Cache::bytes(manifest, rows, n, m, preset->has("carry")) +
+    size_t kept = solver->bytes(room({images, latent(manifest)}));
+    return kept + Programs::bytes(*preset, rows, gated) + Cache::bytes(manifest, rows, n, m, preset->has("carry")) +
            sizeof(float) * numbers + sizeof(int64_t) * room({3 * rows, N});
 }
 

@@ -103,7 +103,7 @@ std::vector<float> scheduled(const Scheduler& scheduler, int64_t tokens, std::ve
 
 }  // namespace
 
-void make_schedule(const Manifest& manifest, int64_t steps, std::vector<float>& sigmas, std::vector<float>& timesteps) {
+void require_scheduler(const Manifest& manifest) {
     const auto& scheduler = manifest.scheduler;
     if (!scheduler) {
         refuse(
@@ -114,6 +114,11 @@ void make_schedule(const Manifest& manifest, int64_t steps, std::vector<float>& 
         refuse("The run has no sigmas or no timesteps, and this runtime doesn't know the bundle's scheduler (" +
                scheduler->unknown + "); give T + 1 and T of them, as the scheduler has them.");
     }
+}
+
+void make_schedule(const Manifest& manifest, int64_t steps, std::vector<float>& sigmas, std::vector<float>& timesteps) {
+    require_scheduler(manifest);
+    const auto& scheduler = manifest.scheduler;
     auto train = static_cast<float>(scheduler->train);
     if (scheduler->from_one) {
         sigmas = scheduled(*scheduler, manifest.tokens, evenly<float>(1, 1 / static_cast<double>(steps), steps));
