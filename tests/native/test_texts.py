@@ -208,6 +208,7 @@ def test_the_stop_words_are_pythons():
             ),
             r"The pattern \( is none",
         ),
+        (lambda folder: '{"added_tokens": [{"id": 7e86, "content": "x"}]}', "a whole number was expected"),
         (
             lambda folder: '{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
             "joins a and b, which it hasn't",

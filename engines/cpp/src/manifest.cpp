@@ -6,6 +6,7 @@
 
 #include "failure.hpp"
 #include "manifest_reading.hpp"
+#include "whole_numbers.hpp"
 
 namespace accelaes {
 namespace {
@@ -37,7 +38,7 @@ Preset preset_of(const json& given) {
     if (!given.at("focus").is_null()) {
         const auto& focus = given.at("focus");
         FocusChoice choice{focus.at("moving"), -1, focus.at("fraction")};
-        if (!focus.at("mask_step").is_null()) choice.mask_step = focus.at("mask_step");
+        if (!focus.at("mask_step").is_null()) choice.mask_step = static_cast<int>(count_of(focus, "mask_step"));
         if (!(choice.fraction > 0 && choice.fraction <= 1) || choice.mask_step < -1) {
             refuse("The preset " + preset.name + " has a mask that is none; build the bundle again.");
         }
@@ -82,7 +83,7 @@ void read_geometry(Manifest& manifest, const json& geometry) {
     manifest.tokens = count_of(contract, "tokens");
     manifest.text_tokens = count_of(contract, "text_tokens");
     manifest.dynamic_text = contract.at("dynamic_text");
-    manifest.buckets = contract.at("buckets").get<std::vector<int64_t>>();
+    for (const auto& bucket : contract.at("buckets")) manifest.buckets.push_back(whole(bucket));
     manifest.inputs = specs_of(contract.at("inputs"));
     manifest.outputs = specs_of(contract.at("outputs"));
     manifest.conditioning = contract.at("conditioning").get<std::vector<std::string>>();
@@ -122,7 +123,7 @@ void read_geometry(Manifest& manifest, const json& geometry) {
 }
 
 Manifest manifest_of(const json& given, const std::string& folder) {
-    int schema = given.at("schema_version");
+    int64_t schema = whole(given.at("schema_version"));
     if (schema != schema_version) {
         refuse("Bundle " + folder + " has schema " + std::to_string(schema) + ", and this library reads schema " +
                std::to_string(schema_version) + ": build the bundle with the release this library is of.");
@@ -131,7 +132,7 @@ Manifest manifest_of(const json& given, const std::string& folder) {
     manifest.backend = given.at("backend").at("name");
     manifest.engine_file = given.at("backend").at("files").at(0);
     for (const auto& [name, file] : given.at("files").items()) {
-        manifest.files.push_back({name, file.at("sha256"), file.at("size").get<uint64_t>()});
+        manifest.files.push_back({name, file.at("sha256"), static_cast<uint64_t>(whole(file.at("size")))});
     }
     manifest.layout = layout_of(given.at("call").at("guidance").at("layout"));
     manifest.steps = static_cast<int>(count_of(given.at("defaults"), "steps"));

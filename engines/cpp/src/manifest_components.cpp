@@ -19,6 +19,11 @@ double number_of(const json& config, const char* option, double otherwise) {
     return found == config.end() || found->is_null() ? otherwise : found->get<double>();
 }
 
+int64_t count_or(const json& config, const char* option, int64_t otherwise) {
+    auto found = config.find(option);
+    return found == config.end() || found->is_null() ? otherwise : count_of(config, option);
+}
+
 // One of an option's values by its name; the first where the config says nothing.
 template <typename Value>
 Value choice_of(const json& config, const char* option, const std::vector<std::pair<const char*, Value>>& known,
@@ -62,10 +67,10 @@ void read_diffusion(const json& config, const std::string& kind, Scheduler& sche
     scheduler.train = number_of(config, "num_train_timesteps", 1000);
     of.beta_start = number_of(config, "beta_start", 1e-4);
     of.beta_end = number_of(config, "beta_end", 0.02);
-    of.offset = static_cast<int64_t>(number_of(config, "steps_offset", 0));
+    of.offset = count_or(config, "steps_offset", 0);
     of.alpha_to_one = config.value("set_alpha_to_one", true);
     if (of.ddim && config.value("clip_sample", true)) of.clipped_to = number_of(config, "clip_sample_range", 1);
-    of.order = of.ddim ? 1 : static_cast<int64_t>(number_of(config, "solver_order", 2));
+    of.order = of.ddim ? 1 : count_or(config, "solver_order", 2);
     if (of.order > 2 && scheduler.unknown.empty())
         scheduler.unknown = kind + " of the order " + std::to_string(of.order);
     of.lower_at_end = config.value("lower_order_final", true);

@@ -1,6 +1,7 @@
 #include "manifest_reading.hpp"
 
 #include "failure.hpp"
+#include "whole_numbers.hpp"
 
 namespace accelaes {
 
@@ -14,7 +15,7 @@ Size size_of(const json& given) {
         if (letter.size() != 1) throw json::type_error::create(302, "a shape's letter is " + letter, &given);
         return {letter[0], 0};
     }
-    auto fixed = given.get<int64_t>();
+    int64_t fixed = whole(given);
     if (fixed < 1 || fixed > INT32_MAX) throw json::type_error::create(302, "a shape has a size out of range", &given);
     return {0, fixed};
 }
@@ -37,7 +38,7 @@ std::vector<Spec> specs_of(const json& given) {
 }
 
 int64_t count_of(const json& given, const char* name) {
-    auto count = given.at(name).get<int64_t>();
+    int64_t count = whole(given.at(name));
     if (count < 0 || count > INT32_MAX)
         throw json::type_error::create(302, std::string(name) + " is out of range", &given);
     return count;

@@ -8,6 +8,7 @@
 #include "text/models.hpp"
 #include "text/normal_forms.hpp"
 #include "text/tokenizer.hpp"
+#include "whole_numbers.hpp"
 
 namespace accelaes {
 namespace {
@@ -146,7 +147,7 @@ class TokenizerFile {
             std::string content = token.at("content");
             if (token.value("single_word", false)) unknown("tokens that are whole words alone (" + content + ")");
             if (content.empty()) continue;
-            to_.added_.push_back({from_utf8(content, "A token of the bundle's tokenizer"), token.at("id"),
+            to_.added_.push_back({from_utf8(content, "A token of the bundle's tokenizer"), whole(token.at("id")),
                                   token.value("normalized", false), token.value("lstrip", false),
                                   token.value("rstrip", false)});
         }
@@ -238,7 +239,7 @@ class TokenizerFile {
         if (type == "Unigram") {
             std::vector<std::pair<std::string, double>> pieces = model.at("vocab");
             if (model.at("unk_id").is_null()) unknown("a unigram model without an unknown token");
-            int64_t id = model.at("unk_id");
+            int64_t id = whole(model.at("unk_id"));
             if (id < 0 || static_cast<size_t>(id) >= pieces.size())
                 refuse("The bundle's tokenizer has an unknown token that it hasn't; build it again.");
             to_.model_ = std::make_unique<Unigram>(pieces, id);
@@ -257,7 +258,8 @@ class TokenizerFile {
         for (const char* option : {"dropout", "fuse_unk", "ignore_merges", "continuing_subword_prefix"}) {
             if (!off(option)) unknown(std::string("the option ") + option);
         }
-        std::unordered_map<std::string, int64_t> ids = model.at("vocab");
+        std::unordered_map<std::string, int64_t> ids;
+        for (const auto& [piece, id] : model.at("vocab").items()) ids[piece] = whole(id);
         std::vector<std::pair<std::string, std::string>> merges;
         for (const auto& merge : model.at("merges")) {
             if (merge.is_array()) {
@@ -285,8 +287,8 @@ class TokenizerFile {
         if (type == "Sequence") {
             for (const auto& part : one.at("processors")) read_marks(part, depth + 1);
         } else if (type == "RobertaProcessing" || type == "BertProcessing") {
-            to_.before_ = {one.at("cls").at(1).get<int64_t>()};
-            to_.after_ = {one.at("sep").at(1).get<int64_t>()};
+            to_.before_ = {whole(one.at("cls").at(1))};
+            to_.after_ = {whole(one.at("sep").at(1))};
         } else if (type == "TemplateProcessing") {
             auto* marks = &to_.before_;
             for (const auto& part : one.at("single")) {
@@ -295,7 +297,7 @@ class TokenizerFile {
                     continue;
                 }
                 std::string name = part.at("SpecialToken").at("id");
-                for (int64_t id : one.at("special_tokens").at(name).at("ids")) marks->push_back(id);
+                for (const auto& id : one.at("special_tokens").at(name).at("ids")) marks->push_back(whole(id));
             }
         } else if (type != "ByteLevel") {  // which is about characters of tokens alone
             unknown("the post-processor " + type);
@@ -304,7 +306,7 @@ class TokenizerFile {
 
     void read_lengths() {
         auto length = [](const json& given) {
-            int64_t count = given;
+            int64_t count = whole(given);
             if (count < 1 || count > longest)
                 refuse("The bundle's tokenizer has a length that is none; build it again.");
             return static_cast<size_t>(count);
@@ -319,7 +321,7 @@ class TokenizerFile {
         if (fill->at("strategy").is_object()) to_.padded_ = length(fill->at("strategy").at("Fixed"));
         if (!fill->at("pad_to_multiple_of").is_null()) to_.padded_to_ = length(fill->at("pad_to_multiple_of"));
         to_.pad_left_ = left(*fill);
-        to_.pad_id_ = fill->at("pad_id");
+        to_.pad_id_ = whole(fill->at("pad_id"));
     }
 
     const json& given_;
