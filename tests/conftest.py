@@ -11,6 +11,8 @@ import threading
 import pytest
 from hypothesis import settings
 
+from tests.native.building import library, native  # noqa: F401
+
 # Before anything imports torch: more threads than this only fight each other on a CI machine.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 

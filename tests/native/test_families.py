@@ -7,7 +7,7 @@ import pytest
 from accelaes_export import recipes
 from accelaes_export.building.builder import build
 from tests.families import FAMILIES
-from tests.native.conftest import ONNXRUNTIME
+from tests.native.building import ONNXRUNTIME
 from tests.native.reference import setting
 from tests.native.test_runs import require_same
 from tests.thorough import thorough_but

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.native.conftest import SOURCES, missing
+from tests.native.building import SOURCES, missing
 
 OWN = ("manifest_components", "manifest_reading", "noise", "schedule", "solver")
 AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # whose rounding it is

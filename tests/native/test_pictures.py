@@ -12,7 +12,7 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.policies import from_name
 from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.prompts import PromptWeights, told
-from tests.native.conftest import ONNXRUNTIME
+from tests.native.building import ONNXRUNTIME
 from tests.native.library import Native, NativeBundle, NativeError, NativeRun
 
 PROMPT = "an intricate red star on the left, plain blue background"

@@ -15,7 +15,8 @@ from accelaes_export.policies import from_name
 from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.prompts import PromptWeights, told
-from tests.native.conftest import ONNXRUNTIME, PRESETS, shared
+from tests.native.building import ONNXRUNTIME, shared
+from tests.native.conftest import PRESETS
 from tests.native.library import Native, NativeBundle, NativeError, NativeRun
 
 PROMPT = "an intricate red star on the left, plain blue background"

@@ -15,7 +15,7 @@ import pytest
 
 from tests.campaigns.mutations import mutated
 from tests.campaigns.size import attempts
-from tests.native.conftest import ONNXRUNTIME
+from tests.native.building import ONNXRUNTIME
 from tests.native.library import Native, NativeError, RunOptions
 from tests.native.reference import setting
 

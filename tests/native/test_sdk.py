@@ -18,7 +18,8 @@ from PIL import Image
 
 from accelaes_export.cli import main
 from accelaes_export.runtime.generate import generate
-from tests.native.conftest import ONNXRUNTIME, PRESETS, SOURCES
+from tests.native.building import ONNXRUNTIME, SOURCES
+from tests.native.conftest import PRESETS
 
 pytestmark = pytest.mark.xdist_group("native")
 

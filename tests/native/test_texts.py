@@ -17,7 +17,7 @@ from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.policies.lexical import LexicalScorer, anchor_matches
 from accelaes_export.policies.notation import without_notation
 from accelaes_export.policies.words import WordScoring, split_words, weigh_words
-from tests.native.conftest import SOURCES, missing, shared
+from tests.native.building import SOURCES, missing, shared
 from tests.policies.small_tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
 
 ROOT = SOURCES.parents[1]

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from accelaes_export.building.verification import verify
+from accelaes_export.policies import from_name
 from accelaes_export.runtime.components import BundledAutoencoder, BundledTextEncoder
 from accelaes_export.runtime.generate import generate, load_pipeline
+from tests.native.building import ONNXRUNTIME
 
 
 class CompleteBundle:
@@ -61,3 +63,34 @@ class CompleteBundle:
 
     def _image(self, bundle, pipe):
         return np.asarray(generate(bundle, self.asked_for, steps=4, policy=None, seed=3, pipe=pipe).image).astype(int)
+
+
+class DrawsNatively:
+    """Of a bundle with presets: libaccelaes draws what Python draws, by the bundle's own scheduler."""
+
+    unguided: ClassVar[bool] = False
+
+    def begin(self, run, opened) -> None:
+        """Give the run what `asked_for` stands for."""
+        run.prompt(self.asked_for)
+
+    def test_it_draws_natively_what_it_draws_in_python(self, bundle, native):
+        opened = native.open(bundle.path, library=str(ONNXRUNTIME).encode(), threads=1)
+        pipe, size = load_pipeline(bundle), bundle.manifest.geometry.latents.size
+        assert opened.presets
+        for name in opened.presets:
+            own = bundle.preset(name)
+            policy = from_name(own.policy, own.options)
+            made = generate(bundle, self.asked_for, steps=own.steps, policy=policy, seed=3, pipe=pipe)
+            wanted = np.asarray(made.image).astype(int)
+            run = opened.run(None, None, preset=name.encode(), seed=3, unguided=self.unguided)
+            self.begin(run, opened)
+            symbols, more = "", True
+            while more:
+                step, more = run.next()
+                symbols += step.symbol.decode()
+            assert symbols == own.plans[own.steps], name
+            (found,) = run.picture(size["height"], size["width"])
+            assert np.abs(found.astype(int) - wanted).max() <= 1, name
+            run.free()
+        opened.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,7 +18,7 @@ from accelaes_export.cli import main
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.runtime.any_pipeline import AnyPipeline, Case
-from tests.runtime.complete_bundle import CompleteBundle
+from tests.runtime.complete_bundle import CompleteBundle, DrawsNatively
 from tests.trajectories import follows
 
 DIT = backbone_of("dit")
@@ -59,7 +60,13 @@ def bundle(parts, tmp_path_factory):
         patch.setattr(recipes, "load", lambda _: recipe)
         output = checkpoint.parent / "bundle"
         return ax.build(
-            checkpoint, model="dit-xl-2", output=output, dtype="fp32", resolution=(24, 24), components="all"
+            checkpoint,
+            model="dit-xl-2",
+            output=output,
+            dtype="fp32",
+            resolution=(24, 24),
+            components="all",
+            presets=("dense", "drift:budget=8"),
         )
 
 
@@ -109,9 +116,14 @@ class TestAsAnyPipeline(AnyPipeline):
     )
 
 
-class TestAlone(CompleteBundle):
+class TestAlone(CompleteBundle, DrawsNatively):
     asked_for = "golden retriever"
     encoders = ()
+
+    def begin(self, run, opened):
+        label = next(int(number) for number, name in CLASSES.items() if self.asked_for in name)
+        labels = [1000, label] if opened.facts.uncond_first else [label, 1000]
+        run.input(class_labels=np.array(labels))
 
 
 def test_a_scheduler_that_keeps_count_is_followed_as_well(pipe, bundle):

@@ -16,7 +16,7 @@ from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import clip_tokenizer, t5_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
-from tests.runtime.complete_bundle import CompleteBundle
+from tests.runtime.complete_bundle import CompleteBundle, DrawsNatively
 from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -64,6 +64,9 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+PRESETS = ("dense", "accelaes:mask_step=2:warmup=3", "drift:budget=8")
+
+
 def built(checkpoint, name, **options):
     recipe = recipes.load("flux-dev").override(
         vae_scale=2, text=[{"tokenizers": ["tokenizer_2"], "length": 24}], steps=8, policy={"name": "stepcache"}
@@ -77,7 +80,7 @@ def built(checkpoint, name, **options):
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint):
-    return built(checkpoint, "bundle", resolution=(HEIGHT, WIDTH), components="all")
+    return built(checkpoint, "bundle", resolution=(HEIGHT, WIDTH), components="all", presets=PRESETS)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +131,10 @@ class TestAsAnyPipeline(AnyPipeline):
     )
 
 
-class TestAlone(CompleteBundle):
+class TestAlone(CompleteBundle, DrawsNatively):
     asked_for = PROMPT
     encoders = ("text_encoder", "text_encoder_2")
+    unguided = True  # the distilled guidance is an input
 
 
 def test_the_bundle_was_verified_and_its_graph_has_no_float64(bundle):

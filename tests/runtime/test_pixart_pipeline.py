@@ -15,7 +15,7 @@ from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.policies.small_tokenizers import t5_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
-from tests.runtime.complete_bundle import CompleteBundle
+from tests.runtime.complete_bundle import CompleteBundle, DrawsNatively
 from tests.trajectories import follows
 
 PIXART = backbone_of("pixart")
@@ -64,6 +64,9 @@ def transformer(**changes):
     return random_transformer(PIXART, complete_config(PIXART, CONFIG | changes), "fp32", 0)
 
 
+PRESETS = ("dense", "accelaes:mask_step=2:warmup=3", "drift:budget=8")
+
+
 def build(checkpoint, model, **options):
     recipe = recipes.load(model)
     tiny = recipe.override(
@@ -84,7 +87,7 @@ def alpha(parts, tmp_path_factory):
 
     checkpoint = tmp_path_factory.mktemp("alpha") / "checkpoint"
     PixArtAlphaPipeline(**parts, transformer=transformer()).save_pretrained(checkpoint)
-    return build(checkpoint, "pixart-alpha", components="all")
+    return build(checkpoint, "pixart-alpha", components="all", presets=PRESETS)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +157,7 @@ class TestAsAnyPipeline(AnyPipeline):
         return alpha
 
 
-class TestAlone(CompleteBundle):
+class TestAlone(CompleteBundle, DrawsNatively):
     asked_for = PROMPT
     encoders = ("text_encoder",)
 

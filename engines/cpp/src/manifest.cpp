@@ -6,6 +6,7 @@
 
 #include "failure.hpp"
 #include "manifest_reading.hpp"
+#include "room.hpp"
 #include "whole_numbers.hpp"
 
 namespace accelaes {
@@ -75,6 +76,8 @@ void read_geometry(Manifest& manifest, const json& geometry) {
     manifest.height = count_of(latents, "height");
     manifest.width = count_of(latents, "width");
     manifest.patch = count_of(latents, "patch");
+    manifest.size_height = static_cast<int64_t>(room({manifest.height, count_of(latents, "vae_scale")}));
+    manifest.size_width = static_cast<int64_t>(room({manifest.width, count_of(latents, "vae_scale")}));
     manifest.patch_frames = count_of(latents, "patch_frames");
     manifest.packed = latents.at("packed");
     manifest.video = !latents.at("frames").is_null();

@@ -134,7 +134,8 @@ struct Manifest {
     std::vector<Spec> inputs, outputs;
     std::vector<std::string> conditioning;
     std::vector<CacheEntry> cache;
-    std::vector<int64_t> latent_shape;  // of one image, as the transformer takes it
+    std::vector<int64_t> latent_shape;        // of one image, as the transformer takes it
+    int64_t size_height = 0, size_width = 0;  // of the picture
     int64_t channels = 0, out_channels = 0, height = 0, width = 0, patch = 0, frames = 1, patch_frames = 1;
     bool packed = false, video = false;
     std::vector<Preset> presets;

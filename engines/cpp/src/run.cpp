@@ -108,14 +108,7 @@ void Run::prompt(const accelaes_prompt* prompts, size_t count, const accelaes_te
     }
     texts = reader.ids(rows);
     encode(texts);
-    // FLUX's distilled guidance is an input like any other.
-    bool distilled = std::find(manifest_.conditioning.begin(), manifest_.conditioning.end(), "guidance") !=
-                     manifest_.conditioning.end();
-    if (distilled && given_.count("guidance") == 0 && !plan_.guided) {
-        std::vector<float> scales(static_cast<size_t>(plan_.rows), plan_.scale);
-        int64_t shape = plan_.rows;
-        take({sizeof(accelaes_tensor), "guidance", 0, scales.data(), &shape, 1});
-    }
+    fill_in();
     if (masked() && weights_.empty()) {
         weights_.assign(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
         for (size_t k = 0; k < static_cast<size_t>(plan_.images); ++k) {
@@ -134,6 +127,22 @@ void Run::prompt(const accelaes_prompt* prompts, size_t count, const accelaes_te
         }
     }
     begin();
+}
+
+// What pipelines tell their transformer beside the text: FLUX's distilled guidance, PixArt's size of the picture.
+void Run::fill_in() {
+    auto put = [&](const char* name, const std::vector<float>& one, bool flat) {
+        const auto& wanted = manifest_.conditioning;
+        if (given_.count(name) > 0 || std::find(wanted.begin(), wanted.end(), name) == wanted.end()) return;
+        std::vector<float> rows;
+        for (int64_t row = 0; row < plan_.rows; ++row) rows.insert(rows.end(), one.begin(), one.end());
+        const int64_t shape[] = {plan_.rows, static_cast<int64_t>(one.size())};
+        take({sizeof(accelaes_tensor), name, 0, rows.data(), shape, flat ? 1 : 2});
+    };
+    if (!plan_.guided) put("guidance", {plan_.scale}, true);
+    auto height = static_cast<float>(manifest_.size_height), width = static_cast<float>(manifest_.size_width);
+    put("resolution", {height, width}, false);
+    put("aspect_ratio", {height / width}, false);
 }
 
 void Run::take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts) {

@@ -91,6 +91,7 @@ class Run {
     };
 
     void take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts);
+    void fill_in();
     void begin();
     bool masked() const { return plan_.preset->focus && plan_.preset->focus->mask_step >= 0; }
     void take(const accelaes_tensor& tensor);

@@ -1,0 +1,50 @@
+"""libaccelaes, built once for all workers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import onnxruntime
+import pytest
+
+from tests.native.library import Native
+
+SOURCES = Path(__file__).parents[2] / "engines" / "cpp"
+ONNXRUNTIME = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
+
+
+def missing() -> str:
+    """What building it takes that isn't here."""
+    lacking = [tool for tool in ("cmake", "ninja", "g++", "pkg-config") if shutil.which(tool) is None]
+    headers = {"nlohmann/json.hpp": "nlohmann-json3-dev", "utf8proc.h": "libutf8proc-dev", "pcre2.h": "libpcre2-dev"}
+    lacking += [package for name, package in headers.items() if not (Path("/usr/include") / name).is_file()]
+    return ", ".join(lacking)
+
+
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """libaccelaes.so, beside its engine format."""
+    if missing():
+        pytest.skip(f"{missing()} isn't here")
+    folder = shared(tmp_path_factory) / "native"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (["cmake", "-S", SOURCES, "-B", folder, "-G", "Ninja"], ["cmake", "--build", folder]):
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert made.returncode == 0, made.stdout + made.stderr
+        assert "warning" not in made.stdout, made.stdout
+    return folder / "libaccelaes.so"
+
+
+@pytest.fixture(scope="session")
+def native(library: Path) -> Native:
+    return Native(library)
