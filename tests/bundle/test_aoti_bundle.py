@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,10 @@ from accelaes_export.backends.weights_file import WEIGHTS_FILE
 from accelaes_export.cli import main
 from accelaes_export.policies import Dense
 from examples.shapes.evaluate import load_pipeline
+from tests.native.building import ONNXRUNTIME
+from tests.native.library import Native, NativeBundle, NativeError
+from tests.native.reference import setting
+from tests.native.test_runs import carried_out, require_same
 from tests.shallow_shapes import save_shallow_shapes
 from tests.trajectories import follows
 
@@ -23,6 +30,7 @@ pytestmark = [
     pytest.mark.skipif(not AotiBackend().availability().can_build, reason="there is no C++ compiler"),
 ]
 
+LIBTORCH = str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so").encode()
 PROMPT = "an intricate red star on the left"
 
 
@@ -40,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(checkpoint: Path, folder: Path) -> Result:
     options = (
         f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing "
-        f"--presets teacache -o {folder}"
+        f"--presets teacache,accelaes -o {folder}"
     )
     return command("build", *options.split())
 
@@ -92,6 +100,98 @@ def test_profile_measures_buckets_and_policies_and_names_kernels(bundle: Path, t
     assert [bucket["n"] for bucket in report["buckets"]] == [36, 72, 108, 144]
     assert all(bucket["kernels"] and bucket["seconds"]["count"] == 2 for bucket in report["buckets"])
     assert [policy["name"] for policy in report["policies"]] == ["dense", "accelaes"]
+
+
+class TestNatively:
+    """libaccelaes runs the package with its weights beside it."""
+
+    @pytest.fixture(scope="class")
+    def opened(self, native: Native, bundle: Path) -> NativeBundle:
+        return native.open(bundle, library=LIBTORCH, allow_code=1)
+
+    @pytest.mark.parametrize("name", ["teacache", "accelaes"])
+    @pytest.mark.parametrize("guided", [True, False])
+    def test_its_runs_are_pythons(self, opened: NativeBundle, bundle: Path, name: str, guided: bool) -> None:
+        python = ax.open(bundle)
+        preset = python.preset(name)
+        given = setting(python, preset, preset.plans[20], seed=3, guided=guided)
+        require_same(python, opened, given)
+
+    def test_two_threads_take_turns(self, opened: NativeBundle, bundle: Path) -> None:
+        python = ax.open(bundle)
+        preset = python.preset("accelaes")
+        given = [setting(python, preset, preset.plans[12], seed=seed) for seed in range(4)]
+        alone = [carried_out(opened, one)[-1][1] for one in given]
+        with ThreadPoolExecutor(4) as threads:
+            together = list(threads.map(lambda one: carried_out(opened, one)[-1][1], given))
+        assert [one.tobytes() for one in together] == [one.tobytes() for one in alone]
+
+    def test_native_code_is_run_where_it_is_allowed_alone(self, native: Native, bundle: Path) -> None:
+        with pytest.raises(NativeError, match=r"is native code \(aoti\), .* options\.allow_code is 1") as error:
+            native.open(bundle, library=LIBTORCH)
+        assert error.value.code == 2
+
+    @pytest.mark.parametrize(
+        ("path", "said"),
+        [
+            (b"/nowhere/libtorch_cpu.so", "libtorch can't be loaded .* install torch, or give its lib/libtorch_cpu.so"),
+            (
+                str(ONNXRUNTIME).encode(),
+                "There is no aoti_torch_abi_version in it; install the torch it was built with",
+            ),
+        ],
+    )
+    def test_a_library_that_is_none_is_told(self, native: Native, bundle: Path, path: bytes, said: str) -> None:
+        with pytest.raises(NativeError, match=said) as error:
+            native.open(bundle, library=path, allow_code=1)
+        assert error.value.code == 4
+
+    @pytest.mark.parametrize(
+        ("spoil", "said"),
+        [
+            (
+                lambda data: data["backend"]["versions"].update(torch="1.2.0"),
+                r"built with torch 1\.2\.0, and this libtorch",
+            ),
+            (lambda data: data["backend"]["versions"].update(cpu="sparc"), "built for sparc, and this machine is"),
+            (
+                lambda data: data["backend"]["versions"].update(cpu="x86_64 avx9"),
+                "uses avx9, which this CPU doesn't have",
+            ),
+            (lambda data: data["backend"]["versions"].update(SparseQueryAttention="1"), "calls the attention plugin"),
+            (
+                lambda data: data["geometries"][0]["contract"]["outputs"].pop(),
+                "has other tensors than its manifest says",
+            ),
+        ],
+    )
+    def test_a_package_that_does_not_belong_here_is_refused(self, native, bundle, tmp_path, spoil, said) -> None:
+        copied = tmp_path / "bundle"
+        shutil.copytree(bundle, copied)
+        data = json.loads((copied / "manifest.json").read_text())
+        spoil(data)
+        (copied / "manifest.json").write_text(json.dumps(data))
+        with pytest.raises(NativeError, match=said) as error:
+            native.open(copied, library=LIBTORCH, allow_code=1)
+        assert error.value.code in (2, 4)
+
+    def test_damaged_packages_and_weights_are_refused(self, native: Native, bundle: Path, tmp_path: Path) -> None:
+        """Bytes of the zip's directory and of the weights' header; a package's code itself has its hash."""
+        copied, chance = tmp_path / "bundle", random.Random(3)
+        shutil.copytree(bundle, copied)
+        for name, stretch in (("focus_step.pt2", slice(-900, None)), (WEIGHTS_FILE, slice(8, 900))):
+            whole = (copied / name).read_bytes()
+            for _ in range(12):
+                data = bytearray(whole)
+                places = range(len(data))[stretch]
+                for _ in range(3):
+                    data[chance.choice(places)] = chance.randrange(256)
+                (copied / name).write_bytes(data)
+                try:
+                    native.open(copied, library=LIBTORCH, allow_code=1, skip_hashes=1).close()
+                except NativeError as error:
+                    assert error.code in (1, 2, 4) and str(error).endswith(".")
+            (copied / name).write_bytes(whole)
 
 
 def test_doctor_lists_it(bundle: Path) -> None:

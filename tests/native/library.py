@@ -25,6 +25,7 @@ class OpenOptions(Sized):
         ("engines", c_char_p),
         ("threads", c_int),
         ("skip_hashes", c_int),
+        ("allow_code", c_int),
     ]
 
 

@@ -79,6 +79,13 @@ def test_a_bundle_that_is_not_whole_is_refused(native, copied, spoil, said):
     assert raised.value.code == (4 if "loaded" in said else 2) and str(raised.value).endswith(".")
 
 
+def test_a_sentence_is_utf8_whatever_bytes_a_file_had(native, copied):
+    (copied / "manifest.json").write_bytes(b'{"schema_version": 8, "\xff\x1b[31m": 1}')
+    with pytest.raises(NativeError, match="is damaged") as raised:
+        native.open(copied, library=LIBRARY)
+    assert "\x1b" not in str(raised.value)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

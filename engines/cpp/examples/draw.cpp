@@ -1,5 +1,5 @@
 // A picture of a prompt: accelaes_draw BUNDLE PROMPT [--output draw.png] [--preset NAME] [--steps T] [--seed S]
-//     [--guidance SCALE] [--negative PROMPT] [--library LIBONNXRUNTIME] [--threads COUNT]
+//     [--guidance SCALE] [--negative PROMPT] [--library LIBRARY] [--threads COUNT] [--allow-code 1]
 #include <accelaes.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -15,8 +15,8 @@ using Options = std::map<std::string, std::string>;
 
 Options read(int count, char** words) {
     Options given = {{"--output", "draw.png"}};
-    const char* const known[] = {"--output",   "--preset",   "--steps",   "--seed",
-                                 "--guidance", "--negative", "--library", "--threads"};
+    const char* const known[] = {"--output",   "--preset",  "--steps",   "--seed",      "--guidance",
+                                 "--negative", "--library", "--threads", "--allow-code"};
     if (count < 3) throw accelaes::Error(ACCELAES_INPUT, "give a bundle and a prompt: accelaes_draw BUNDLE PROMPT");
     for (int k = 3; k < count; k += 2) {
         std::string name = words[k];
@@ -38,6 +38,7 @@ void draw(const char* folder, const char* text, const Options& given) {
     auto opening = accelaes::sized<accelaes_open_options>();
     opening.library = word("--library");
     opening.threads = static_cast<int>(number("--threads"));
+    opening.allow_code = number("--allow-code") != 0;
     accelaes::Bundle bundle(folder, opening);
 
     auto options = accelaes::sized<accelaes_run_options>();

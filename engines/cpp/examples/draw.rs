@@ -7,7 +7,7 @@ use std::io::Write;
 use std::{env, mem, process, ptr};
 
 #[repr(C)]
-struct OpenOptions { size: usize, library: *const c_char, engines: *const c_char, threads: c_int, skip_hashes: c_int }
+struct OpenOptions { size: usize, library: *const c_char, engines: *const c_char, threads: c_int, skip_hashes: c_int, allow_code: c_int }
 #[repr(C)]
 struct RunOptions {
     size: usize, preset: *const c_char, plan: *const c_char, steps: c_int, images: c_int, unguided: c_int,

@@ -35,10 +35,11 @@ ACCELAES_API void accelaes_status_free(accelaes_status* status);
 
 typedef struct accelaes_open_options {
     size_t size;
-    const char* library; /* the engine's: a path of libonnxruntime.so; NULL: found by its name */
+    const char* library; /* the engine's: a path of libonnxruntime.so, or of libtorch_cpu.so; NULL: found by its name */
     const char* engines; /* folder of libaccelaes_onnxruntime.so and its like; NULL: where libaccelaes is */
     int threads;         /* of the engine; 0: one per core */
     int skip_hashes;     /* 1: files are compared by size alone */
+    int allow_code;      /* 1: a bundle whose engines are native code (aoti) may run it */
 } accelaes_open_options;
 
 /* Open the bundle in a folder: its manifest, its files' hashes, its engine. */

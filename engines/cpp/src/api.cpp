@@ -9,6 +9,7 @@
 #include "bundle.hpp"
 #include "failure.hpp"
 #include "run.hpp"
+#include "text/characters.hpp"
 
 struct accelaes_status {
     int code;
@@ -30,7 +31,7 @@ namespace {
 
 accelaes_status* status_of(int code, const char* sentence) {
     try {
-        return new accelaes_status{code, sentence};
+        return new accelaes_status{code, accelaes::readable(sentence)};
     } catch (...) {
         static accelaes_status no_memory{ACCELAES_FAILED, ""};  // not freed, and never changed
         return &no_memory;
@@ -97,8 +98,7 @@ accelaes_status* accelaes_open(const char* folder, const accelaes_open_options* 
         auto options = known(given, "options");
         if (options.threads < 0)
             accelaes::refuse("options.threads is negative; give a number of threads, or 0 for one per core.");
-        auto it = std::make_shared<const accelaes::Bundle>(folder, options.library, options.engines, options.threads,
-                                                           !options.skip_hashes);
+        auto it = std::make_shared<const accelaes::Bundle>(folder, options);
         *bundle = new accelaes_bundle{std::move(it)};
     });
 }

@@ -61,7 +61,8 @@ void check_files(const std::string& folder, const std::vector<File>& files, bool
 
 }  // namespace
 
-Format::Format(const std::string& backend, const std::string& folder, const char* library) {
+Format::Format(const Manifest& manifest, const std::string& folder, const char* library, bool allowed) {
+    const std::string& backend = manifest.backend;
     for (char c : backend) {
         if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-')
             refuse("The bundle's backend has no name; build it again.");
@@ -77,17 +78,34 @@ Format::Format(const std::string& backend, const std::string& folder, const char
     if (functions == nullptr || functions->version != engine_version) {
         throw Failure(ACCELAES_MISSING, path + " is of another release than libaccelaes; install both from one.");
     }
+    if (functions->runs_code && !allowed) {
+        refuse("The bundle's engine is native code (" + backend +
+               "), which is run where options.allow_code is 1 alone; set it for bundles whose maker you trust.");
+    }
+    std::vector<const char*> built_with;
+    for (const auto& [package, version] : manifest.built_with) {
+        built_with.push_back(package.c_str());
+        built_with.push_back(version.c_str());
+    }
+    built_with.push_back(nullptr);
     EngineError error = {};
-    engine = functions->open(library, &error);
+    engine = functions->open(library, built_with.data(), &error);
     if (engine == nullptr) throw Failure(error.code, std::string(error.sentence) + ".");
 }
 
 Format::~Format() { functions->close(engine); }
 
-Graph::Graph(std::shared_ptr<const Format> format, const std::string& path, int threads) : format_(std::move(format)) {
+Graph::Graph(std::shared_ptr<const Format> format, const std::vector<std::string>& paths,
+             const std::vector<Spec>& inputs, const std::vector<Spec>& outputs, int threads)
+    : format_(std::move(format)) {
+    std::vector<const char*> files, given, made;
+    for (const auto& path : paths) files.push_back(path.c_str());
+    for (const auto& spec : inputs) given.push_back(spec.name.c_str());
+    for (const auto& spec : outputs) made.push_back(spec.name.c_str());
+    GraphFiles all = {files.data(), files.size(), given.data(), given.size(), made.data(), made.size()};
     EngineError error = {};
-    graph_ = format_->functions->open_graph(format_->engine, path.c_str(), threads, &error);
-    if (graph_ == nullptr) throw Failure(error.code, path + " can't be opened. " + error.sentence + ".");
+    graph_ = format_->functions->open_graph(format_->engine, &all, threads, &error);
+    if (graph_ == nullptr) throw Failure(error.code, paths[0] + " can't be opened. " + error.sentence + ".");
 }
 
 Graph::~Graph() { format_->functions->close_graph(graph_); }
@@ -99,24 +117,29 @@ void Graph::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& ou
     }
 }
 
-Bundle::Bundle(const std::string& folder, const char* library, const char* engines, int threads, bool hashed)
+Bundle::Bundle(const std::string& folder, const accelaes_open_options& options)
     : manifest(read_manifest(folder)), folder_(folder) {
-    check_files(folder, manifest.files, hashed);
-    auto format =
-        std::make_shared<const Format>(manifest.backend, engines == nullptr ? own_folder() : engines, library);
-    engine = std::make_unique<const Graph>(format, file(manifest.engine_file), threads);
+    check_files(folder, manifest.files, !options.skip_hashes);
+    auto format = std::make_shared<const Format>(manifest, options.engines == nullptr ? own_folder() : options.engines,
+                                                 options.library, options.allow_code != 0);
+    auto opened = [&](const std::vector<std::string>& files, const auto& inputs, const auto& outputs, int threads) {
+        std::vector<std::string> paths;
+        for (const auto& name : files) paths.push_back(file(name));
+        return std::make_unique<const Graph>(format, paths, inputs, outputs, threads);
+    };
+    engine = opened(manifest.engine_files, manifest.inputs, manifest.outputs, options.threads);
+    auto graph = [&](const Program& program, int threads) {
+        auto& own = graphs_[program.files[0]];
+        if (own == nullptr) own = opened(program.files, program.inputs, program.outputs, threads);
+        return own.get();
+    };
     for (const auto& preset : manifest.presets) {
         for (const auto& [name, program] : preset.programs) {
-            auto& graph = graphs_[program.file];
             // Programs are small: handing parts of them to other threads would cost more than it saves.
-            if (graph == nullptr) graph = std::make_unique<const Graph>(format, file(program.file), 1);
-            programs_[preset.name][name] = graph.get();
+            programs_[preset.name][name] = graph(program, 1);
         }
     }
-    auto component = [&](const Program& program) {
-        auto& graph = graphs_[program.file];
-        if (graph == nullptr) graph = std::make_unique<const Graph>(format, file(program.file), threads);
-    };
+    auto component = [&](const Program& program) { graph(program, options.threads); };
     for (const auto& encoder : manifest.encoders) component(encoder.graph);
     if (manifest.conditioned) component(*manifest.conditioned);
     if (manifest.vae) {

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "accelaes.h"
 #include "engine.hpp"
 #include "manifest.hpp"
 
@@ -15,7 +16,8 @@ namespace accelaes {
 // The shared object of an engine format, and the library behind it.
 class Format {
    public:
-    Format(const std::string& backend, const std::string& folder, const char* library);
+    // `allowed`: the bundle's native code may be run.
+    Format(const Manifest& manifest, const std::string& folder, const char* library, bool allowed);
     ~Format();
     Format(const Format&) = delete;
     Format& operator=(const Format&) = delete;
@@ -26,7 +28,8 @@ class Format {
 
 class Graph {
    public:
-    Graph(std::shared_ptr<const Format> format, const std::string& path, int threads);
+    Graph(std::shared_ptr<const Format> format, const std::vector<std::string>& paths, const std::vector<Spec>& inputs,
+          const std::vector<Spec>& outputs, int threads);
     ~Graph();
     Graph(const Graph&) = delete;
     Graph& operator=(const Graph&) = delete;
@@ -42,7 +45,7 @@ class PromptReader;
 
 class Bundle {
    public:
-    Bundle(const std::string& folder, const char* library, const char* engines, int threads, bool hashed);
+    Bundle(const std::string& folder, const accelaes_open_options& options);
     ~Bundle();
 
     Manifest manifest;
@@ -56,7 +59,7 @@ class Bundle {
     }
 
     // A component's graph, opened with the bundle.
-    const Graph& graph(const Program& component) const { return *graphs_.at(component.file); }
+    const Graph& graph(const Program& component) const { return *graphs_.at(component.files[0]); }
 
     // The path of a file that the manifest lists; refused for another.
     std::string file(const std::string& name) const;

@@ -23,17 +23,29 @@ struct EngineError {
     char sentence[1024];
 };
 
+// A graph on disk: its own file first, then what lies beside it; and its tensors' names in its own order.
+struct GraphFiles {
+    const char* const* paths;
+    size_t count;
+    const char* const* inputs;
+    size_t in;
+    const char* const* outputs;
+    size_t out;
+};
+
 struct EngineFormat {
     int version;
-    void* (*open)(const char* library, EngineError* error);
+    bool runs_code;  // whether its graphs are native code
+    // `built_with`: names and values by turns, what the bundle was built with; NULL ends them.
+    void* (*open)(const char* library, const char* const* built_with, EngineError* error);
     // `threads` for one call of it; 0: one per core.
-    void* (*open_graph)(void* engine, const char* path, int threads, EngineError* error);
+    void* (*open_graph)(void* engine, const GraphFiles* files, int threads, EngineError* error);
     bool (*run)(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error);
     void (*close_graph)(void* graph);
     void (*close)(void* engine);
 };
 
-constexpr int engine_version = 1;
+constexpr int engine_version = 2;
 using EngineEntry = const EngineFormat* (*)();  // exported as `accelaes_engine_format`
 
 }  // namespace accelaes

@@ -47,8 +47,7 @@ Preset preset_of(const json& given) {
     }
     preset.state = specs_of(given.at("state"));
     for (const auto& [name, program] : given.at("programs").items()) {
-        preset.programs[name] = {program.at("files").at(0), specs_of(program.at("inputs")),
-                                 specs_of(program.at("outputs"))};
+        preset.programs[name] = program_of(program);
     }
     for (const char* needed : {"advance", "extrapolate", "guide"}) {
         if (!preset.has(needed))
@@ -133,7 +132,9 @@ Manifest manifest_of(const json& given, const std::string& folder) {
     }
     Manifest manifest;
     manifest.backend = given.at("backend").at("name");
-    manifest.engine_file = given.at("backend").at("files").at(0);
+    manifest.built_with = given.at("backend").at("versions").get<std::map<std::string, std::string>>();
+    manifest.engine_files = given.at("backend").at("files").get<std::vector<std::string>>();
+    if (manifest.engine_files.empty()) refuse("The bundle has no engine; build it again.");
     for (const auto& [name, file] : given.at("files").items()) {
         manifest.files.push_back({name, file.at("sha256"), static_cast<uint64_t>(whole(file.at("size")))});
     }

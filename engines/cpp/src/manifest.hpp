@@ -22,7 +22,7 @@ struct Spec {
 };
 
 struct Program {
-    std::string file;
+    std::vector<std::string> files;  // its own first
     std::vector<Spec> inputs, outputs;
 };
 
@@ -123,7 +123,9 @@ struct File {
 };
 
 struct Manifest {
-    std::string backend, engine_file;
+    std::string backend;
+    std::map<std::string, std::string> built_with;  // package to version
+    std::vector<std::string> engine_files;
     std::vector<File> files;
     Layout layout = Layout::none;
     int steps = 0;

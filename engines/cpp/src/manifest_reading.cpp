@@ -45,9 +45,9 @@ int64_t count_of(const json& given, const char* name) {
 }
 
 Program program_of(const json& given) {
-    Program program{given.at("files").at(0), specs_of(given.at("inputs")), specs_of(given.at("outputs"))};
-    if (program.inputs.empty() || program.outputs.empty())
-        throw json::type_error::create(302, "a component has no tensors", &given);
+    Program program{given.at("files"), specs_of(given.at("inputs")), specs_of(given.at("outputs"))};
+    if (program.files.empty() || program.inputs.empty() || program.outputs.empty())
+        throw json::type_error::create(302, "a graph has no files or no tensors", &given);
     return program;
 }
 

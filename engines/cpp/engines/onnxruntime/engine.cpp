@@ -1,24 +1,20 @@
 // ONNX Runtime as an engine format: the user's own libonnxruntime, opened when a bundle wants it.
 #include <dlfcn.h>
 
-#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "accelaes.h"
 #include "api.hpp"
-#include "engine.hpp"
+#include "format.hpp"
 
 namespace {
 
 using accelaes::EngineError;
+using accelaes::guarded;
+using accelaes::Refused;
 using accelaes::Tensor;
-
-struct Refused {
-    int code;
-    std::string sentence;
-};
 
 struct Library {
     const void* const* table = nullptr;
@@ -115,22 +111,7 @@ struct Graph {
     }
 };
 
-// `work`, whose failure becomes a sentence.
-template <typename Work>
-auto guarded(EngineError* error, Work work) -> decltype(work()) {
-    try {
-        return work();
-    } catch (const Refused& refused) {
-        error->code = refused.code;
-        std::snprintf(error->sentence, sizeof error->sentence, "%s", refused.sentence.c_str());
-    } catch (const std::exception& other) {
-        error->code = ACCELAES_FAILED;
-        std::snprintf(error->sentence, sizeof error->sentence, "%s", other.what());
-    }
-    return {};
-}
-
-void* open(const char* library, EngineError* error) {
+void* open(const char* library, const char* const*, EngineError* error) {
     return guarded(error, [&]() -> void* {
         const char* name = library == nullptr ? "libonnxruntime.so.1" : library;
         void* handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
@@ -152,8 +133,9 @@ void* open(const char* library, EngineError* error) {
     });
 }
 
-void* open_graph(void* engine, const char* path, int threads, EngineError* error) {
-    return guarded(error, [&]() -> void* { return new Graph(*static_cast<Engine*>(engine), path, threads); });
+void* open_graph(void* engine, const accelaes::GraphFiles* files, int threads, EngineError* error) {
+    return guarded(error,
+                   [&]() -> void* { return new Graph(*static_cast<Engine*>(engine), files->paths[0], threads); });
 }
 
 bool run(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error) {
@@ -166,7 +148,7 @@ bool run(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, si
 void close_graph(void* graph) { delete static_cast<Graph*>(graph); }
 void close(void* engine) { delete static_cast<Engine*>(engine); }
 
-const accelaes::EngineFormat format = {accelaes::engine_version, open, open_graph, run, close_graph, close};
+const accelaes::EngineFormat format = {accelaes::engine_version, false, open, open_graph, run, close_graph, close};
 
 }  // namespace
 

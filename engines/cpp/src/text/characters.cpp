@@ -68,6 +68,19 @@ std::u32string from_utf8(const std::string& utf8, const char* what) {
     return text;
 }
 
+std::string readable(const std::string& bytes) {
+    std::string made;
+    const auto* from = reinterpret_cast<const utf8proc_uint8_t*>(bytes.data());
+    for (size_t at = 0; at < bytes.size();) {
+        utf8proc_int32_t c;
+        auto read = utf8proc_iterate(from + at, static_cast<utf8proc_ssize_t>(bytes.size() - at), &c);
+        bool shown = read > 0 && c >= 0x20 && !(c >= 0x7f && c < 0xa0);
+        made += shown ? bytes.substr(at, static_cast<size_t>(read)) : "?";
+        at += read > 0 ? static_cast<size_t>(read) : 1;
+    }
+    return made;
+}
+
 void append_utf8(std::string& to, char32_t c) {
     utf8proc_uint8_t bytes[4];
     auto count = utf8proc_encode_char(static_cast<utf8proc_int32_t>(c), bytes);

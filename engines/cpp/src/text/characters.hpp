@@ -8,6 +8,8 @@ namespace accelaes {
 // Refused where it is no UTF-8; `what` names it.
 std::u32string from_utf8(const std::string& utf8, const char* what);
 std::string to_utf8(const std::u32string& text);
+// Bytes of anybody's as UTF-8 for a message: a question mark for every byte that is none, or that controls a terminal.
+std::string readable(const std::string& bytes);
 void append_utf8(std::string& to, char32_t c);
 
 bool is_letter(char32_t c);  // L*

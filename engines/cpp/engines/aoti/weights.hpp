@@ -1,0 +1,33 @@
+// A safetensors file, mapped into memory: weights that several graphs may share.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace aoti {
+
+struct Weight {
+    std::string dtype;  // as safetensors writes it: F32, I64, ...
+    std::vector<int64_t> shape;
+    void* data;
+};
+
+class Weights {
+   public:
+    // Refused for a damaged file.
+    explicit Weights(const std::string& path);
+    ~Weights();
+    Weights(const Weights&) = delete;
+    Weights& operator=(const Weights&) = delete;
+
+    const std::map<std::string, Weight>& all() const { return all_; }
+
+   private:
+    void* mapped_ = nullptr;
+    size_t size_ = 0;
+    std::map<std::string, Weight> all_;
+};
+
+}  // namespace aoti
