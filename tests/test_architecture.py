@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": BELOW_ALL,
     "memory": BELOW_ALL,
     "files": BELOW_ALL,
+    "native_sdk": BELOW_ALL | {"files"},
     "contract": BELOW_ALL | {"files", "policies"},
     "policies": BELOW_ALL,
     "recipes": BELOW_ALL | {"contract", "options", "policies"},
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "measure/quality": BELOW_ALL | {"files", "contract", "bundle"} | {"policies", "progress", "runtime"}
     | {"measure/profiling"},
     "measure/report": BELOW_ALL | {"contract", "policies", "runtime", "measure/profiling", "measure/quality"},
-    "cli": RUN | {"memory", "progress", "runtime", "backbones", "building", "plugins"}
+    "cli": RUN | {"memory", "native_sdk", "progress", "runtime", "backbones", "building", "plugins"}
     | {"measure/profiling", "measure/quality", "measure/report"},
 }  # fmt: skip
 

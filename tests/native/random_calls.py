@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.native.library import Native, OpenOptions, RunOptions, Step, Tensor
+from tests.native.library import Native, OpenOptions, Prompt, RunOptions, Step, Tensor, Word
 
 NUMBERS = (c_float * 64)(*([0.5] * 64))
 PIXELS = np.zeros((48, 48, 3), np.uint8)
@@ -47,7 +47,7 @@ class Caller:
         self.lib.accelaes_status_free(c_void_p(status))
 
     def call(self) -> None:
-        kinds = [self.open, self.close, self.new, self.free, self.input, self.input, self.look, self.next, self.next]
+        kinds = [self.open, self.close, self.new, self.free, self.input, self.prompt, self.look, self.next, self.next]
         self.chance.choice(kinds)()
 
     def open(self) -> None:
@@ -114,7 +114,23 @@ class Caller:
         count = c_size_t(chance.choice([4, 4, 4, 3, 0]))
         self.status(self.lib.accelaes_run_input(chance.choice(self.runs), structs, count))
 
+    def prompt(self) -> None:
+        if not self.runs:
+            return
+        chance, prompts = self.chance, (Prompt * 2)()
+        texts = [b"a Red star", b"", b"(glossy:1.2) it's", b"\xff", b"\xf0\x9f\x98\x80", b"x" * 3000]
+        for prompt in prompts:
+            given = {name: self.any_of(texts) for name in ("text", "negative", "text_2") if chance.random() < 0.9}
+            prompt.__init__(**given)  # type: ignore[misc]
+            if chance.random() < 0.03:
+                prompt.size = chance.choice([0, 8, 16, 10**6])
+        count = c_size_t(chance.choice([1, 1, 1, 2, 0, 10**9]))
+        run, given = chance.choice(self.runs), self.any_of([prompts, prompts, prompts])
+        self.status(self.lib.accelaes_run_prompt(run, given, count, None, c_size_t(chance.choice([0, 0, 0, 3]))))
+
     def look(self) -> None:
+        word = self.any_of([byref(Word())])
+        self.lib.accelaes_run_word(self.any_of(self.runs), self.chance.randint(-1, 2), self.chance.randint(-1, 9), word)
         run, count, n = self.any_of(self.runs), c_size_t(), c_int()
         self.lib.accelaes_run_latents(run, byref(count))
         self.lib.accelaes_run_focus(run, byref(n))
