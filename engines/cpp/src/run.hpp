@@ -91,6 +91,7 @@ class Run {
     };
 
     void take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts);
+    void weigh(const PromptReader& reader, const std::vector<std::map<std::string, std::u32string>>& prompts);
     void fill_in();
     void begin();
     bool masked() const { return plan_.preset->focus && plan_.preset->focus->mask_step >= 0; }
