@@ -27,5 +27,5 @@ def command(output: Path) -> None:
     from accelaes_export.native_sdk import BUILD_SCRIPT, lay_out
 
     lay_out(output)
-    click.echo(f"Wrote {output}")
-    click.echo(f"Next: {output / BUILD_SCRIPT} PREFIX")
+    click.echo(f"Wrote {click.format_filename(output)}")
+    click.echo(f"Next: {click.format_filename(output / BUILD_SCRIPT)} PREFIX")

@@ -116,6 +116,7 @@ class TestNatively:
         preset = python.preset(name)
         given = setting(python, preset, preset.plans[20], seed=3, guided=guided)
         require_same(python, opened, given)
+        assert torch.is_grad_enabled(), "it leaves torch's mode as it was"
 
     def test_two_threads_take_turns(self, opened: NativeBundle, bundle: Path) -> None:
         python = ax.open(bundle)

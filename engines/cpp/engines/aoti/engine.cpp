@@ -52,6 +52,7 @@ struct Torch {
     Code (*sizes)(AtenTensor*, int64_t**) = nullptr;
     Code (*strides)(AtenTensor*, int64_t**) = nullptr;
     Code (*set_grad)(bool) = nullptr;
+    bool (*has_grad)() = nullptr;
     int32_t cpu = 0, strided = 0;
     std::map<std::string, int32_t> dtypes;  // as safetensors calls them
 
@@ -63,6 +64,7 @@ struct Torch {
         find(library, "aoti_torch_get_sizes", sizes);
         find(library, "aoti_torch_get_strides", strides);
         find(library, "aoti_torch_grad_mode_set_enabled", set_grad);
+        find(library, "aoti_torch_grad_mode_is_enabled", has_grad);
         auto number = [&](const char* name) {
             int32_t (*function)() = nullptr;
             find(library, name, function);
@@ -155,6 +157,19 @@ void copy(const char* from, char*& to, const int64_t* sizes, const int64_t* step
         copy(from + k * steps[0] * static_cast<int64_t>(width), to, sizes + 1, steps + 1, axes - 1, width);
 }
 
+// Gradients are off as long as it lives: the thread may be one that trains, in a process that has torch too.
+class WithoutGrad {
+   public:
+    explicit WithoutGrad(const Torch& torch) : torch_(torch), was_(torch.has_grad()) { torch_.set_grad(false); }
+    ~WithoutGrad() { torch_.set_grad(was_); }
+    WithoutGrad(const WithoutGrad&) = delete;
+    WithoutGrad& operator=(const WithoutGrad&) = delete;
+
+   private:
+    const Torch& torch_;
+    bool was_;
+};
+
 class Graph {
    public:
     Graph(Engine& engine, const GraphFiles& files) : torch_(engine.torch) {
@@ -188,7 +203,7 @@ class Graph {
 
     void run(const Tensor* inputs, size_t in, const Tensor* outputs, size_t out) {
         std::lock_guard<std::mutex> lock(running_);
-        torch_.set_grad(false);
+        WithoutGrad without(torch_);
         std::vector<AtenTensor*> given, made(outputs_.size(), nullptr);
         for (const auto& name : inputs_) {
             const Tensor* found = nullptr;
