@@ -28,12 +28,17 @@ def lay_out(folder: Path) -> None:
             )
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is there already, and isn't empty; name another folder, or remove it first.")
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent = folder.absolute().parent
+        made = [place for place in (parent, *parent.parents) if not place.exists()]
+        parent.mkdir(parents=True, exist_ok=True)
         written = beside(folder.absolute(), "writing", os.getpid())
         remove(written)
         try:
             shutil.copytree(sources, written, ignore=shutil.ignore_patterns("__pycache__", "build", "installed"))
             (written / BUILD_SCRIPT).chmod(0o755)  # wheels don't keep it
             put_in_place(written, folder.absolute())
-        finally:
+        except BaseException:
             remove(written)
+            for place in made:
+                place.rmdir()
+            raise

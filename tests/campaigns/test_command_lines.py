@@ -109,6 +109,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(evaluation, "evaluate", stop)
     monkeypatch.setattr(plugin_build, "compile_kernels", stop)
     monkeypatch.setattr("accelaes_export.building.verification.verify", stop)
+    monkeypatch.setattr("accelaes_export.native_sdk.put_in_place", stop)
 
 
 def random_line(chance: random.Random, bundle: Path, prompts: Path) -> list[str]:
