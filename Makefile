@@ -1,6 +1,7 @@
 # make demo   builds the shipped checkpoint twice and makes one prompt dense and accelerated (out/)
 # make test   lint, types and the whole test suite
 # make test-minimum   a few tests with the oldest versions of everything that is declared to work
+# make test-native   the native runtime under sanitizers, its fuzzing, and pictures by AOTInductor
 # make campaigns   all of the attacks that make test has a sample of
 # make test-gpu   the tests that need a GPU, with whatever torch .venv has; GPU_WORKERS at a time
 # All set up .venv first; PYTHON=python3.12 make venv chooses another interpreter.
@@ -14,7 +15,7 @@ WORKERS ?= 2
 GPU_WORKERS ?= 6
 PROMPT ?= an intricate red star on the left, plain blue background
 
-.PHONY: demo test test-thorough test-minimum campaigns test-gpu lint venv clean
+.PHONY: demo test test-thorough test-minimum test-native campaigns test-gpu lint venv clean
 
 venv: $(READY)
 
@@ -55,6 +56,10 @@ test-minimum: .venv-minimum/.ready
 	.venv-minimum/bin/python -m pip install --quiet --constraint constraints-minimum.txt --editable ".[cpu,sign]" \
 	    "pytest<9.2" pytest-xdist hypothesis
 	touch $@
+
+# About a quarter of an hour.
+test-native: venv
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadgroup -m native
 
 # About an hour and a quarter on two cores: 650 builds killed, 10,000 manifests, 3,000 steps of damaged ones, 1,300 damaged files,
 # 3,000 command lines.

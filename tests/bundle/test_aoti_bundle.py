@@ -7,6 +7,7 @@ import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tests.native.building import ONNXRUNTIME
 from tests.native.library import Native, NativeBundle, NativeError
 from tests.native.reference import setting
 from tests.native.test_runs import carried_out, require_same
+from tests.runtime.complete_bundle import DrawsNatively
 from tests.shallow_shapes import save_shallow_shapes
 from tests.trajectories import follows
 
@@ -218,3 +220,21 @@ def test_the_dense_policy_follows_the_untouched_pipeline(checkpoint: Path, bundl
     expected = latents(pipe)
     ax.accelerate(pipe, ax.open(bundle), policy=Dense())
     assert follows(latents(pipe), expected)
+
+
+@pytest.mark.native
+class TestAPictureNatively(DrawsNatively):
+    """From the prompt on: text encoders and VAE are packages too."""
+
+    asked_for = PROMPT
+    opening: ClassVar[dict[str, object]] = {"library": LIBTORCH, "allow_code": 1}
+
+    @pytest.fixture(scope="class")
+    def bundle(self, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ax.Bundle:
+        folder = tmp_path_factory.mktemp("aoti") / "complete"
+        options = (
+            f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing "
+            f"--presets dense,accelaes,drift:budget=12 --components text,vae,tokenizers -o {folder}"
+        )
+        command("build", *options.split())
+        return ax.open(folder)

@@ -30,19 +30,34 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """libaccelaes.so, beside its engine format."""
+def build(folder: Path, *options: str, target: str = "all") -> Path:
+    """libaccelaes.so in `folder`, beside its engine formats and tests."""
     if missing():
         pytest.skip(f"{missing()} isn't here")
-    folder = shared(tmp_path_factory) / "native"
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for command in (["cmake", "-S", SOURCES, "-B", folder, "-G", "Ninja"], ["cmake", "--build", folder]):
+        configure = ["cmake", "-S", SOURCES, "-B", folder, "-G", "Ninja", *options]
+        for command in (configure, ["cmake", "--build", folder, "--target", target]):
             made = subprocess.run(command, capture_output=True, text=True, check=False)
             assert made.returncode == 0, made.stdout + made.stderr
         assert "warning" not in made.stdout, made.stdout
     return folder / "libaccelaes.so"
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(shared(tmp_path_factory) / "native", "-DACCELAES_TESTS=ON")
+
+
+def ctest(folder: Path, bundle: Path, golden: Path, *options: str, **environment: str) -> str:
+    """What ctest says of the build in `folder`, all of whose tests passed."""
+    given = {"BUNDLE": bundle, "LIBRARY": ONNXRUNTIME, "GOLDEN": golden}
+    named = [f"-DACCELAES_TEST_{name}={path}" for name, path in given.items()]
+    subprocess.run(["cmake", *named, folder], check=True, capture_output=True)
+    command = ["ctest", "--test-dir", folder, "--output-on-failure", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,7 @@ class Caller:
             self.bundles += [out] if out else []
 
     def close(self) -> None:
-        if self.bundles and self.chance.random() < 0.1:
+        if self.bundles and self.chance.random() < 0.02:  # opening takes the longest
             self.lib.accelaes_close(self.bundles.pop())
 
     def new(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import gc
 import resource
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from accelaes_export.policies import from_name
 from accelaes_export.policies.anchors import ANCHORS
 from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.prompts import PromptWeights, told
-from tests.native.building import ONNXRUNTIME, SOURCES, shared
+from tests.native.building import ONNXRUNTIME, shared
 from tests.native.conftest import PRESETS
 from tests.native.library import Native, NativeBundle, NativeError, NativeRun
 
@@ -172,17 +171,6 @@ def test_latents_may_be_given_beside_a_prompt(opened: NativeBundle):
     other.prompt(PROMPT, tensors={"latents": drawn_from_seed.reshape(1, 4, 24, 24)})
     assert np.array_equal(drawn(run), drawn(other))
     run.free(), other.free()
-
-
-def test_eight_threads_draw_what_one_does_and_a_ninth_cancels(library: Path, bundle: Bundle, tmp_path: Path):
-    program, folder = tmp_path / "threads", library.parent
-    sources = ["-I", SOURCES / "include", Path(__file__).with_name("threads.cpp")]
-    linked = ["-L", folder, "-laccelaes", f"-Wl,-rpath,{folder}", "-pthread"]
-    subprocess.run(["g++", "-std=c++17", "-O1", *sources, *linked, "-o", program], check=True)
-    rounds = 2
-    done = subprocess.run([program, bundle.path, ONNXRUNTIME, str(rounds)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"16 pictures, 0 apart, {rounds} of {rounds} runs stopped\n"
 
 
 def test_memory_stays_flat_over_pictures(opened: NativeBundle):

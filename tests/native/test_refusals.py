@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from accelaes_export.bundle.reading import Bundle
 from tests.campaigns.mutations import mutated
 from tests.campaigns.size import attempts
 from tests.native.building import ONNXRUNTIME
@@ -266,3 +267,14 @@ def test_facts_and_names_of_nothing_are_nothing(native: Native):
     native.lib.accelaes_run_free(None)
     native.lib.accelaes_status_free(None)
     assert native.lib.accelaes_status_code(None) == 0
+
+
+@pytest.mark.parametrize("count", [15, pytest.param(400, marks=pytest.mark.native)])
+def test_a_graph_that_is_cut_off_or_changed_is_refused_or_run_and_never_a_crash(
+    library: Path, bundle: Bundle, count: int
+):
+    """Its manifest is made to agree: nothing but the engine can tell."""
+    command = [sys.executable, "-m", "tests.native.damaged_engines", library, bundle.path, ONNXRUNTIME, 0, count]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > count / 2

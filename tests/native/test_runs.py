@@ -12,7 +12,6 @@ import torch
 
 import accelaes_export as ax
 from accelaes_export.policies import from_name
-from tests.campaigns.size import attempts
 from tests.native.conftest import PRESETS, REGIONS
 from tests.native.library import NativeBundle
 from tests.native.reference import Setting, setting, walk
@@ -101,20 +100,6 @@ def test_a_prompts_latents_are_the_pipelines_own(opened, bundle, name, monkeypat
     if report.focus_index is not None and any(symbol in "abc" for symbol in plan):
         assert np.array_equal(run.focus(), report.focus_index.numpy())
     run.free()
-
-
-def test_settings_of_every_kind_go_the_same_way(opened, bundle):
-    """Presets, numbers of steps, plans by hand, scales, with and without guidance, by chance."""
-    tried = []
-    for chance in attempts(100):
-        preset = bundle.preset(chance.choice(PRESETS))
-        plan = preset.plans[chance.choice([T for T in preset.plans if 3 <= T <= 20])]
-        if preset.focus and not preset.focus.moving and chance.random() < 0.3:
-            plan = "DDDDDD" + "".join(chance.choice("Dabc..") for _ in range(chance.randint(1, 8)))
-        scale, guided = chance.choice([1.0, 4.5, 9.0]), chance.random() < 0.8
-        given = setting(bundle, preset, plan, seed=chance.randint(0, 10**6), scale=scale, guided=guided)
-        tried.append(require_same(bundle, opened, given))
-    assert tried
 
 
 def test_eight_threads_on_one_bundle_draw_what_one_does_bit_for_bit(opened, bundle):

@@ -69,13 +69,14 @@ class DrawsNatively:
     """Of a bundle with presets: libaccelaes draws what Python draws, by the bundle's own scheduler."""
 
     unguided: ClassVar[bool] = False
+    opening: ClassVar[dict[str, object]] = {"library": str(ONNXRUNTIME).encode(), "threads": 1}
 
     def begin(self, run, opened) -> None:
         """Give the run what `asked_for` stands for."""
         run.prompt(self.asked_for)
 
     def test_it_draws_natively_what_it_draws_in_python(self, bundle, native):
-        opened = native.open(bundle.path, library=str(ONNXRUNTIME).encode(), threads=1)
+        opened = native.open(bundle.path, **self.opening)
         pipe, size = load_pipeline(bundle), bundle.manifest.geometry.latents.size
         assert opened.presets
         for name in opened.presets:

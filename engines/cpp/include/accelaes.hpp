@@ -80,6 +80,12 @@ class Run {
         const float* data = accelaes_run_latents(run_.get(), &count);
         return {data, count};
     }
+    // The focus index [images, n] of the last sparse step; empty before one.
+    std::vector<int64_t> focus(int images = 1) const {
+        int n = 0;
+        const int64_t* index = accelaes_run_focus(run_.get(), &n);
+        return n == 0 ? std::vector<int64_t>() : std::vector<int64_t>(index, index + int64_t{images} * n);
+    }
     // The latents as they are now, as pictures [b, height, width, 3] of `bytes` in all.
     std::vector<unsigned char> picture(size_t bytes) const {
         std::vector<unsigned char> pixels(bytes);

@@ -11,29 +11,45 @@
 #include "run.hpp"
 #include "text/characters.hpp"
 
-struct accelaes_status {
-    int code;
-    std::string sentence;
-};
-
-struct accelaes_bundle {
-    std::shared_ptr<const accelaes::Bundle> it;
-};
-
-struct accelaes_run {
-    accelaes::Run it;
-
-    accelaes_run(std::shared_ptr<const accelaes::Bundle> bundle, accelaes::RunPlan plan)
-        : it(std::move(bundle), std::move(plan)) {}
-};
+// What callers have pointers of, empty: what lies behind them is no part of the ABI.
+struct accelaes_status {};
+struct accelaes_bundle {};
+struct accelaes_run {};
 
 namespace {
 
+struct Status : accelaes_status {
+    int code;
+    std::string sentence;
+
+    Status(int of, std::string said) : code(of), sentence(std::move(said)) {}
+};
+
+struct OpenBundle : accelaes_bundle {
+    std::shared_ptr<const accelaes::Bundle> it;
+
+    explicit OpenBundle(std::shared_ptr<const accelaes::Bundle> opened) : it(std::move(opened)) {}
+};
+
+struct BegunRun : accelaes_run {
+    accelaes::Run it;
+
+    BegunRun(std::shared_ptr<const accelaes::Bundle> bundle, accelaes::RunPlan plan)
+        : it(std::move(bundle), std::move(plan)) {}
+};
+
+const Status* behind(const accelaes_status* status) { return static_cast<const Status*>(status); }
+const std::shared_ptr<const accelaes::Bundle>& behind(const accelaes_bundle* bundle) {
+    return static_cast<const OpenBundle*>(bundle)->it;
+}
+accelaes::Run& behind(accelaes_run* run) { return static_cast<BegunRun*>(run)->it; }
+const accelaes::Run& behind(const accelaes_run* run) { return static_cast<const BegunRun*>(run)->it; }
+
 accelaes_status* status_of(int code, const char* sentence) {
     try {
-        return new accelaes_status{code, accelaes::readable(sentence)};
+        return new Status(code, accelaes::readable(sentence));
     } catch (...) {
-        static accelaes_status no_memory{ACCELAES_FAILED, ""};  // not freed, and never changed
+        static Status no_memory(ACCELAES_FAILED, "");  // not freed, and never changed
         return &no_memory;
     }
 }
@@ -72,6 +88,19 @@ void hand_over(Result* to, const Result& found, size_t size) {
     to->size = size;
 }
 
+// An array of the caller's structs, which lie one behind another, as large as the caller's header has them.
+template <typename Struct>
+std::vector<Struct> listed(const Struct* first, size_t count, const char* name) {
+    if (count > 4096) accelaes::refuse(std::to_string(count) + " " + name + "s were given; 4096 are the most.");
+    std::vector<Struct> own;
+    if (count == 0) return own;
+    if (first == nullptr) accelaes::refuse(std::string("The list of ") + name + "s is NULL; give one.");
+    const char* at = reinterpret_cast<const char*>(first);
+    for (size_t k = 0; k < count; ++k, at += first->size)
+        own.push_back(known(reinterpret_cast<const Struct*>(at), name));
+    return own;
+}
+
 void require(const void* given, const char* what) {
     if (given == nullptr) accelaes::refuse(std::string(what) + " is NULL; give one.");
 }
@@ -80,14 +109,14 @@ void require(const void* given, const char* what) {
 
 extern "C" {
 
-int accelaes_status_code(const accelaes_status* status) { return status == nullptr ? ACCELAES_GOOD : status->code; }
+int accelaes_status_code(const accelaes_status* status) { return status == nullptr ? ACCELAES_GOOD : behind(status)->code; }
 
 const char* accelaes_status_sentence(const accelaes_status* status) {
-    return status == nullptr ? "" : status->sentence.c_str();
+    return status == nullptr ? "" : behind(status)->sentence.c_str();
 }
 
 void accelaes_status_free(accelaes_status* status) {
-    if (status != nullptr && !status->sentence.empty()) delete status;
+    if (status != nullptr && !behind(status)->sentence.empty()) delete behind(status);
 }
 
 accelaes_status* accelaes_open(const char* folder, const accelaes_open_options* given, accelaes_bundle** bundle) {
@@ -99,15 +128,15 @@ accelaes_status* accelaes_open(const char* folder, const accelaes_open_options* 
         if (options.threads < 0)
             accelaes::refuse("options.threads is negative; give a number of threads, or 0 for one per core.");
         auto it = std::make_shared<const accelaes::Bundle>(folder, options);
-        *bundle = new accelaes_bundle{std::move(it)};
+        *bundle = new OpenBundle(std::move(it));
     });
 }
 
-void accelaes_close(accelaes_bundle* bundle) { delete bundle; }
+void accelaes_close(accelaes_bundle* bundle) { delete static_cast<OpenBundle*>(bundle); }
 
 void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts) {
     if (bundle == nullptr || facts == nullptr) return;
-    const auto& manifest = bundle->it->manifest;
+    const auto& manifest = behind(bundle)->manifest;
     accelaes_facts found = {};
     found.images = static_cast<int>(manifest.batch);
     found.tokens = static_cast<int>(manifest.tokens);
@@ -126,14 +155,14 @@ void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts)
 }
 
 const char* accelaes_preset_name(const accelaes_bundle* bundle, int index) {
-    if (bundle == nullptr || index < 0 || static_cast<size_t>(index) >= bundle->it->manifest.presets.size())
+    if (bundle == nullptr || index < 0 || static_cast<size_t>(index) >= behind(bundle)->manifest.presets.size())
         return nullptr;
-    return bundle->it->manifest.presets[static_cast<size_t>(index)].name.c_str();
+    return behind(bundle)->manifest.presets[static_cast<size_t>(index)].name.c_str();
 }
 
 int accelaes_conditioning(const accelaes_bundle* bundle, int index, accelaes_spec* spec) {
     if (bundle == nullptr || spec == nullptr || index < 0) return 0;
-    const auto& manifest = bundle->it->manifest;
+    const auto& manifest = behind(bundle)->manifest;
     if (static_cast<size_t>(index) >= manifest.conditioning.size()) return 0;
     for (const auto& input : manifest.inputs) {
         if (input.name != manifest.conditioning[static_cast<size_t>(index)] || input.shape.size() > 6) continue;
@@ -155,8 +184,8 @@ accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelae
                                     size_t* device) {
     return guarded([&] {
         require(bundle, "The bundle");
-        accelaes::RunPlan plan(*bundle->it, known(options, "options"));
-        if (host != nullptr) *host = plan.bytes(bundle->it->manifest);
+        accelaes::RunPlan plan(*behind(bundle), known(options, "options"));
+        if (host != nullptr) *host = plan.bytes(behind(bundle)->manifest);
         if (device != nullptr) *device = 0;
     });
 }
@@ -167,17 +196,17 @@ accelaes_status* accelaes_run_new(const accelaes_bundle* bundle, const accelaes_
         require(bundle, "The bundle");
         require(run, "The place for the run");
         *run = nullptr;
-        *run = new accelaes_run(bundle->it, accelaes::RunPlan(*bundle->it, known(options, "options")));
+        *run = new BegunRun(behind(bundle), accelaes::RunPlan(*behind(bundle), known(options, "options")));
     });
 }
 
-void accelaes_run_free(accelaes_run* run) { delete run; }
+void accelaes_run_free(accelaes_run* run) { delete static_cast<BegunRun*>(run); }
 
 accelaes_status* accelaes_run_input(accelaes_run* run, const accelaes_tensor* tensors, size_t count) {
     return guarded([&] {
         require(run, "The run");
-        if (count > 0) require(tensors, "The list of tensors");
-        run->it.input(tensors, count);
+        auto own = listed(tensors, count, "tensor");
+        behind(run).input(own.data(), own.size());
     });
 }
 
@@ -185,22 +214,15 @@ accelaes_status* accelaes_run_prompt(accelaes_run* run, const accelaes_prompt* p
                                      const accelaes_tensor* tensors, size_t tensor_count) {
     return guarded([&] {
         require(run, "The run");
-        require(prompts, "The list of prompts");
-        if (tensor_count > 0) require(tensors, "The list of tensors");
-        if (count > 4096) accelaes::refuse(std::to_string(count) + " prompts were given; give one for each image.");
-        // The caller's structs lie one behind another, as large as the caller's header has them.
-        std::vector<accelaes_prompt> own;
-        const char* at = reinterpret_cast<const char*>(prompts);
-        size_t size = count > 0 ? prompts->size : 0;
-        for (size_t k = 0; k < count; ++k, at += size)
-            own.push_back(known(reinterpret_cast<const accelaes_prompt*>(at), "prompt"));
-        run->it.prompt(own.data(), count, tensors, tensor_count);
+        auto own = listed(prompts, count, "prompt");
+        auto beside = listed(tensors, tensor_count, "tensor");
+        behind(run).prompt(own.data(), own.size(), beside.data(), beside.size());
     });
 }
 
 int accelaes_run_word(const accelaes_run* run, int image, int index, accelaes_word* word) {
     if (run == nullptr || word == nullptr || image < 0 || index < 0) return 0;
-    const auto& words = run->it.words();
+    const auto& words = behind(run).words();
     if (static_cast<size_t>(image) >= words.size()) return 0;
     const auto& own = words[static_cast<size_t>(image)];
     if (static_cast<size_t>(index) >= own.size()) return 0;
@@ -214,32 +236,32 @@ accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step* step, int* 
         require(run, "The run");
         if (more != nullptr) *more = 0;
         accelaes_step found = {};
-        bool left = run->it.next(&found);
+        bool left = behind(run).next(&found);
         if (step != nullptr) hand_over(step, found, step->size);
         if (more != nullptr) *more = left;
     });
 }
 
 const float* accelaes_run_latents(const accelaes_run* run, size_t* count) {
-    if (count != nullptr) *count = run == nullptr ? 0 : run->it.latents().size();
-    return run == nullptr ? nullptr : run->it.latents().data();
+    if (count != nullptr) *count = run == nullptr ? 0 : behind(run).latents().size();
+    return run == nullptr ? nullptr : behind(run).latents().data();
 }
 
 const int64_t* accelaes_run_focus(const accelaes_run* run, int* n) {
-    if (n != nullptr) *n = run == nullptr ? 0 : static_cast<int>(run->it.focus_tokens());
-    return run == nullptr ? nullptr : run->it.focus().data();
+    if (n != nullptr) *n = run == nullptr ? 0 : static_cast<int>(behind(run).focus_tokens());
+    return run == nullptr ? nullptr : behind(run).focus().data();
 }
 
 accelaes_status* accelaes_run_picture(const accelaes_run* run, unsigned char* pixels, size_t size) {
     return guarded([&] {
         require(run, "The run");
         require(pixels, "The place for the pictures");
-        run->it.picture(pixels, size);
+        behind(run).picture(pixels, size);
     });
 }
 
 void accelaes_run_cancel(accelaes_run* run) {
-    if (run != nullptr) run->it.cancel();
+    if (run != nullptr) behind(run).cancel();
 }
 
 }  // extern "C"

@@ -59,6 +59,13 @@ void check_files(const std::string& folder, const std::vector<File>& files, bool
     }
 }
 
+// What an engine format says of a failure, as a sentence; `before` it where the failure is.
+[[noreturn]] void fail(const EngineError& error, const std::string& before = "") {
+    std::string said = before + error.sentence;
+    while (!said.empty() && (said.back() == '.' || said.back() == ' ')) said.pop_back();
+    throw Failure(error.code, said + ".");
+}
+
 }  // namespace
 
 Format::Format(const Manifest& manifest, const std::string& folder, const char* library, bool allowed) {
@@ -90,7 +97,7 @@ Format::Format(const Manifest& manifest, const std::string& folder, const char* 
     built_with.push_back(nullptr);
     EngineError error = {};
     engine = functions->open(library, built_with.data(), &error);
-    if (engine == nullptr) throw Failure(error.code, std::string(error.sentence) + ".");
+    if (engine == nullptr) fail(error);
 }
 
 Format::~Format() { functions->close(engine); }
@@ -105,16 +112,15 @@ Graph::Graph(std::shared_ptr<const Format> format, const std::vector<std::string
     GraphFiles all = {files.data(), files.size(), given.data(), given.size(), made.data(), made.size()};
     EngineError error = {};
     graph_ = format_->functions->open_graph(format_->engine, &all, threads, &error);
-    if (graph_ == nullptr) throw Failure(error.code, paths[0] + " can't be opened. " + error.sentence + ".");
+    if (graph_ == nullptr) fail(error, paths[0] + " can't be opened. ");
 }
 
 Graph::~Graph() { format_->functions->close_graph(graph_); }
 
 void Graph::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
     EngineError error = {};
-    if (!format_->functions->run(graph_, inputs.data(), inputs.size(), outputs.data(), outputs.size(), &error)) {
-        throw Failure(error.code, std::string(error.sentence) + ".");
-    }
+    if (!format_->functions->run(graph_, inputs.data(), inputs.size(), outputs.data(), outputs.size(), &error))
+        fail(error);
 }
 
 Bundle::Bundle(const std::string& folder, const accelaes_open_options& options)
