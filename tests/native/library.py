@@ -26,6 +26,8 @@ class OpenOptions(Sized):
         ("threads", c_int),
         ("skip_hashes", c_int),
         ("allow_code", c_int),
+        ("device", c_char_p),
+        ("stream", c_void_p),
     ]
 
 
@@ -160,6 +162,14 @@ class NativeBundle:
         self._kept = sigmas, timesteps = [np.ascontiguousarray(a, dtype=np.float32) for a in (sigmas, timesteps)]
         pointers = [array.ctypes.data_as(POINTER(c_float)) for array in (sigmas, timesteps)]
         return RunOptions(sigmas=pointers[0], timesteps=pointers[1], **options)
+
+    def run_bytes(
+        self, sigmas: np.ndarray | None = None, timesteps: np.ndarray | None = None, **options: object
+    ) -> tuple[int, int]:
+        """Memory of the process and of its device."""
+        given, host, device = self.options(sigmas, timesteps, **options), c_size_t(), c_size_t()
+        self.native.check(self.native.lib.accelaes_run_bytes(self.handle, byref(given), byref(host), byref(device)))
+        return host.value, device.value
 
     def run(self, sigmas: np.ndarray | None, timesteps: np.ndarray | None, **options: object) -> NativeRun:
         given, run = self.options(sigmas, timesteps, **options), c_void_p()

@@ -1,6 +1,7 @@
 // Parts of the library by themselves, whose numbers go to standard output:
 //     parts numbers SEED COUNT...
 //     parts packed SEED IMAGES CHANNELS HEIGHT WIDTH PATCH
+//     parts halves TYPE COUNT    as many numbers on standard input, rounded to fp16 (10) or bf16 (16)
 //     parts solver TOKENS STEPS    sigmas, timesteps and the latents [64] after every step, by the scheduler of the
 //                                  components on standard input, where a step predicts cos(latents + step)
 #include <cmath>
@@ -21,6 +22,18 @@ int main(int count, char** words) {
     auto write = [](const std::vector<float>& numbers) {
         std::fwrite(numbers.data(), sizeof(float), numbers.size(), stdout);
     };
+    if (std::string(words[1]) == "halves") {
+        std::vector<float> numbers(number(3));
+        if (std::fread(numbers.data(), sizeof(float), numbers.size(), stdin) != numbers.size()) return 1;
+        auto type = static_cast<accelaes::Type>(number(2));
+        for (float& one : numbers) {
+            uint16_t half;
+            accelaes::put_number(&half, type, 0, one);
+            one = accelaes::number_of(&half, type, 0);
+        }
+        write(numbers);
+        return 0;
+    }
     if (std::string(words[1]) == "packed") {
         accelaes::Manifest manifest;
         manifest.channels = static_cast<int64_t>(number(4));
@@ -45,11 +58,12 @@ int main(int count, char** words) {
             write(solver.timesteps());
             std::vector<float> latents(64), prediction(latents.size());
             for (size_t k = 0; k < latents.size(); ++k) latents[k] = 0.1f * static_cast<float>(k) - 3.0f;
-            solver.begin(latents.size());
+            accelaes::Device host("cpu", nullptr, "");
+            solver.begin(host, latents.size());
             for (int64_t i = 0; i < steps; ++i) {
                 for (size_t k = 0; k < latents.size(); ++k)
                     prediction[k] = std::cos(latents[k] + static_cast<float>(i));
-                solver.move(i, prediction.data(), latents);
+                solver.move(host, i, prediction.data(), latents.data(), latents.size());
                 write(latents);
             }
         } catch (const accelaes::Failure& failure) {

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from accelaes_export.bundle.reading import Bundle
+from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.contract.patches import patchify, unpatchify
 from accelaes_export.contract.presets import Preset
@@ -50,8 +51,8 @@ def setting(
     rows = 2 * images if guided else images
     drawn = example_inputs(contract.model_copy(update={"batch": rows}), contract.tokens, B=rows, seed=seed)
     generator = torch.Generator().manual_seed(seed)
-    inputs = {name: drawn[name].numpy() for name in contract.conditioning}
-    inputs["latents"] = drawn[HIDDEN_STATES][:images].numpy()
+    inputs = {name: _in_fp32(drawn[name]) for name in contract.conditioning}
+    inputs["latents"] = _in_fp32(drawn[HIDDEN_STATES][:images])
     if contract.text_input is not None:
         inputs["token_weights"] = torch.rand(images, contract.text_tokens, generator=generator).numpy()
     T = len(plan)
@@ -61,6 +62,11 @@ def setting(
     return Setting(
         preset, plan, images, guided, scale, sigmas, (sigmas[:-1] * limit * 0.999).astype(np.float32), inputs
     )
+
+
+def _in_fp32(tensor: torch.Tensor) -> np.ndarray:
+    """As the C ABI takes it, whatever the engine computes in."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def walk(bundle: Bundle, given: Setting, *, watched: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -99,14 +105,18 @@ def _halves(
     """What the transformer says of both halves, the unconditional first."""
     contract = denoiser.session.contract
     shared = {spec.name for spec in contract.inputs if spec.shape[0] != "B"}
-    conditioning: dict[str, Any] = {name: torch.from_numpy(given.inputs[name]) for name in contract.conditioning}
+    types = {spec.name: torch_dtype(spec.dtype) for spec in contract.inputs}
+    conditioning: dict[str, Any] = {
+        name: torch.from_numpy(given.inputs[name]).to(types[name]) for name in contract.conditioning
+    }
 
     def call(rows: slice, branch: str, *, paired: bool) -> torch.Tensor:
         own = {name: t if name in shared else t[rows] for name, t in conditioning.items()}
         x = torch.cat([latents, latents]) if paired else latents
         timestep = torch.full((x.shape[0],), float(given.timesteps[i]))
         with torch.no_grad():
-            return denoiser.step(i, StepInputs(x, timestep, own, paired), branch=branch)
+            made = denoiser.step(i, StepInputs(x.to(types[HIDDEN_STATES]), timestep, own, paired), branch=branch)
+            return made.float()
 
     if not given.guided:
         only = call(slice(None), CONDITIONAL, paired=False)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.native.building import SOURCES, missing
 
-OWN = ("manifest_components", "manifest_reading", "noise", "schedule", "solver")
+OWN = ("device", "host", "manifest_components", "manifest_reading", "noise", "schedule", "solver")
 AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # whose rounding it is
 
 
@@ -40,6 +40,21 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drawn(program: Path, seed: int, *sizes: int) -> list[np.ndarray]:
     return np.split(said(program, "numbers", seed, *sizes), np.cumsum(sizes)[:-1])
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(10, torch.float16), (16, torch.bfloat16)])
+def test_numbers_of_16_bits_are_rounded_as_torch_does(parts: Path, number: int, dtype: torch.dtype) -> None:
+    """All that there are, and fp32 of any bits: halfway cases, subnormals, infinities, and what is no number."""
+    halves = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype).float().numpy()
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        middle = ((halves[1:].astype(np.float64) + halves[:-1]) / 2).astype(np.float32)
+        given = np.concatenate([halves, bits, middle, np.nextafter(middle, np.inf), bits / np.float32(2**100)])
+    made = subprocess.run(
+        [str(parts), "halves", str(number), str(given.size)], input=given.tobytes(), capture_output=True, check=True
+    )
+    found, wanted = np.frombuffer(made.stdout, np.float32), torch.from_numpy(given).to(dtype).float().numpy()
+    assert np.array_equal(found, wanted, equal_nan=True) and np.array_equal(np.signbit(found), np.signbit(given))
 
 
 def said(program: Path, *words: object) -> np.ndarray:

@@ -40,6 +40,8 @@ typedef struct accelaes_open_options {
     int threads;         /* of the engine; 0: one per core */
     int skip_hashes;     /* 1: files are compared by size alone */
     int allow_code;      /* 1: a bundle whose engines are native code (aoti) may run it */
+    const char* device;  /* "cpu", "cuda" or "cuda:1"; NULL: "cpu" */
+    void* stream;        /* a cudaStream_t that all work is done on; NULL: one of the bundle's own */
 } accelaes_open_options;
 
 /* Open the bundle in a folder: its manifest, its files' hashes, its engine. */
@@ -99,7 +101,7 @@ typedef struct accelaes_run_options {
     uint64_t seed;          /* of the noise, where a run is given no "latents": the same as torch's on a CPU */
 } accelaes_run_options;
 
-/* How much memory accelaes_run_new will take. */
+/* How much memory accelaes_run_new will take, of the process and of its device. */
 ACCELAES_API accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelaes_run_options* options,
                                                  size_t* host, size_t* device);
 

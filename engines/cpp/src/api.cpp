@@ -71,6 +71,16 @@ accelaes_status* guarded(Work work) {
     }
 }
 
+// What a look at a device's memory finds; null where the device has failed, which the next step says.
+template <typename Look>
+auto looked_at(Look look) -> decltype(look()) {
+    try {
+        return look();
+    } catch (...) {
+        return nullptr;
+    }
+}
+
 // A struct of the caller's, which may be of an older or newer release: what both know of it, the rest zero.
 template <typename Options>
 Options known(const Options* given, const char* name) {
@@ -109,7 +119,9 @@ void require(const void* given, const char* what) {
 
 extern "C" {
 
-int accelaes_status_code(const accelaes_status* status) { return status == nullptr ? ACCELAES_GOOD : behind(status)->code; }
+int accelaes_status_code(const accelaes_status* status) {
+    return status == nullptr ? ACCELAES_GOOD : behind(status)->code;
+}
 
 const char* accelaes_status_sentence(const accelaes_status* status) {
     return status == nullptr ? "" : behind(status)->sentence.c_str();
@@ -168,7 +180,7 @@ int accelaes_conditioning(const accelaes_bundle* bundle, int index, accelaes_spe
         if (input.name != manifest.conditioning[static_cast<size_t>(index)] || input.shape.size() > 6) continue;
         accelaes_spec found = {};
         found.name = input.name.c_str();
-        found.is_int64 = input.int64;
+        found.is_int64 = input.is_int64();
         found.rank = static_cast<int>(input.shape.size());
         for (size_t axis = 0; axis < input.shape.size(); ++axis) {
             char letter = input.shape[axis].letter;
@@ -185,8 +197,10 @@ accelaes_status* accelaes_run_bytes(const accelaes_bundle* bundle, const accelae
     return guarded([&] {
         require(bundle, "The bundle");
         accelaes::RunPlan plan(*behind(bundle), known(options, "options"));
-        if (host != nullptr) *host = plan.bytes(behind(bundle)->manifest);
-        if (device != nullptr) *device = 0;
+        size_t all = plan.bytes(behind(bundle)->manifest), mirrored = plan.host_bytes(behind(bundle)->manifest);
+        bool on_host = behind(bundle)->device.is_host();
+        if (host != nullptr) *host = on_host ? all : mirrored;
+        if (device != nullptr) *device = on_host ? 0 : all;
     });
 }
 
@@ -243,13 +257,15 @@ accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step* step, int* 
 }
 
 const float* accelaes_run_latents(const accelaes_run* run, size_t* count) {
-    if (count != nullptr) *count = run == nullptr ? 0 : behind(run).latents().size();
-    return run == nullptr ? nullptr : behind(run).latents().data();
+    const float* found = run == nullptr ? nullptr : looked_at([&] { return behind(run).latents(); });
+    if (count != nullptr) *count = found == nullptr ? 0 : behind(run).latent_numbers();
+    return found;
 }
 
 const int64_t* accelaes_run_focus(const accelaes_run* run, int* n) {
-    if (n != nullptr) *n = run == nullptr ? 0 : static_cast<int>(behind(run).focus_tokens());
-    return run == nullptr ? nullptr : behind(run).focus().data();
+    const int64_t* found = run == nullptr ? nullptr : looked_at([&] { return behind(run).focus(); });
+    if (n != nullptr) *n = found == nullptr ? 0 : static_cast<int>(behind(run).focus_tokens());
+    return found;
 }
 
 accelaes_status* accelaes_run_picture(const accelaes_run* run, unsigned char* pixels, size_t size) {

@@ -21,6 +21,11 @@ std::string own_folder() {
     return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
+// Where engine formats and devices lie.
+std::string formats_folder(const accelaes_open_options& options) {
+    return options.engines == nullptr ? own_folder() : options.engines;
+}
+
 // Whether a name stays in its folder: relative, printable, without "..", "." or empty parts.
 bool is_plain(const std::string& name) {
     std::string part;
@@ -68,7 +73,8 @@ void check_files(const std::string& folder, const std::vector<File>& files, bool
 
 }  // namespace
 
-Format::Format(const Manifest& manifest, const std::string& folder, const char* library, bool allowed) {
+Format::Format(const Manifest& manifest, const Device& device, const std::string& folder, const char* library,
+               bool allowed) {
     const std::string& backend = manifest.backend;
     for (char c : backend) {
         if (!std::isalnum(static_cast<unsigned char>(c)) && c != '-')
@@ -96,7 +102,8 @@ Format::Format(const Manifest& manifest, const std::string& folder, const char* 
     }
     built_with.push_back(nullptr);
     EngineError error = {};
-    engine = functions->open(library, built_with.data(), &error);
+    EngineDevice place = {device.functions(), device.context(), device.index()};
+    engine = functions->open(library, built_with.data(), &place, &error);
     if (engine == nullptr) fail(error);
 }
 
@@ -124,10 +131,12 @@ void Graph::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& ou
 }
 
 Bundle::Bundle(const std::string& folder, const accelaes_open_options& options)
-    : manifest(read_manifest(folder)), folder_(folder) {
+    : manifest(read_manifest(folder)),
+      device(options.device == nullptr ? "cpu" : options.device, options.stream, formats_folder(options)),
+      folder_(folder) {
     check_files(folder, manifest.files, !options.skip_hashes);
-    auto format = std::make_shared<const Format>(manifest, options.engines == nullptr ? own_folder() : options.engines,
-                                                 options.library, options.allow_code != 0);
+    auto format = std::make_shared<const Format>(manifest, device, formats_folder(options), options.library,
+                                                 options.allow_code != 0);
     auto opened = [&](const std::vector<std::string>& files, const auto& inputs, const auto& outputs, int threads) {
         std::vector<std::string> paths;
         for (const auto& name : files) paths.push_back(file(name));

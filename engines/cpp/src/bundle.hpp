@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "accelaes.h"
+#include "device.hpp"
 #include "engine.hpp"
 #include "manifest.hpp"
 
@@ -17,7 +18,8 @@ namespace accelaes {
 class Format {
    public:
     // `allowed`: the bundle's native code may be run.
-    Format(const Manifest& manifest, const std::string& folder, const char* library, bool allowed);
+    Format(const Manifest& manifest, const Device& device, const std::string& folder, const char* library,
+           bool allowed);
     ~Format();
     Format(const Format&) = delete;
     Format& operator=(const Format&) = delete;
@@ -49,6 +51,7 @@ class Bundle {
     ~Bundle();
 
     Manifest manifest;
+    Device device;
     std::unique_ptr<const Graph> engine;
 
     // The preset called `name`, or the first.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "device.hpp"
 #include "manifest.hpp"
 
 namespace accelaes {
@@ -11,12 +12,18 @@ namespace accelaes {
 class Cache {
    public:
     struct Entry {
-        int64_t heads, head_dim;
-        std::vector<float> full, earlier, fresh, background;
+        CacheEntry of;
+        Buffer<char> full, earlier, fresh, background;
+
+        size_t row() const { return width_of(of.type) * static_cast<size_t>(of.head_dim); }
+        size_t bytes(int64_t rows, int64_t tokens) const {
+            return static_cast<size_t>(rows * of.heads * tokens) * row();
+        }
     };
 
     // `keeps_two`: what there was before the last is kept as well, to carry on from.
-    Cache(const Manifest& manifest, int64_t rows, int64_t largest_focus, int64_t largest_background, bool keeps_two);
+    Cache(const Device& device, const Manifest& manifest, int64_t rows, int64_t largest_focus,
+          int64_t largest_background, bool keeps_two);
 
     // Before a dense step writes into the full tensors.
     void put_by();
@@ -29,7 +36,10 @@ class Cache {
     static size_t bytes(const Manifest& manifest, int64_t rows, int64_t focus, int64_t background, bool keeps_two);
 
    private:
+    const Device& device_;
     int64_t rows_, tokens_;
+    std::vector<Moved> moved_;  // room for a call's
+    std::vector<Carried> carried_;
 };
 
 }  // namespace accelaes

@@ -1,6 +1,7 @@
 #include "components.hpp"
 
 #include <algorithm>
+#include <deque>
 
 #include "failure.hpp"
 #include "room.hpp"
@@ -36,8 +37,56 @@ int64_t count_of(const std::vector<int64_t>& shape) {
     return count;
 }
 
-Tensor placed(const Spec& spec, void* data, const std::vector<int64_t>& shape) {
-    return {spec.name.c_str(), spec.int64 ? Type::i64 : Type::f32, data, shape.data(), static_cast<int>(shape.size())};
+// Calls of a component's graph on the host's numbers, int64 and fp32 as they are and of 16 bits converted.
+class Call {
+   public:
+    // Of so many rows, and of so many text tokens each.
+    Call(int64_t rows, int64_t text) : rows_(rows), text_(text) {}
+
+    // From and to the numbers of the first row of this call, which begins at row `first` of all.
+    void give(const Spec& spec, const void* numbers, int64_t first) { add(inputs_, spec, numbers, first, true); }
+    void take(const Spec& spec, void* numbers, int64_t first) { add(outputs_, spec, numbers, first, false); }
+
+    void run(const Graph& graph) {
+        graph.run(inputs_, outputs_);
+        for (const auto& one : taken_)
+            host_functions()->convert(nullptr, one.to, Type::f32, one.halves.data(), one.type, one.halves.size());
+    }
+
+   private:
+    struct Taken {
+        Type type;
+        std::vector<uint16_t> halves;
+        void* to;
+    };
+
+    void add(std::vector<Tensor>& to, const Spec& spec, const void* numbers, int64_t first, bool given) {
+        auto& shape = shapes_.emplace_back(sized(spec, rows_, text_));
+        auto count = static_cast<size_t>(count_of(shape));
+        size_t skip = count / static_cast<size_t>(rows_) * static_cast<size_t>(first);
+        size_t width = spec.is_int64() ? sizeof(int64_t) : sizeof(float);
+        char* data = static_cast<char*>(const_cast<void*>(numbers)) + width * skip;
+        if (width_of(spec.type) == 2) {
+            auto& halves = given ? given_.emplace_back(count) : taken_.emplace_back(Taken{spec.type, {}, data}).halves;
+            halves.resize(count);
+            if (given) host_functions()->convert(nullptr, halves.data(), spec.type, data, Type::f32, count);
+            data = reinterpret_cast<char*>(halves.data());
+        }
+        to.push_back({spec.name.c_str(), spec.type, data, shape.data(), static_cast<int>(shape.size()), true});
+    }
+
+    int64_t rows_, text_;
+    std::vector<Tensor> inputs_, outputs_;
+    std::deque<std::vector<int64_t>> shapes_;
+    std::deque<std::vector<uint16_t>> given_;
+    std::deque<Taken> taken_;
+};
+
+// Numbers of all rows of an output.
+Numbers empty(const Spec& spec, int64_t rows, int64_t text) {
+    Numbers made{sized(spec, rows, text), {}};
+    made.data.resize(static_cast<size_t>(count_of(made.shape)));
+    return made;
 }
 
 }  // namespace
@@ -50,27 +99,13 @@ std::map<std::string, Numbers> run_encoder(const Bundle& bundle, const Encoder& 
     std::vector<int64_t> ones(encoder.masked ? 0 : text.ids.size(), 1);
     const auto& seen = encoder.masked ? text.mask : ones;
     std::map<std::string, Numbers> made;
-    for (const auto& spec : encoder.graph.outputs) {
-        Numbers& numbers = made[spec.name];
-        numbers.shape = sized(spec, text.rows, text.length);
-        numbers.data.resize(static_cast<size_t>(count_of(numbers.shape)));
-    }
+    for (const auto& spec : encoder.graph.outputs) made[spec.name] = empty(spec, text.rows, text.length);
     for (int64_t first = 0; first < text.rows; first += encoder.rows) {
-        int64_t rows = std::min(encoder.rows, text.rows - first);
-        std::vector<int64_t> of_ids = {rows, text.length};
-        auto from = static_cast<size_t>(first * text.length);
-        std::vector<Tensor> inputs = {placed(ids, const_cast<int64_t*>(text.ids.data() + from), of_ids),
-                                      placed(mask, const_cast<int64_t*>(seen.data() + from), of_ids)};
-        std::vector<std::vector<int64_t>> shapes;
-        shapes.reserve(encoder.graph.outputs.size());
-        std::vector<Tensor> outputs;
-        for (const auto& spec : encoder.graph.outputs) {
-            Numbers& numbers = made[spec.name];
-            shapes.push_back(sized(spec, rows, text.length));
-            int64_t one = count_of(shapes.back()) / rows;
-            outputs.push_back(placed(spec, numbers.data.data() + first * one, shapes.back()));
-        }
-        bundle.graph(encoder.graph).run(inputs, outputs);
+        Call call(std::min(encoder.rows, text.rows - first), text.length);
+        call.give(ids, text.ids.data(), first);
+        call.give(mask, seen.data(), first);
+        for (const auto& spec : encoder.graph.outputs) call.take(spec, made.at(spec.name).data.data(), first);
+        call.run(bundle.graph(encoder.graph));
     }
     return made;
 }
@@ -84,7 +119,6 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
     const Program& joined = *manifest.conditioned;
     int64_t rows = 0, most = 1;
     std::map<std::string, Numbers> made;
-    std::map<std::string, int64_t> lengths;
     for (const auto& encoder : manifest.encoders) {
         auto text = texts.find(encoder.tokenizer);
         if (text == texts.end())
@@ -93,9 +127,7 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
         rows = text->second.rows, most = encoder.rows;
         for (auto& [name, numbers] : run_encoder(bundle, encoder, text->second))
             made[encoder.name + "." + name] = std::move(numbers);
-        Numbers& mask = made[encoder.tokenizer + "." + attention_mask];
-        mask.shape = {rows, text->second.length};
-        lengths[encoder.tokenizer] = text->second.length;
+        made[encoder.tokenizer + "." + attention_mask].shape = {rows, text->second.length};
     }
     // Where the graph takes any text length, it is that of the tensors that have one.
     int64_t length = 0;
@@ -120,58 +152,44 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
                        "): pad them as the tokenizer of the pipeline does.");
         }
     }
+    // A mask is a tokenizer's own, of int64; what is left of it are encoders' numbers.
+    auto numbers_of = [&](const Spec& spec) -> const void* {
+        const auto& numbers = made.at(spec.name).data;
+        if (!spec.is_int64() && !numbers.empty()) return numbers.data();
+        auto text = texts.find(spec.name.substr(0, spec.name.rfind('.')));
+        if (text == texts.end() || !spec.is_int64())
+            refuse("The bundle's conditioning wants " + spec.name + "; build it again.");
+        return text->second.mask.data();
+    };
     std::map<std::string, Numbers> found;
-    for (const auto& spec : joined.outputs) {
-        found[spec.name].shape = sized(spec, rows, length);
-        found[spec.name].data.resize(static_cast<size_t>(count_of(found[spec.name].shape)));
-    }
+    for (const auto& spec : joined.outputs) found[spec.name] = empty(spec, rows, length);
     for (int64_t first = 0; first < rows; first += most) {
-        int64_t now = std::min(most, rows - first);
-        std::vector<std::vector<int64_t>> shapes;
-        shapes.reserve(joined.inputs.size() + joined.outputs.size());
-        auto part = [&](const Spec& spec, void* data, int64_t width) {
-            shapes.push_back(sized(spec, now, length));
-            int64_t one = count_of(shapes.back()) / now;
-            return placed(spec, static_cast<char*>(data) + first * one * width, shapes.back());
-        };
-        std::vector<Tensor> inputs, outputs;
-        for (const auto& spec : joined.inputs) {
-            bool is_mask = spec.int64;
-            if (is_mask) {
-                auto tokenizer = spec.name.substr(0, spec.name.rfind('.'));
-                auto text = texts.find(tokenizer);
-                if (text == texts.end()) refuse("The bundle's conditioning wants " + spec.name + "; build it again.");
-                inputs.push_back(part(spec, const_cast<int64_t*>(text->second.mask.data()), sizeof(int64_t)));
-            } else {
-                inputs.push_back(part(spec, made.at(spec.name).data.data(), sizeof(float)));
-            }
-        }
-        for (const auto& spec : joined.outputs)
-            outputs.push_back(part(spec, found.at(spec.name).data.data(), sizeof(float)));
-        bundle.graph(joined).run(inputs, outputs);
+        Call call(std::min(most, rows - first), length);
+        for (const auto& spec : joined.inputs) call.give(spec, numbers_of(spec), first);
+        for (const auto& spec : joined.outputs) call.take(spec, found.at(spec.name).data.data(), first);
+        call.run(bundle.graph(joined));
     }
     return found;
 }
 
-void decode(const Bundle& bundle, const std::vector<float>& latents, int64_t images, uint8_t* pixels) {
+void decode(const Bundle& bundle, const float* latents, int64_t images, uint8_t* pixels) {
     const Vae& vae = *bundle.manifest.vae;
     const Spec &given = vae.latents.inputs.at(0), &z = vae.latents.outputs.at(0);
     const Spec& image = named(vae.decoder.outputs, "image");
     for (int64_t first = 0; first < images; first += vae.rows) {
         int64_t rows = std::min(vae.rows, images - first);
-        auto of_latents = sized(given, rows, 0), of_z = sized(z, rows, 0), of_image = sized(image, rows, 0);
-        std::vector<float> unscaled(static_cast<size_t>(count_of(of_z)));
-        std::vector<float> shown(static_cast<size_t>(count_of(of_image)));
-        auto from = static_cast<size_t>(first * (count_of(of_latents) / rows));
-        bundle.graph(vae.latents)
-            .run({placed(given, const_cast<float*>(latents.data() + from), of_latents)},
-                 {placed(z, unscaled.data(), of_z)});
-        bundle.graph(vae.decoder)
-            .run({placed(vae.decoder.inputs.at(0), unscaled.data(), of_z)}, {placed(image, shown.data(), of_image)});
-        auto* to = pixels + static_cast<size_t>(first) * (shown.size() / static_cast<size_t>(rows));
-        for (size_t k = 0; k < shown.size(); ++k) {
+        Numbers unscaled = empty(z, rows, 0), shown = empty(image, rows, 0);
+        Call scale(rows, 0), paint(rows, 0);
+        scale.give(given, latents, first);
+        scale.take(z, unscaled.data.data(), 0);
+        scale.run(bundle.graph(vae.latents));
+        paint.give(vae.decoder.inputs.at(0), unscaled.data.data(), 0);
+        paint.take(image, shown.data.data(), 0);
+        paint.run(bundle.graph(vae.decoder));
+        auto* to = pixels + static_cast<size_t>(first) * (shown.data.size() / static_cast<size_t>(rows));
+        for (size_t k = 0; k < shown.data.size(); ++k) {
             // What is no number is black, as in diffusers' images.
-            to[k] = shown[k] > 0 ? static_cast<uint8_t>(std::min(shown[k], 255.0f)) : 0;
+            to[k] = shown.data[k] > 0 ? static_cast<uint8_t>(std::min(shown.data[k], 255.0f)) : 0;
         }
     }
 }

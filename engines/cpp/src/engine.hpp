@@ -1,27 +1,13 @@
-// What an engine format's shared object provides: it opens graphs and runs them on tensors in host memory.
+// What an engine format's shared object provides: it opens graphs and runs them on tensors where a device has them.
 //
 // Plain functions and structs, as the two sides may have been compiled apart. A failure is a sentence in `error`.
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+
+#include "mechanisms.hpp"
 
 namespace accelaes {
-
-enum class Type : int { f32 = 1, i64 = 7 };  // as ONNX numbers them
-
-struct Tensor {
-    const char* name;
-    Type type;
-    void* data;
-    const int64_t* shape;
-    int rank;
-};
-
-struct EngineError {
-    int code;
-    char sentence[1024];
-};
 
 // A graph on disk: its own file first, then what lies beside it; and its tensors' names in its own order.
 struct GraphFiles {
@@ -33,11 +19,18 @@ struct GraphFiles {
     size_t out;
 };
 
+// The device that its graphs run on.
+struct EngineDevice {
+    const DeviceFunctions* functions;
+    void* context;
+    int index;
+};
+
 struct EngineFormat {
     int version;
     bool runs_code;  // whether its graphs are native code
     // `built_with`: names and values by turns, what the bundle was built with; NULL ends them.
-    void* (*open)(const char* library, const char* const* built_with, EngineError* error);
+    void* (*open)(const char* library, const char* const* built_with, const EngineDevice* device, EngineError* error);
     // `threads` for one call of it; 0: one per core.
     void* (*open_graph)(void* engine, const GraphFiles* files, int threads, EngineError* error);
     bool (*run)(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error);
@@ -45,7 +38,7 @@ struct EngineFormat {
     void (*close)(void* engine);
 };
 
-constexpr int engine_version = 2;
+constexpr int engine_version = 3;
 using EngineEntry = const EngineFormat* (*)();  // exported as `accelaes_engine_format`
 
 }  // namespace accelaes

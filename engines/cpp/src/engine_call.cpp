@@ -13,13 +13,15 @@ class Tensors {
     Tensors(int64_t rows, int64_t n, int64_t m, int64_t M, int64_t a)
         : rows_(rows), n_(n), m_(m), text_(M), observed_(a) {}
 
-    void add(std::vector<Tensor>& to, const Spec& spec, const void* data) {
+    void add(std::vector<Tensor>& to, const Spec& spec, const void* data, Type type) {
+        if (type != spec.type)
+            refuse("The engine's tensor " + spec.name +
+                   " is of another type than this release has it; build the bundle again.");
         shapes_.emplace_back();
         for (const auto& size : spec.shape)
             shapes_.back().push_back(size.letter == 0 ? size.fixed : sized(size.letter));
-        Type type = spec.int64 ? Type::i64 : Type::f32;
         to.push_back({spec.name.c_str(), type, const_cast<void*>(data), shapes_.back().data(),
-                      static_cast<int>(spec.shape.size())});
+                      static_cast<int>(spec.shape.size()), false});
     }
 
    private:
@@ -44,52 +46,74 @@ class Tensors {
 
 void Run::engine_call(const Call& call) {
     int64_t calls = plan_.two_calls ? 2 : 1, rows = plan_.rows / calls;
+    int64_t m = manifest_.tokens - call.n, w = manifest_.token_width();
     for (int64_t k = 0; k < calls; ++k) {
-        int64_t first = k * rows, m = manifest_.tokens - call.n, w = manifest_.token_width();
+        int64_t first = k * rows;
         bool observed = call.observed && k == 0;
         Tensors tensors(rows, call.n, m, text_tokens_, observed ? call.n : 0);
         std::vector<Tensor> inputs, outputs;
-        for (const auto& spec : manifest_.inputs) tensors.add(inputs, spec, input_of(spec, call, first, m));
+        for (const auto& spec : manifest_.inputs) {
+            Place place = input_of(spec, call, first, m);
+            tensors.add(inputs, spec, place.data, place.type);
+        }
         size_t entry = 0;
         for (const auto& spec : manifest_.outputs) {
             bool cached = entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name;
             if (spec.name == "focus_prediction") {
-                tensors.add(outputs, spec, call.predicted + first * call.n * w);
+                Place place = output_of(raw_focus_, call.predicted, first * call.n * w);
+                tensors.add(outputs, spec, place.data, place.type);
             } else if (spec.name == "background_prediction" && !call.whole) {
-                tensors.add(outputs, spec, background_rows_.data() + first * m * w);
+                Place place = output_of(raw_background_, background_rows_.data(), first * m * w);
+                tensors.add(outputs, spec, place.data, place.type);
             } else if (spec.name == "affinity" && observed) {
-                tensors.add(outputs, spec, affinity_rows_.data());
+                tensors.add(outputs, spec, affinity_rows_.data(), Type::f32);
             } else if (cached) {
                 auto& own = cache_.entries[entry++];
                 auto& to = call.whole ? own.full : own.fresh;
-                if (call.keep) tensors.add(outputs, spec, to.data() + first * own.heads * call.n * own.head_dim);
+                if (call.keep) tensors.add(outputs, spec, to.data() + own.bytes(first, call.n), own.of.type);
             }
         }
         double begun = seconds();
         bundle_->engine->run(inputs, outputs);
         engine_seconds_ += seconds() - begun;
     }
+    convert(raw_focus_, call.predicted, plan_.rows * call.n * w);
+    if (!call.whole) convert(raw_background_, background_rows_.data(), plan_.rows * m * w);
+}
+
+// Where the engine puts a prediction, from number `first` on.
+Run::Place Run::output_of(Raw& raw, float* numbers, int64_t first) {
+    if (raw.type == Type::f32) return {numbers + first, Type::f32};
+    return {raw.data.data() + width_of(raw.type) * static_cast<size_t>(first), raw.type};
+}
+
+void Run::convert(const Raw& raw, float* numbers, int64_t count) {
+    if (raw.type != Type::f32)
+        device_(&DeviceFunctions::convert, numbers, Type::f32, raw.data.data(), raw.type, static_cast<size_t>(count));
 }
 
 // Where an input of the engine is, of the rows from `first` on.
-const void* Run::input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) const {
-    if (spec.name == "hidden_states") return twice_.data() + first * plan_.latent(manifest_);
-    if (spec.name == "timestep") return timestep_.data() + first;
-    if (spec.name == "focus_index") return call.focus + first * call.n;
-    if (spec.name == "background_index") return call.background + first * m;
-    if (spec.name == "observed_index") return observed_.data();
-    if (spec.name == "token_weights") return weights_.data() + first * text_tokens_;
+Run::Place Run::input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) {
+    if (spec.name == "hidden_states") {
+        auto skip = static_cast<size_t>(first * plan_.latent(manifest_));
+        if (hidden_type_ == Type::f32) return {twice_.data() + skip, Type::f32};
+        return {hidden_.data() + width_of(hidden_type_) * skip, hidden_type_};
+    }
+    if (spec.name == "timestep") return {timestep_.data() + first, Type::f32};
+    if (spec.name == "focus_index") return {call.focus + first * call.n, Type::i64};
+    if (spec.name == "background_index") return {call.background + first * m, Type::i64};
+    if (spec.name == "observed_index") return {observed_.data(), Type::i64};
+    if (spec.name == "token_weights") return {weights_.data() + first * text_tokens_, Type::f32};
     auto found = given_.find(spec.name);
     if (found != given_.end()) {
         const Given& given = found->second;
-        size_t count = spec.int64 ? given.labels.size() : given.numbers.size();
-        size_t skip = given.by_row ? count / static_cast<size_t>(plan_.rows) * static_cast<size_t>(first) : 0;
-        return spec.int64 ? static_cast<const void*>(given.labels.data() + skip) : given.numbers.data() + skip;
+        size_t of_row = given.by_row ? given.data.size() / static_cast<size_t>(plan_.rows) : 0;
+        return {given.data.data() + of_row * static_cast<size_t>(first), given.type};
     }
     for (size_t k = 0; k < cache_.entries.size(); ++k) {
-        const auto& own = cache_.entries[k];
+        auto& own = cache_.entries[k];
         if (spec.name == manifest_.cache[k].name + "_bg")
-            return own.background.data() + first * own.heads * m * own.head_dim;
+            return {own.background.data() + own.bytes(first, m), own.of.type};
     }
     refuse("The engine wants an input " + spec.name + ", which this release doesn't know.");
 }

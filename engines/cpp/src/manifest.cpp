@@ -1,5 +1,6 @@
 #include "manifest.hpp"
 
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -90,7 +91,11 @@ void read_geometry(Manifest& manifest, const json& geometry) {
     manifest.outputs = specs_of(contract.at("outputs"));
     manifest.conditioning = contract.at("conditioning").get<std::vector<std::string>>();
     for (const auto& entry : contract.at("cache")) {
-        manifest.cache.push_back({entry.at("name"), count_of(entry, "heads"), count_of(entry, "head_dim")});
+        std::string name = entry.at("name");
+        auto spec = std::find_if(manifest.outputs.begin(), manifest.outputs.end(),
+                                 [&](const Spec& output) { return output.name == name; });
+        Type type = spec == manifest.outputs.end() ? Type::f32 : spec->type;
+        manifest.cache.push_back({name, type, count_of(entry, "heads"), count_of(entry, "head_dim")});
     }
     if (manifest.packed) {
         manifest.latent_shape = {manifest.tokens, manifest.patch * manifest.patch * manifest.channels};

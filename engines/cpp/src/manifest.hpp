@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "mechanisms.hpp"
+
 namespace accelaes {
 
 // A size of a shape: a number, or a letter that varies (then `fixed` is 0).
@@ -17,8 +19,10 @@ struct Size {
 
 struct Spec {
     std::string name;
-    bool int64 = false;
+    Type type = Type::f32;
     std::vector<Size> shape;
+
+    bool is_int64() const { return type == Type::i64; }
 };
 
 struct Program {
@@ -79,7 +83,7 @@ struct Vae {
 struct Diffusion {
     enum class Betas { linear, scaled_linear, cosine };
     enum class Spacing { linspace, leading, trailing };
-    enum class Prediction { noise, sample, velocity };
+    using Prediction = Move::Prediction;
 
     bool ddim = false;  // otherwise DPM-Solver++
     Betas betas = Betas::linear;
@@ -112,6 +116,7 @@ struct Scheduler {
 
 struct CacheEntry {
     std::string name;
+    Type type = Type::f32;
     int64_t heads = 0, head_dim = 0;
 };
 

@@ -20,17 +20,24 @@ Size size_of(const json& given) {
     return {0, fixed};
 }
 
+Type type_of(const json& tensor) {
+    static const std::map<std::string, Type> known = {
+        {"fp32", Type::f32}, {"int64", Type::i64}, {"fp16", Type::f16}, {"bf16", Type::bf16}};
+    auto dtype = tensor.at("dtype").get<std::string>();
+    auto found = known.find(dtype);
+    if (found == known.end())
+        refuse("The bundle's tensor " + tensor.at("name").get<std::string>() + " is " + dtype +
+               ", which this release doesn't know; install a newer libaccelaes.");
+    return found->second;
+}
+
 }  // namespace
 
 std::vector<Spec> specs_of(const json& given) {
     std::vector<Spec> specs;
     for (const auto& one : given) {
-        Spec spec{one.at("name"), one.at("dtype") == "int64", {}};
+        Spec spec{one.at("name"), type_of(one), {}};
         if (spec.name.empty()) throw json::type_error::create(302, "a tensor has no name", &one);
-        if (!spec.int64 && one.at("dtype") != "fp32") {
-            refuse("The bundle's tensor " + spec.name + " is " + one.at("dtype").get<std::string>() +
-                   ", and this runtime takes fp32 engines: build the bundle with --dtype fp32.");
-        }
         for (const auto& size : one.at("shape")) spec.shape.push_back(size_of(size));
         specs.push_back(std::move(spec));
     }

@@ -1,7 +1,5 @@
 #include "programs.hpp"
 
-#include <algorithm>
-
 #include "failure.hpp"
 #include "room.hpp"
 
@@ -28,7 +26,7 @@ Programs::Programs(const Bundle& bundle, const Preset& preset, int64_t rows, int
       gated_(gated) {
     for (const auto& spec : preset.state) {
         size_t count = numbers(spec, of_gate(spec.name) ? gated : rows);
-        for (auto& half : state_[spec.name]) half.assign(count, 0.0f);
+        for (auto& half : state_[spec.name]) half = Buffer<float>(bundle.device, count);
     }
 }
 
@@ -69,7 +67,8 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
             refuse("The preset " + preset_.name + " wants a tensor " + name + ", which this release doesn't know.");
         data = place->second;
     }
-    return {names_.back().c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size())};
+    return {
+        names_.back().c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
 }
 
 void Programs::bind() {
@@ -106,7 +105,7 @@ void Programs::bind() {
 void Programs::begin() {
     half_ = {0, 0};
     for (auto& [name, halves] : state_) {
-        for (auto& half : halves) std::fill(half.begin(), half.end(), 0.0f);
+        for (auto& half : halves) bundle_.device(&DeviceFunctions::fill, half.data(), half.size(), 0.0f);
     }
 }
 

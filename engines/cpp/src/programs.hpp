@@ -46,7 +46,7 @@ class Programs {
     const Bundle& bundle_;
     const Preset& preset_;
     int64_t rows_, images_, first_conditional_, gated_;
-    std::map<std::string, std::array<std::vector<float>, 2>> state_;
+    std::map<std::string, std::array<Buffer<float>, 2>> state_;
     std::map<std::string, float*> places_;
     std::map<std::string, Bound> bound_;
     std::deque<std::vector<int64_t>> shapes_;

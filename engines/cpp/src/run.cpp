@@ -2,69 +2,93 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 
 #include "failure.hpp"
-#include "patches.hpp"
 #include "room.hpp"
-#include "rows.hpp"
 
 namespace accelaes {
 
 Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
     : bundle_(std::move(bundle)),
       manifest_(bundle_->manifest),
+      device_(bundle_->device),
       plan_(std::move(plan)),
       programs_(*bundle_, *plan_.preset, plan_.rows, plan_.images, plan_.first_conditional, plan_.gated),
-      cache_(manifest_, plan_.rows, plan_.most_focus(manifest_), plan_.most_background(manifest_),
+      cache_(device_, manifest_, plan_.rows, plan_.most_focus(manifest_), plan_.most_background(manifest_),
              plan_.preset->has("carry")) {
-    auto rows = static_cast<size_t>(plan_.rows), images = static_cast<size_t>(plan_.images);
-    auto N = static_cast<size_t>(manifest_.tokens), w = static_cast<size_t>(manifest_.token_width());
-    int64_t width = manifest_.token_width(), tokens = manifest_.tokens, latent = plan_.latent(manifest_);
-    latents_.resize(room({plan_.images, latent}));
-    plan_.solver->begin(latents_.size());  // takes its memory
-    twice_.resize(room({plan_.rows, latent}));
-    timestep_.resize(rows);
-    computed_.resize(room({plan_.rows, tokens, width}));
-    predicted_.resize(computed_.size());
-    guided_.resize(room({plan_.images, tokens, width}));
-    focus_rows_.resize(room({plan_.rows, plan_.most_focus(manifest_), width}));
-    background_rows_.resize(room({plan_.rows, plan_.most_background(manifest_), width}));
-    for (auto* of_tokens : {&running_, &cached_, &distance_, &affinity_rows_})
-        of_tokens->resize(room({plan_.rows, tokens}));
-    for (auto* of_images : {&affinity_, &mask_, &score_}) of_images->resize(room({plan_.images, tokens}));
-    everything_.resize(running_.size());
-    observed_.resize(running_.size());
-    order_.reserve(N);
-    for (size_t k = 0; k < rows * N; ++k) everything_[k] = observed_[k] = static_cast<int64_t>(k % N);
-    for (char symbol : plan_.symbols) {
-        if (symbol < 'a') continue;
-        Sets& sets = sets_[symbol];
-        sets.n = plan_.focus_of(symbol, manifest_);
-        sets.focus.resize(rows * static_cast<size_t>(sets.n));
-        sets.background.resize(rows * (N - static_cast<size_t>(sets.n)));
+    int64_t N = manifest_.tokens, w = manifest_.token_width(), latent = plan_.latent(manifest_);
+    int64_t n = plan_.most_focus(manifest_), m = plan_.most_background(manifest_);
+    auto buffer = [&](std::initializer_list<int64_t> sizes) { return Buffer<float>(device_, room(sizes)); };
+    latents_ = buffer({plan_.images, latent});
+    plan_.solver->begin(device_, latents_.size());  // takes its memory
+    twice_ = buffer({plan_.rows, latent});
+    timestep_ = buffer({plan_.rows});
+    computed_ = buffer({plan_.rows, N, w});
+    predicted_ = buffer({plan_.rows, N, w});
+    guided_ = buffer({plan_.images, N, w});
+    focus_rows_ = buffer({plan_.rows, n, w});
+    background_rows_ = buffer({plan_.rows, m, w});
+    scalars_ = buffer({static_cast<int64_t>(Scalar::count)});
+    for (auto* of_tokens : {&running_, &cached_, &distance_, &affinity_rows_}) *of_tokens = buffer({plan_.rows, N});
+    for (auto* of_images : {&affinity_, &mask_, &score_}) *of_images = buffer({plan_.images, N});
+    std::vector<int64_t> all(running_.size());
+    for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<int64_t>(k) % N;
+    for (auto* of_all : {&everything_, &observed_, &chosen_}) {
+        *of_all = Buffer<int64_t>(device_, all.size());
+        device_(&DeviceFunctions::write, of_all->data(), all.data(), of_all->bytes());
     }
-    shown_focus_.reserve(images * N);
-    size_t half = images * N * w, uncond = manifest_.layout == Layout::uncond_cond ? 0 : half;
-    programs_.place("computed", computed_.data());
-    programs_.place("running", running_.data());
-    programs_.place("cached", cached_.data());
-    programs_.place("now", &now_);
-    programs_.place("target", &target_);
-    programs_.place("predicted", predicted_.data());
-    programs_.place("score", score_.data());
-    programs_.place("affinity", affinity_.data());
-    programs_.place("mask", mask_.data());
-    programs_.place("distance", distance_.data());
-    programs_.place("scale", &plan_.scale);
-    programs_.place("uncond", predicted_.data() + (plan_.guided ? uncond : 0));
-    programs_.place("cond", predicted_.data() + (plan_.guided ? half - uncond : 0));
-    programs_.place("guided", guided_.data());
-    programs_.place("latents", twice_.data());
-    programs_.place("prediction", predicted_.data());
-    programs_.place("step", &step_);
-    programs_.place("wanted", &wanted_);
+    auto in_its_type = [&](const Spec& spec, int64_t numbers) {
+        size_t bytes = spec.type == Type::f32 ? 0 : width_of(spec.type) * room({plan_.rows, numbers});
+        return Raw{spec.type, Buffer<char>(device_, bytes)};
+    };
+    for (const auto& spec : manifest_.inputs) {
+        if (spec.name != "hidden_states") continue;
+        hidden_type_ = spec.type;
+        hidden_ = in_its_type(spec, latent).data;
+    }
+    for (const auto& spec : manifest_.outputs) {
+        if (spec.name == "focus_prediction") raw_focus_ = in_its_type(spec, static_cast<int64_t>(room({N, w})));
+        if (spec.name == "background_prediction")
+            raw_background_ = in_its_type(spec, static_cast<int64_t>(room({m, w})));
+    }
+    for (char symbol : plan_.symbols) {
+        if (symbol < 'a' || sets_.count(symbol) > 0) continue;
+        int64_t own = plan_.focus_of(symbol, manifest_);
+        sets_[symbol] = {own, Buffer<int64_t>(device_, room({plan_.rows, own})),
+                         Buffer<int64_t>(device_, room({plan_.rows, N - own})), false};
+    }
+    shown_focus_.reserve(room({plan_.images, n}));
+    if (!device_.is_host()) shown_latents_.resize(latents_.size());
+    set(Scalar::scale, static_cast<double>(plan_.scale));
+    float* halves[] = {predicted_.data(), predicted_.data() + (plan_.guided ? room({plan_.images, N, w}) : 0)};
+    bool uncond_first = manifest_.layout == Layout::uncond_cond;
+    const std::pair<const char*, float*> places[] = {
+        {"computed", computed_.data()},    {"running", running_.data()},      {"cached", cached_.data()},
+        {"now", place(Scalar::now)},       {"target", place(Scalar::target)}, {"predicted", predicted_.data()},
+        {"score", score_.data()},          {"affinity", affinity_.data()},    {"mask", mask_.data()},
+        {"distance", distance_.data()},    {"scale", place(Scalar::scale)},   {"uncond", halves[uncond_first ? 0 : 1]},
+        {"cond", halves[uncond_first]},    {"guided", guided_.data()},        {"latents", twice_.data()},
+        {"prediction", predicted_.data()}, {"step", place(Scalar::step)},     {"wanted", place(Scalar::wanted)}};
+    for (const auto& [name, data] : places) programs_.place(name, data);
     programs_.bind();
+}
+
+void Run::set(Scalar scalar, double number) {
+    device_(&DeviceFunctions::fill, place(scalar), size_t{1}, static_cast<float>(number));
+}
+
+const float* Run::latents() const {
+    if (device_.is_host()) return latents_.data();
+    device_.read(shown_latents_.data(), latents_.data(), latents_.bytes());
+    return shown_latents_.data();
+}
+
+const int64_t* Run::focus() const {
+    if (shown_ == nullptr) return nullptr;
+    if (device_.is_host()) return shown_->focus.data();
+    shown_focus_.resize(room({plan_.images, shown_n_}));
+    device_.read(shown_focus_.data(), shown_->focus.data(), sizeof(int64_t) * shown_focus_.size());
+    return shown_focus_.data();
 }
 
 void Run::picture(uint8_t* pixels, size_t size) const {
@@ -76,20 +100,20 @@ void Run::picture(uint8_t* pixels, size_t size) const {
         refuse("The pictures are " + std::to_string(wanted) + " bytes, [b, height, width, 3], and there is room for " +
                std::to_string(size) + ".");
     if (!begun_) refuse("The run has no latents yet; give its input first.");
-    decode(*bundle_, latents_, plan_.images, pixels);
+    decode(*bundle_, latents(), plan_.images, pixels);
 }
 
 double Run::clock(int64_t i) const {
     return plan_.preset->by_sigma ? plan_.solver->sigmas()[static_cast<size_t>(i)] : static_cast<double>(i);
 }
 
-double Run::target(int64_t i) const {
-    double now = clock(i);
-    if (plan_.preset->theta == 0 || plan_.steps() < 2 || !plan_.solver->first_order()) return now;
-    return now + plan_.preset->theta * (i + 1 < plan_.steps() ? clock(i + 1) - now : now - clock(i - 1));
+double Run::extrapolated_to(int64_t i) const {
+    double own = clock(i);
+    if (plan_.preset->theta == 0 || plan_.steps() < 2 || !plan_.solver->first_order()) return own;
+    return own + plan_.preset->theta * (i + 1 < plan_.steps() ? clock(i + 1) - own : own - clock(i - 1));
 }
 
-bool Run::next(accelaes_step* step) {
+bool Run::next(accelaes_step* found) {
     if (!begun_) refuse("The run has no input yet; call accelaes_run_input first.");
     if (at_ >= plan_.steps())
         refuse("The run has carried out all of its " + std::to_string(plan_.steps()) + " steps; give it new input.");
@@ -98,18 +122,16 @@ bool Run::next(accelaes_step* step) {
     engine_seconds_ = 0;
     int64_t i = at_;
     char symbol = plan_.symbols[static_cast<size_t>(i)];
-    now_ = static_cast<float>(clock(i)), target_ = static_cast<float>(target(i)), step_ = static_cast<float>(i);
-    auto latent = static_cast<size_t>(plan_.latent(manifest_));
-    for (int64_t row = 0; row < plan_.rows; ++row) {
-        auto image = static_cast<size_t>(row % plan_.images);
-        std::memcpy(twice_.data() + static_cast<size_t>(row) * latent, latents_.data() + image * latent,
-                    sizeof(float) * latent);
-    }
-    std::fill(timestep_.begin(), timestep_.end(), plan_.solver->timesteps()[static_cast<size_t>(i)]);
+    set(Scalar::now, clock(i)), set(Scalar::target, extrapolated_to(i)), set(Scalar::step, static_cast<double>(i));
+    double_latents();
+    auto timestep = plan_.solver->timesteps()[static_cast<size_t>(i)];
+    device_(&DeviceFunctions::fill, timestep_.data(), timestep_.size(), timestep);
     bool had_mask = masked_;
     if (programs_.has("decide")) {
         programs_.run("decide");
-        if (wanted_ == 0 && i + 1 < plan_.steps()) symbol = '.';
+        float computes = 0;
+        device_.read(&computes, place(Scalar::wanted), sizeof computes);
+        if (computes == 0 && i + 1 < plan_.steps()) symbol = '.';
     }
     if (symbol == 'D') {
         dense(i);
@@ -122,19 +144,32 @@ bool Run::next(accelaes_step* step) {
     programs_.run(by_region ? "guide_by_region" : "guide");
     guide_and_move(i);
     ++at_;
-    if (step != nullptr) {
-        step->index = static_cast<int>(i);
-        step->symbol = symbol;
-        step->tokens = static_cast<int>(plan_.focus_of(symbol, manifest_));
-        step->seconds = seconds() - begun;
-        step->engine_seconds = engine_seconds_;
-    }
+    found->index = static_cast<int>(i);
+    found->symbol = symbol;
+    found->tokens = static_cast<int>(plan_.focus_of(symbol, manifest_));
+    found->seconds = seconds() - begun;
+    found->engine_seconds = engine_seconds_;
     return at_ < plan_.steps();
 }
 
+// Both halves of guidance start from the same latents.
+void Run::double_latents() {
+    size_t half = latents_.size();
+    for (size_t row = 0; row < twice_.size(); row += half)
+        device_(&DeviceFunctions::copy, twice_.data() + row, latents_.data(), latents_.bytes());
+    if (!hidden_.empty())
+        device_(&DeviceFunctions::convert, hidden_.data(), hidden_type_, twice_.data(), Type::f32, twice_.size());
+}
+
 void Run::guide_and_move(int64_t i) {
-    unpatchify(manifest_, guided_.data(), plan_.images, predicted_.data());
-    plan_.solver->move(i, predicted_.data(), latents_);
+    const float* prediction = guided_.data();
+    if (!manifest_.packed) {
+        Patches patches = {plan_.images,     manifest_.tokens, manifest_.out_channels, manifest_.frames,
+                           manifest_.height, manifest_.width,  manifest_.patch,        manifest_.patch_frames};
+        device_(&DeviceFunctions::unpatchify, patches, prediction, predicted_.data());
+        prediction = predicted_.data();
+    }
+    plan_.solver->move(device_, i, prediction, latents_.data(), latents_.size());
 }
 
 void Run::dense(int64_t i) {
@@ -143,44 +178,34 @@ void Run::dense(int64_t i) {
     engine_call({everything_.data(), everything_.data(), manifest_.tokens, computed_.data(), observed, true, true});
     stale_ = true;
     if (observed) build_mask();
-    std::fill(cached_.begin(), cached_.end(), 1.0f);
+    device_(&DeviceFunctions::fill, cached_.data(), cached_.size(), 1.0f);
     programs_.run("advance");
 }
 
 void Run::build_mask() {
     int64_t N = manifest_.tokens;
-    auto first = static_cast<size_t>(plan_.first_conditional * N);
-    std::memcpy(affinity_.data(), affinity_rows_.data() + first, sizeof(float) * affinity_.size());
+    device_(&DeviceFunctions::copy, affinity_.data(), affinity_rows_.data() + plan_.first_conditional * N,
+            affinity_.bytes());
     auto n = static_cast<int64_t>(std::floor(static_cast<double>(N) * plan_.preset->focus->fraction + 0.5));
     n = std::min(std::max(n, int64_t{1}), N);
-    std::vector<int64_t> chosen(static_cast<size_t>(N));
-    std::fill(mask_.begin(), mask_.end(), 0.0f);
-    for (int64_t image = 0; image < plan_.images; ++image) {
-        choose(affinity_.data() + image * N, N, n, order_, chosen.data(), chosen.data() + n);
-        for (int64_t k = 0; k < n; ++k) mask_[static_cast<size_t>(image * N + chosen[static_cast<size_t>(k)])] = 1.0f;
-    }
+    int64_t* others = chosen_.data() + plan_.images * n;
+    device_(&DeviceFunctions::choose, affinity_.data(), plan_.images, N, n, int64_t{1}, chosen_.data(), others);
+    device_(&DeviceFunctions::mark, mask_.data(), Places{plan_.images, N, n, chosen_.data()});
     for (auto& [symbol, sets] : sets_) sets.chosen = false;
     masked_ = true;
 }
 
 void Run::choose_tokens(Sets& sets) {
     programs_.run("score");
-    int64_t N = manifest_.tokens, n = sets.n, m = N - n;
-    for (int64_t image = 0; image < plan_.images; ++image) {
-        choose(score_.data() + image * N, N, n, order_, sets.focus.data() + image * n,
-               sets.background.data() + image * m);
-    }
-    for (int64_t row = plan_.images; row < plan_.rows; ++row) {
-        int64_t image = row % plan_.images;
-        std::copy_n(sets.focus.data() + image * n, n, sets.focus.data() + row * n);
-        std::copy_n(sets.background.data() + image * m, m, sets.background.data() + row * m);
-    }
+    device_(&DeviceFunctions::choose, score_.data(), plan_.images, manifest_.tokens, sets.n, plan_.rows / plan_.images,
+            sets.focus.data(), sets.background.data());
     sets.chosen = true;
     stale_ = true;
 }
 
 void Run::sparse(Sets& sets) {
-    int64_t N = manifest_.tokens, w = manifest_.token_width(), n = sets.n, m = N - n;
+    int64_t N = manifest_.tokens, n = sets.n, m = N - n;
+    size_t bytes = sizeof(float) * static_cast<size_t>(manifest_.token_width());
     bool moving = plan_.preset->focus->moving;
     if (moving || !sets.chosen) choose_tokens(sets);
     bool carried = programs_.has("carry");
@@ -193,24 +218,23 @@ void Run::sparse(Sets& sets) {
         cache_.write(sets.focus.data(), n);
         stale_ = true;
     }
-    scatter(computed_.data(), plan_.rows, N, w, sets.focus.data(), n, focus_rows_.data());
+    Places focus = {plan_.rows, N, n, sets.focus.data()}, background = {plan_.rows, N, m, sets.background.data()};
+    Moved rows = {focus_rows_.data(), computed_.data(), nullptr, 1, bytes};
+    device_(&DeviceFunctions::scatter, &rows, size_t{1}, focus);
     for (const auto& spec : manifest_.outputs) {
-        if (spec.name == "background_prediction")
-            scatter(computed_.data(), plan_.rows, N, w, sets.background.data(), m, background_rows_.data());
+        if (spec.name != "background_prediction") continue;
+        rows.from = background_rows_.data();
+        device_(&DeviceFunctions::scatter, &rows, size_t{1}, background);
     }
-    std::fill(running_.begin(), running_.end(), 0.0f);
-    for (int64_t row = 0; row < plan_.rows; ++row) {
-        for (int64_t k = 0; k < n; ++k)
-            running_[static_cast<size_t>(row * N + sets.focus[static_cast<size_t>(row * n + k)])] = 1.0f;
-    }
+    device_(&DeviceFunctions::mark, running_.data(), focus);
     if (moving) {
-        cached_ = running_;
+        device_(&DeviceFunctions::copy, cached_.data(), running_.data(), running_.bytes());
     } else {
-        std::fill(cached_.begin(), cached_.end(), 0.0f);
+        device_(&DeviceFunctions::fill, cached_.data(), cached_.size(), 0.0f);
     }
     programs_.run("advance_focus");
     shown_n_ = n;
-    shown_focus_.assign(sets.focus.begin(), sets.focus.begin() + plan_.images * n);
+    shown_ = &sets;
 }
 
 }  // namespace accelaes

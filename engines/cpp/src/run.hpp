@@ -43,7 +43,9 @@ struct RunPlan {
     // The most focus tokens, and background tokens, of a sparse step.
     int64_t most_focus(const Manifest& manifest) const;
     int64_t most_background(const Manifest& manifest) const;
+    // Of all that is on the device, and of what is copied from one to be looked at.
     size_t bytes(const Manifest& manifest) const;
+    size_t host_bytes(const Manifest& manifest) const;
 };
 
 class Run {
@@ -55,29 +57,42 @@ class Run {
     void prompt(const accelaes_prompt* prompts, size_t count, const accelaes_tensor* tensors, size_t given);
     // What the words of each image's prompt weigh; empty without a mask.
     const std::vector<std::vector<std::pair<std::string, double>>>& words() const { return words_; }
-    // Carries out the next step; whether there are more.
-    bool next(accelaes_step* step);
+    // Carries out the next step and says what it `found`; whether there are more.
+    bool next(accelaes_step* found);
     void cancel() { cancelled_ = true; }
 
-    const std::vector<float>& latents() const { return latents_; }
-    const std::vector<int64_t>& focus() const { return shown_focus_; }
+    // On the host, as they are after the last step; valid until the next.
+    const float* latents() const;
+    size_t latent_numbers() const { return latents_.size(); }
+    const int64_t* focus() const;
     int64_t focus_tokens() const { return shown_n_; }
     // The latents as they are now, as pictures [b, H, W, 3].
     void picture(uint8_t* pixels, size_t size) const;
 
    private:
-    // Conditioning as it was given: fp32 or int64, of all rows.
+    // Conditioning as the engine takes it, of all rows.
     struct Given {
-        std::vector<float> numbers;
-        std::vector<int64_t> labels;
-        std::vector<int64_t> shape;
+        Type type;
+        Buffer<char> data;
         bool by_row = true;
     };
     // Which tokens a bucket computes: the same for both halves of an image's rows.
     struct Sets {
         int64_t n = 0;
-        std::vector<int64_t> focus, background;  // [B, n], [B, m]
+        Buffer<int64_t> focus, background;  // [B, n], [B, m]
         bool chosen = false;
+    };
+    // Numbers that programs read, each [1].
+    enum class Scalar : size_t { now, target, step, scale, wanted, count };
+    // What the engine makes in its own type, before it is fp32.
+    struct Raw {
+        Type type = Type::f32;
+        Buffer<char> data;  // none where it is fp32 itself
+    };
+    // Where a tensor of the engine is, and the type that it is of there.
+    struct Place {
+        const void* data;
+        Type type;
     };
 
     // One step of the engine, for all rows.
@@ -92,6 +107,7 @@ class Run {
 
     void take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts);
     void weigh(const PromptReader& reader, const std::vector<std::map<std::string, std::u32string>>& prompts);
+    void set_weights(const float* of_images);
     void fill_in();
     void begin();
     bool masked() const { return plan_.preset->focus && plan_.preset->focus->mask_step >= 0; }
@@ -104,25 +120,36 @@ class Run {
     void choose_tokens(Sets& sets);
     void build_mask();
     void engine_call(const Call& call);
-    const void* input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) const;
+    Place input_of(const Spec& spec, const Call& call, int64_t first, int64_t m);
+    Place output_of(Raw& raw, float* numbers, int64_t first);
+    void convert(const Raw& raw, float* numbers, int64_t count);
+    void set(Scalar scalar, double number);
+    float* place(Scalar scalar) { return scalars_.data() + static_cast<size_t>(scalar); }
+    void double_latents();
     void guide_and_move(int64_t i);
-    double target(int64_t i) const;
+    double extrapolated_to(int64_t i) const;
     double clock(int64_t i) const;
 
     std::shared_ptr<const Bundle> bundle_;
     const Manifest& manifest_;
+    const Device& device_;
     RunPlan plan_;
     Programs programs_;
     Cache cache_;
     std::map<std::string, Given> given_;
     std::map<char, Sets> sets_;
-    std::vector<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
-    std::vector<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_;
-    std::vector<int64_t> everything_, observed_, order_, shown_focus_;
-    float now_ = 0, target_ = 0, step_ = 0, wanted_ = 0;
+    Buffer<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
+    Buffer<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_, scalars_;
+    Buffer<int64_t> everything_, observed_, chosen_;
+    Buffer<char> hidden_;  // the latents in the engine's type, where that isn't fp32
+    Raw raw_focus_, raw_background_;
+    Type hidden_type_ = Type::f32;
+    mutable std::vector<float> shown_latents_;  // copies of the device's
+    mutable std::vector<int64_t> shown_focus_;
+    const Sets* shown_ = nullptr;  // of the last sparse step
     int64_t text_tokens_ = 0, shown_n_ = 0, at_ = 0;
     std::vector<std::vector<std::pair<std::string, double>>> words_;
-    bool has_latents_ = false;
+    bool has_latents_ = false, weighed_ = false;
     const Sets* read_ = nullptr;  // whose background rows lie ready
     bool stale_ = true, masked_ = false, begun_ = false;
     double engine_seconds_ = 0;

@@ -5,6 +5,7 @@
 #include "failure.hpp"
 #include "noise.hpp"
 #include "prompts.hpp"
+#include "room.hpp"
 #include "run.hpp"
 #include "text/characters.hpp"
 
@@ -49,26 +50,38 @@ void Run::prompt(const accelaes_prompt* prompts, size_t count, const accelaes_te
     texts = reader.ids(rows);
     encode(texts);
     fill_in();
-    if (masked() && weights_.empty())
+    if (masked() && !weighed_)
         weigh(reader, {rows.begin() + plan_.first_conditional, rows.begin() + plan_.first_conditional + plan_.images});
     begin();
 }
 
 // What the words of each image's prompt weigh.
 void Run::weigh(const PromptReader& reader, const std::vector<PromptRow>& prompts) {
-    weights_.assign(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
-    auto to = weights_.begin() + static_cast<std::ptrdiff_t>(plan_.first_conditional * text_tokens_);
-    for (size_t k = 0; k < prompts.size(); ++k, to += text_tokens_) {
+    std::vector<float> of_images;
+    for (size_t k = 0; k < prompts.size(); ++k) {
         if (k > 0 && prompts[k] == prompts[k - 1]) {
-            std::copy_n(to - text_tokens_, text_tokens_, to);
+            std::vector<float> same(of_images.end() - text_tokens_, of_images.end());
+            of_images.insert(of_images.end(), same.begin(), same.end());
             words_.push_back(words_.back());
             continue;
         }
         auto found = reader.weigh(prompts[k], text_tokens_, plan_.preset->words);
-        std::copy(found.weights.begin(), found.weights.end(), to);
+        of_images.insert(of_images.end(), found.weights.begin(), found.weights.end());
         words_.emplace_back();
         for (const auto& [word, weight] : found.words) words_.back().emplace_back(to_utf8(word.text), weight);
     }
+    set_weights(of_images.data());
+}
+
+// The weights [b, M] of the conditional rows; those of the others are 0. None: all 0.
+void Run::set_weights(const float* of_images) {
+    size_t numbers = room({plan_.rows, text_tokens_});
+    if (weights_.size() != numbers) weights_ = Buffer<float>(device_, numbers);
+    device_(&DeviceFunctions::fill, weights_.data(), numbers, 0.0f);
+    if (of_images != nullptr)
+        device_(&DeviceFunctions::write, weights_.data() + plan_.first_conditional * text_tokens_, of_images,
+                sizeof(float) * room({plan_.images, text_tokens_}));
+    weighed_ = of_images != nullptr;
 }
 
 // What pipelines tell their transformer beside the text: FLUX's distilled guidance, PixArt's size of the picture.
@@ -88,9 +101,8 @@ void Run::fill_in() {
 }
 
 void Run::take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts) {
-    begun_ = has_latents_ = false;
+    begun_ = has_latents_ = weighed_ = false;
     given_.clear();
-    weights_.clear();
     words_.clear();
     text_tokens_ = 0;
     for (size_t k = 0; k < count; ++k) {
@@ -104,19 +116,22 @@ void Run::take_all(const accelaes_tensor* tensors, size_t count, std::map<std::s
 }
 
 void Run::begin() {
-    if (!has_latents_) draw_latents(manifest_, plan_.seed, plan_.images, latents_.data());
+    if (!has_latents_) {
+        std::vector<float> noise(latents_.size());
+        draw_latents(manifest_, plan_.seed, plan_.images, noise.data());
+        device_(&DeviceFunctions::write, latents_.data(), noise.data(), latents_.bytes());
+    }
     for (const auto& name : manifest_.conditioning) {
         if (given_.count(name) == 0)
             refuse("There is no tensor " + name + " among those given, and the engine needs it.");
     }
     if (text_tokens_ == 0) text_tokens_ = manifest_.text_tokens;
-    if (masked() && weights_.empty())
-        refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
-    weights_.resize(static_cast<size_t>(plan_.rows * text_tokens_), 0.0f);
+    if (masked() && !weighed_) refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
+    if (!weighed_) set_weights(nullptr);
     programs_.begin();
-    plan_.solver->begin(latents_.size());
+    plan_.solver->begin(device_, latents_.size());
     for (auto& [symbol, sets] : sets_) sets.chosen = false;
-    at_ = 0, shown_n_ = 0;
+    at_ = 0, shown_n_ = 0, shown_ = nullptr;
     stale_ = true, masked_ = false, read_ = nullptr, cancelled_ = false;
     begun_ = true;
 }
@@ -167,21 +182,19 @@ void Run::take(const accelaes_tensor& tensor) {
         if (shape != wanted || tensor.is_int64)
             refuse("latents has the shape " + said() +
                    ", and the bundle makes others: give fp32 latents of the shape its facts say.");
-        std::memcpy(latents_.data(), tensor.data, sizeof(float) * latents_.size());
+        device_(&DeviceFunctions::write, latents_.data(), tensor.data, latents_.bytes());
         return;
     }
     if (name == "token_weights") {
         if (shape.size() != 2 || shape[0] != plan_.images || shape[1] < 1 || tensor.is_int64)
             refuse("token_weights has the shape " + said() + "; give fp32 [b, M].");
-        weights_.assign(static_cast<size_t>(plan_.rows * shape[1]), 0.0f);
-        auto first = static_cast<size_t>(plan_.first_conditional * shape[1]);
-        std::memcpy(weights_.data() + first, tensor.data, sizeof(float) * product(shape));
         take_text(name, shape[1]);
+        set_weights(static_cast<const float*>(tensor.data));
         return;
     }
     for (const auto& spec : manifest_.inputs) {
         if (spec.name != name) continue;
-        bool fits = spec.shape.size() == shape.size() && spec.int64 == (tensor.is_int64 != 0);
+        bool fits = spec.shape.size() == shape.size() && spec.is_int64() == (tensor.is_int64 != 0);
         for (size_t k = 0; fits && k < shape.size(); ++k) {
             char letter = spec.shape[k].letter;
             fits = letter == 'B'   ? shape[k] == plan_.rows
@@ -192,17 +205,17 @@ void Run::take(const accelaes_tensor& tensor) {
         if (!fits)
             refuse(name + " has the shape " + said() + ", which the engine doesn't take for " +
                    std::to_string(plan_.rows) + " rows; give it as inspect --tensors lists it.");
-        Given& given = given_[name];
-        given.shape = shape;
-        given.by_row = !spec.shape.empty() && spec.shape.front().letter == 'B';
-        size_t count = product(shape);
-        if (spec.int64) {
-            auto* from = static_cast<const int64_t*>(tensor.data);
-            given.labels.assign(from, from + count);
-        } else {
-            auto* from = static_cast<const float*>(tensor.data);
-            given.numbers.assign(from, from + count);
+        size_t count = product(shape), bytes = width_of(spec.type) * count;
+        const void* from = tensor.data;
+        std::vector<uint16_t> halves;
+        if (!spec.is_int64() && spec.type != Type::f32) {
+            halves.resize(count);
+            host_functions()->convert(nullptr, halves.data(), spec.type, tensor.data, Type::f32, count);
+            from = halves.data();
         }
+        Given& given = given_[name] = {spec.type, Buffer<char>(device_, bytes), true};
+        given.by_row = !spec.shape.empty() && spec.shape.front().letter == 'B';
+        device_(&DeviceFunctions::write, given.data.data(), from, bytes);
         return;
     }
     refuse("There is no input " + name + "; the engine's are those that inspect --tensors lists.");

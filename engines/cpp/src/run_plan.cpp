@@ -98,9 +98,22 @@ size_t RunPlan::bytes(const Manifest& manifest) const {
     int64_t N = manifest.tokens, w = manifest.token_width(), n = most_focus(manifest), m = most_background(manifest);
     size_t numbers = room({images + rows, latent(manifest)}) + room({rows, 2 * N + n + m, w}) + room({images, N, w});
     numbers += room({4 * rows + 3 * images, N}) + room({rows, manifest.text_tokens + 1});
-    size_t kept = solver->bytes(room({images, latent(manifest)}));
-    return kept + Programs::bytes(*preset, rows, gated) + Cache::bytes(manifest, rows, n, m, preset->has("carry")) +
-           sizeof(float) * numbers + sizeof(int64_t) * room({3 * rows, N});
+    size_t kept = solver->bytes(room({images, latent(manifest)})), converted = 0;
+    auto converts = [&](const std::vector<Spec>& specs, const char* name, int64_t own) {
+        for (const auto& spec : specs) {
+            if (spec.name == name && spec.type != Type::f32) converted += width_of(spec.type) * room({rows, own});
+        }
+    };
+    converts(manifest.inputs, "hidden_states", latent(manifest));
+    converts(manifest.outputs, "focus_prediction", static_cast<int64_t>(room({N, w})));
+    converts(manifest.outputs, "background_prediction", static_cast<int64_t>(room({m, w})));
+    return kept + converted + Programs::bytes(*preset, rows, gated) +
+           Cache::bytes(manifest, rows, n, m, preset->has("carry")) + sizeof(float) * numbers +
+           sizeof(int64_t) * room({5 * rows, N});
+}
+
+size_t RunPlan::host_bytes(const Manifest& manifest) const {
+    return sizeof(float) * room({images, latent(manifest)}) + sizeof(int64_t) * room({images, most_focus(manifest)});
 }
 
 }  // namespace accelaes

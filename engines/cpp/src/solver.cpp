@@ -9,8 +9,6 @@
 namespace accelaes {
 namespace {
 
-using Prediction = Diffusion::Prediction;
-
 // The share of a sample that is left at every training timestep, as its variance.
 std::vector<float> shares_left(const Diffusion& diffusion, int64_t train) {
     std::vector<float> made;
@@ -95,48 +93,42 @@ void Solver::set_diffusion(double training, int64_t steps) {
     if (!diffusion_->ddim) sigmas_.push_back(diffusion_->ends_at_zero ? 0.0f : std::sqrt((1.0f - left[0]) / left[0]));
 }
 
-void Solver::begin(size_t numbers) {
+void Solver::begin(const Device& device, size_t numbers) {
     known_ = 0;
-    if (!remembers()) return;
-    sample_.resize(numbers);
-    earlier_.resize(numbers);
+    if (!remembers() || sample_.size() == numbers) return;
+    sample_ = Buffer<float>(device, numbers);
+    earlier_ = Buffer<float>(device, numbers);
 }
 
-void Solver::move(int64_t step, const float* prediction, std::vector<float>& latents) {
+void Solver::move(const Device& device, int64_t step, const float* prediction, float* latents, size_t numbers) {
     auto i = static_cast<size_t>(step);
-    if (!diffusion_) {
-        float dt = sigmas_[i + 1] - sigmas_[i];
-        for (size_t k = 0; k < latents.size(); ++k) latents[k] += dt * prediction[k];
-    } else if (diffusion_->ddim) {
-        move_ddim(i, prediction, latents);
-    } else {
-        move_dpm(i, prediction, latents);
-    }
+    Move by = !diffusion_ ? euler(i) : diffusion_->ddim ? ddim(i) : dpm(i);
+    if (remembers()) sample_.swap(earlier_);
+    device(&DeviceFunctions::move, by, prediction, latents, sample_.data(), earlier_.data(), numbers);
+    ++known_;
+}
+
+Move Solver::euler(size_t step) const {
+    Move by = {};
+    by.kind = Move::Kind::euler;
+    by.step = sigmas_[step + 1] - sigmas_[step];
+    return by;
 }
 
 // Song et al. 2020, Eq. 12, with eta = 0.
-void Solver::move_ddim(size_t step, const float* prediction, std::vector<float>& latents) const {
+Move Solver::ddim(size_t step) const {
+    Move by = {};
+    by.kind = Move::Kind::ddim;
+    by.prediction = diffusion_->prediction;
     float alpha = alphas_before_[step], after = alphas_after_[step];
-    float signal = std::sqrt(alpha), noise = std::sqrt(1.0f - alpha);
-    float signal_after = std::sqrt(after), noise_after = std::sqrt(1.0f - after);
-    auto most = static_cast<float>(diffusion_->clipped_to);
-    for (size_t k = 0; k < latents.size(); ++k) {
-        float own = prediction[k], x = latents[k], sample = own, epsilon = own;
-        if (diffusion_->prediction == Prediction::noise) {
-            sample = (x - noise * own) / signal;
-        } else if (diffusion_->prediction == Prediction::sample) {
-            epsilon = (x - signal * own) / noise;
-        } else {
-            sample = signal * x - noise * own;
-            epsilon = signal * own + noise * x;
-        }
-        if (most > 0) sample = std::min(std::max(sample, -most), most);
-        latents[k] = signal_after * sample + noise_after * epsilon;
-    }
+    by.signal = std::sqrt(alpha), by.noise = std::sqrt(1.0f - alpha);
+    by.signal_after = std::sqrt(after), by.noise_after = std::sqrt(1.0f - after);
+    by.most = static_cast<float>(diffusion_->clipped_to);
+    return by;
 }
 
 // Lu et al. 2022 (DPM-Solver++), Eq. 9 and algorithm 2, as multistep methods of order 1 and 2.
-void Solver::move_dpm(size_t step, const float* prediction, std::vector<float>& latents) {
+Move Solver::dpm(size_t step) const {
     struct Place {
         float alpha, sigma, lambda;
     };
@@ -145,30 +137,21 @@ void Solver::move_dpm(size_t step, const float* prediction, std::vector<float>& 
         return Place{alpha, sigma, std::log(alpha) - std::log(sigma)};
     };
     Place now = place(step), next = place(step + 1);
-    std::swap(sample_, earlier_);
-    for (size_t k = 0; k < latents.size(); ++k) {
-        float own = prediction[k];
-        sample_[k] = diffusion_->prediction == Prediction::noise    ? (latents[k] - now.sigma * own) / now.alpha
-                     : diffusion_->prediction == Prediction::sample ? own
-                                                                    : now.alpha * latents[k] - now.sigma * own;
-    }
+    Move by = {};
+    by.kind = Move::Kind::dpm;
+    by.prediction = diffusion_->prediction;
+    by.signal = now.alpha, by.noise = now.sigma;
     bool last = step + 1 == timesteps_.size();
     bool few = diffusion_->lower_at_end && timesteps_.size() < 15;
-    bool first =
+    by.first =
         diffusion_->order == 1 || known_ < 1 || (last && (diffusion_->euler_at_end || few || diffusion_->ends_at_zero));
-    ++known_;
-    float h = next.lambda - now.lambda, kept = next.sigma / now.sigma;
-    float shrunk = next.alpha * (std::exp(-h) - 1.0f);
-    float ratio = 0, slope = 0;
-    if (!first) {
-        ratio = (now.lambda - place(step - 1).lambda) / h;
-        slope = diffusion_->heun ? next.alpha * ((std::exp(-h) - 1.0f) / h + 1.0f) : -0.5f * shrunk;
-    }
-    for (size_t k = 0; k < latents.size(); ++k) {
-        float moved = kept * latents[k] - shrunk * sample_[k];
-        if (!first) moved += slope * ((1.0f / ratio) * (sample_[k] - earlier_[k]));
-        latents[k] = moved;
-    }
+    float h = next.lambda - now.lambda;
+    by.noise_after = next.sigma / now.sigma;
+    by.signal_after = next.alpha * (std::exp(-h) - 1.0f);
+    if (by.first) return by;
+    by.ratio = (now.lambda - place(step - 1).lambda) / h;
+    by.slope = diffusion_->heun ? next.alpha * ((std::exp(-h) - 1.0f) / h + 1.0f) : -0.5f * by.signal_after;
+    return by;
 }
 
 }  // namespace accelaes

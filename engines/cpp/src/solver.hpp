@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "device.hpp"
 #include "manifest.hpp"
 
 namespace accelaes {
@@ -22,21 +23,22 @@ class Solver {
     bool first_order() const { return !diffusion_ || diffusion_->order == 1; }
 
     // Forget what earlier steps predicted.
-    void begin(size_t numbers);
-    void move(int64_t step, const float* prediction, std::vector<float>& latents);
+    void begin(const Device& device, size_t numbers);
+    void move(const Device& device, int64_t step, const float* prediction, float* latents, size_t numbers);
     // What a run of so many numbers keeps of earlier steps, in bytes.
     size_t bytes(size_t numbers) const { return remembers() ? 2 * numbers * sizeof(float) : 0; }
 
    private:
     bool remembers() const { return diffusion_ && !diffusion_->ddim; }
     void set_diffusion(double train, int64_t steps);
-    void move_ddim(size_t step, const float* prediction, std::vector<float>& latents) const;
-    void move_dpm(size_t step, const float* prediction, std::vector<float>& latents);
+    Move euler(size_t step) const;
+    Move ddim(size_t step) const;
+    Move dpm(size_t step) const;
 
     std::vector<float> sigmas_, timesteps_;
     std::optional<Diffusion> diffusion_;
     std::vector<float> alphas_before_, alphas_after_;  // DDIM's shares of the sample at each step's two ends
-    std::vector<float> sample_, earlier_;              // as the last two steps predicted it
+    Buffer<float> sample_, earlier_;                   // as the last two steps predicted it
     int64_t known_ = 0;                                // steps that have
 };
 

@@ -1,12 +1,13 @@
-// Trajectories as files: golden check|write BUNDLE LIBRARY FOLDER [--allow-code]
+// Trajectories as files: golden check|write BUNDLE LIBRARY FOLDER [--within 1e-4] [--device NAME] [--engines FOLDER]
 //
-// `check`: every *.safetensors of the folder is a setting, its inputs and what Python made of it; it is run, and must go
-// the same way: latents within 1e-4 of their range after every step, the same focus tokens.
-// `write`: the same settings are run, and what is made of each is written beside it, as *.native, for Python to read.
+// `check`: every *.safetensors of the folder is a setting, its inputs and what Python made of it; it is run, and must
+// go the same way: latents within a part of their range after every step, the same focus tokens. `write`: the same
+// settings are run, and what is made of each is written beside it, as *.native, for Python to read.
 #include <accelaes.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -17,8 +18,6 @@
 namespace {
 
 using Json = nlohmann::json;
-
-constexpr float allowed = 1e-4f;
 
 struct Array {
     std::vector<int64_t> shape;
@@ -128,7 +127,7 @@ std::vector<Step> carried_out(const accelaes::Bundle& bundle, const Golden& gold
 }
 
 // How far the latents are from the golden ones at most, as a part of their range; thrown where they part.
-float compare(const std::string& name, const Golden& golden, const std::vector<Step>& steps) {
+float compare(const std::string& name, const Golden& golden, const std::vector<Step>& steps, float allowed) {
     float furthest = 0;
     for (size_t i = 0; i < steps.size(); ++i) {
         std::string step = "step." + std::to_string(i), where = name + ", step " + std::to_string(i);
@@ -158,7 +157,13 @@ int main(int count, char** words) {
         auto options = accelaes::sized<accelaes_open_options>();
         options.library = words[3];
         options.threads = 1;
-        options.allow_code = count > 5;
+        auto allowed = 1e-4f;
+        for (int k = 5; k + 1 < count; k += 2) {
+            std::string name = words[k];
+            if (name == "--within") allowed = std::strtof(words[k + 1], nullptr);
+            if (name == "--device") options.device = words[k + 1];
+            if (name == "--engines") options.engines = words[k + 1];
+        }
         accelaes::Bundle bundle(words[2], options);
         size_t settings = 0, steps = 0;
         float furthest = 0;
@@ -170,7 +175,7 @@ int main(int count, char** words) {
             if (writes) {
                 write_steps(std::filesystem::path(entry.path()).replace_extension(".native"), made);
             } else {
-                furthest = std::max(furthest, compare(entry.path().filename().string(), golden, made));
+                furthest = std::max(furthest, compare(entry.path().filename().string(), golden, made, allowed));
             }
         }
         if (settings == 0) throw accelaes::Error(ACCELAES_INPUT, "the folder has no *.safetensors");

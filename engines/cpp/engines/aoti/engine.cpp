@@ -20,6 +20,7 @@
 
 namespace {
 
+using accelaes::EngineDevice;
 using accelaes::EngineError;
 using accelaes::GraphFiles;
 using accelaes::guarded;
@@ -94,6 +95,15 @@ struct Torch {
         return made;
     }
 };
+
+const char* safetensors_name(accelaes::Type type) {
+    switch (type) {
+        case accelaes::Type::i64: return "I64";
+        case accelaes::Type::f16: return "F16";
+        case accelaes::Type::bf16: return "BF16";
+        default: return "F32";
+    }
+}
 
 // "2.13.0+cpu" as libtorch numbers itself: major and minor in the two highest bytes.
 uint64_t abi_of(const std::string& version) {
@@ -212,7 +222,7 @@ class Graph {
                 for (auto* tensor : given) torch_.release(tensor);
                 throw Refused{ACCELAES_INPUT, "The engine isn't given " + name};
             }
-            const char* dtype = found->type == accelaes::Type::i64 ? "I64" : "F32";
+            const char* dtype = safetensors_name(found->type);
             given.push_back(torch_.view(found->data, dtype, found->shape, static_cast<size_t>(found->rank)));
         }
         // Takes the inputs over.
@@ -298,8 +308,7 @@ class Graph {
             count *= sizes[axis];
         }
         char* to = static_cast<char*>(wanted.data);
-        if (count > 0)
-            copy(static_cast<const char*>(data), to, sizes, steps, rank, wanted.type == accelaes::Type::i64 ? 8 : 4);
+        if (count > 0) copy(static_cast<const char*>(data), to, sizes, steps, rank, accelaes::width_of(wanted.type));
         return true;
     }
 
@@ -323,8 +332,12 @@ class Graph {
     std::mutex running_;
 };
 
-void* open(const char* library, const char* const* built_with, EngineError* error) {
+void* open(const char* library, const char* const* built_with, const EngineDevice* device, EngineError* error) {
     return guarded(error, [&]() -> void* {
+        if (std::string(device->functions->kind) != "cpu")
+            throw Refused{ACCELAES_INPUT,
+                          "AOTInductor's bundles run on a CPU here; leave options.device out, or build the bundle for "
+                          "onnxruntime"};
         std::map<std::string, std::string> versions;
         for (; built_with[0] != nullptr; built_with += 2) versions[built_with[0]] = built_with[1];
         if (versions.count("SparseQueryAttention") > 0)

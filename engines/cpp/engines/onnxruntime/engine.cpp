@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@
 
 namespace {
 
+using accelaes::EngineDevice;
 using accelaes::EngineError;
 using accelaes::guarded;
 using accelaes::Refused;
@@ -61,26 +63,52 @@ class Held {
 
 struct Engine {
     Library library;
+    EngineDevice device;
     Held<ort::Env> environment{library, ort::release_env};
     Held<ort::MemoryInfo> host{library, ort::release_memory_info};
+    Held<ort::MemoryInfo> beside{library, ort::release_memory_info};  // of the device, where it isn't the host
+    Held<ort::RunOptions> running{library, ort::release_run_options};
+    std::mutex turns;  // a stream's work is queued by one thread at a time
 
-    explicit Engine(const void* const* table) : library{table} {
+    Engine(const void* const* table, const EngineDevice& of) : library{table}, device(of) {
         library.good(ort::create_env, 3 /* errors alone */, "accelaes", environment.out());
         library.good(ort::create_memory_info, "Cpu", 1 /* arena */, 0, 0 /* default */, host.out());
+        if (on_host()) return;
+        library.good(ort::create_memory_info, "Cuda", 0 /* device */, device.index, 0 /* default */, beside.out());
+        library.good(ort::create_run_options, running.out());
+        library.good(ort::add_run_config_entry, running.get(), "disable_synchronize_execution_providers", "1");
+    }
+
+    bool on_host() const { return std::string(device.functions->kind) == "cpu"; }
+
+    // Graphs run on the device's stream.
+    void place(ort::SessionOptions* options) const {
+        if (on_host()) return;
+        Held<ort::CudaOptions> cuda(library, ort::release_cuda_provider_options);
+        library.good(ort::create_cuda_provider_options, cuda.out());
+        std::string index = std::to_string(device.index);
+        const char *keys[] = {"device_id"}, *values[] = {index.c_str()};
+        library.good(ort::update_cuda_provider_options, cuda.get(), static_cast<const char* const*>(keys),
+                     static_cast<const char* const*>(values), size_t{1});
+        void* stream = device.functions->stream(device.context);
+        library.good(ort::update_cuda_provider_options_with_value, cuda.get(), "user_compute_stream", stream);
+        const ort::CudaOptions* set = cuda.get();
+        library.good(ort::append_cuda_provider, options, set);
     }
 };
 
 struct Graph {
-    const Engine& engine;
+    Engine& engine;
     Held<ort::Session> session{engine.library, ort::release_session};
 
-    Graph(const Engine& of, const char* path, int threads) : engine(of) {
+    Graph(Engine& of, const char* path, int threads) : engine(of) {
         const Library& library = engine.library;
         Held<ort::SessionOptions> options(library, ort::release_session_options);
         library.good(ort::create_session_options, options.out());
         library.good(ort::set_intra_op_threads, options.get(), threads);
         library.good(ort::set_graph_optimization_level, options.get(), 99 /* all */);
         library.good(ort::add_session_config_entry, options.get(), "session.intra_op.allow_spinning", "0");
+        engine.place(options.get());
         const ort::SessionOptions* set = options.get();
         const ort::Env* environment = engine.environment.get();
         library.good(ort::create_session, environment, path, set, session.out());
@@ -92,26 +120,37 @@ struct Graph {
         library.good(ort::create_io_binding, session.get(), binding.out());
         std::vector<Held<ort::Value>> values;
         values.reserve(in + out);
+        bool fetched = false;  // to the host, from another device
         for (size_t k = 0; k < in + out; ++k) {
             const Tensor& tensor = k < in ? inputs[k] : outputs[k - in];
             size_t count = 1;
             for (int axis = 0; axis < tensor.rank; ++axis) count *= static_cast<size_t>(tensor.shape[axis]);
             if (k >= in && count == 0) continue;  // nothing to fetch
-            size_t bytes = count * (tensor.type == accelaes::Type::i64 ? 8 : 4);
-            const ort::MemoryInfo* host = engine.host.get();
+            fetched = fetched || (k >= in && tensor.on_host && !engine.on_host());
+            size_t bytes = count * accelaes::width_of(tensor.type);
+            bool on_host = tensor.on_host || engine.on_host();
+            const ort::MemoryInfo* memory = on_host ? engine.host.get() : engine.beside.get();
             Held<ort::Value>& value = values.emplace_back(library, ort::release_value);
-            library.good(ort::create_tensor_with_data, host, tensor.data, bytes, tensor.shape,
+            library.good(ort::create_tensor_with_data, memory, tensor.data, bytes, tensor.shape,
                          static_cast<size_t>(tensor.rank), static_cast<int>(tensor.type), value.out());
             const ort::Value* bound = value.get();
             library.good(k < in ? ort::bind_input : ort::bind_output, binding.get(), tensor.name, bound);
         }
-        const ort::RunOptions* no_options = nullptr;
+        const ort::RunOptions* running = engine.running.get();
         const ort::IoBinding* bound = binding.get();
-        library.good(ort::run_with_binding, session.get(), no_options, bound);
+        std::unique_lock<std::mutex> turn(engine.turns, std::defer_lock);
+        if (!engine.on_host()) turn.lock();
+        library.good(ort::run_with_binding, session.get(), running, bound);
+        if (fetched) wait();
+    }
+
+    void wait() const {
+        EngineError error = {};
+        if (!engine.device.functions->wait(engine.device.context, &error)) throw Refused{error.code, error.sentence};
     }
 };
 
-void* open(const char* library, const char* const*, EngineError* error) {
+void* open(const char* library, const char* const*, const EngineDevice* device, EngineError* error) {
     return guarded(error, [&]() -> void* {
         const char* name = library == nullptr ? "libonnxruntime.so.1" : library;
         void* handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
@@ -124,12 +163,14 @@ void* open(const char* library, const char* const*, EngineError* error) {
             throw Refused{ACCELAES_MISSING,
                           std::string(name) + " is no ONNX Runtime; give its libonnxruntime.so as options.library"};
         }
-        const void* const* table = base()->get_api(ort::api_version);
+        bool on_host = std::string(device->functions->kind) == "cpu";
+        const void* const* table = base()->get_api(on_host ? ort::api_version : ort::cuda_api_version);
         if (table == nullptr) {
-            throw Refused{ACCELAES_MISSING, std::string("ONNX Runtime ") + base()->version() +
-                                                " is older than 1.10; install a newer one"};
+            throw Refused{ACCELAES_MISSING, std::string("ONNX Runtime ") + base()->version() + " is older than 1." +
+                                                std::to_string(on_host ? ort::api_version : ort::cuda_api_version) +
+                                                "; install a newer one"};
         }
-        return new Engine(table);
+        return new Engine(table, *device);
     });
 }
 

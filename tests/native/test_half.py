@@ -1,0 +1,45 @@
+"""Engines of 16 bits natively: their tensors are converted at the engine's edge, and what a run knows stays fp32.
+
+Minutes: make test-native.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from accelaes_export.building.builder import build as build_bundle
+from accelaes_export.bundle.reading import Bundle
+from tests.native import golden
+from tests.native.building import ONNXRUNTIME
+from tests.runtime.complete_bundle import DrawsNatively
+
+pytestmark = [pytest.mark.native, pytest.mark.xdist_group("half")]
+# Python's caches are carried on in fp16, here they are in fp32 between two roundings.
+WITHIN = 2e-3
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return build_bundle(
+        model="shapes",
+        dtype="fp16",
+        output=tmp_path_factory.mktemp("half") / "bundle",
+        presets=("dense", "accelaes", "drift:budget=12"),
+        components="all",
+    )
+
+
+def test_trajectories_are_pythons_and_focus_tokens_the_same(library: Path, bundle: Bundle, tmp_path: Path) -> None:
+    golden.write_all(bundle, tmp_path / "golden", (random.Random(k) for k in range(20)))
+    command: list[Any] = [library.parent / "accelaes_golden", "check", bundle.path, ONNXRUNTIME, tmp_path / "golden"]
+    done = subprocess.run([*command, "--within", str(WITHIN)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+class TestPictures(DrawsNatively):
+    asked_for = "an intricate red star on the left, plain blue background"
