@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelaes_export.backbones.checkpoints import Checkpoint
-from accelaes_export.backbones.weight_files import DIFFUSERS, TRANSFORMERS, stored_tensors, weight_files
+from accelaes_export.backbones.weight_files import DIFFUSERS, TRANSFORMERS, component_files, stored_tensors
 from accelaes_export.backbones.weights import Read, filled, stored_weights
 from accelaes_export.contract.components import HIDDEN, ComponentName, component_classes
 from accelaes_export.contract.dtypes import dtype_argument, torch_dtype
@@ -49,6 +49,7 @@ class Part:
         name: the pipeline's attribute.
         kind: the class, of transformers or diffusers.
         files: safetensors.
+        variant: of the files, such as fp16; "" for the plain ones.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Part:
     folder: Path
     config: Mapping[str, Any]
     files: tuple[Path, ...]
+    variant: str = ""
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -86,10 +88,11 @@ class Part:
         import transformers
 
         library: Any = diffusers if self.name == VAE else transformers
-        options = dtype_argument(dtype) if self.name == VAE else {"dtype": torch_dtype(dtype)}
+        options: dict[str, Any] = {"use_safetensors": True, "variant": self.variant or None}
+        options |= dtype_argument(dtype) if self.name == VAE else {"dtype": torch_dtype(dtype)}
         try:
             with _without_bars():
-                model = getattr(library, self.kind).from_pretrained(self.folder, use_safetensors=True, **options)
+                model = getattr(library, self.kind).from_pretrained(self.folder, **options)
         except Exception as error:  # whatever a model class makes of values nobody foresaw
             raise BuildError(f"{self.folder} could not be loaded: {first_line(error)}") from error
         # Not the class's own `to`, which warns of modules it would like to keep in fp32.
@@ -185,7 +188,7 @@ class PipelineParts:
             InputError: a transformer by itself, a pipeline that can't be read, or a component of a class that can't be
                 part of a bundle.
         """
-        folder = checkpoint.folder.parent
+        folder, variant = checkpoint.folder.parent, checkpoint.source.variant
         if not (folder / INDEX).is_file() or checkpoint.folder.name != "transformer":
             raise InputError(
                 f"{checkpoint.folder} is a transformer by itself, and components come from a whole pipeline: give the "
@@ -202,8 +205,8 @@ class PipelineParts:
         return cls(
             index,
             _scheduler_config(folder / "scheduler" / "scheduler_config.json", classes.get("scheduler", "")),
-            {name: _part(folder, name, classes[name], ENCODER_OUTPUTS, TRANSFORMERS) for name in encoders},
-            _part(folder, VAE, classes.get(VAE, ""), VAE_CLASSES, DIFFUSERS) if "vae" in wanted else None,
+            {name: _part(folder, name, classes[name], ENCODER_OUTPUTS, TRANSFORMERS, variant) for name in encoders},
+            _part(folder, VAE, classes.get(VAE, ""), VAE_CLASSES, DIFFUSERS, variant) if "vae" in wanted else None,
             {name: _tokenizer_files(folder / name) for name in tokenizers},
         )
 
@@ -229,7 +232,7 @@ def _tokenizer_files(folder: Path) -> tuple[Path, ...]:
     return found
 
 
-def _part(root: Path, name: str, kind: str, known: Collection[str], stem: str) -> Part:
+def _part(root: Path, name: str, kind: str, known: Collection[str], stem: str, variant: str | None) -> Part:
     if kind not in known:
         what = f"is a {kind}" if kind else "is none"
         raise InputError(
@@ -237,8 +240,8 @@ def _part(root: Path, name: str, kind: str, known: Collection[str], stem: str) -
             "of --components; run then reads it from the checkpoint."
         )
     folder = root / name
-    _, files, _ = weight_files(folder, stem)
-    part = Part(name, kind, folder, _json(folder / "config.json"), files)
+    taken, files = component_files(folder, stem, variant)
+    part = Part(name, kind, folder, _json(folder / "config.json"), files, taken)
     part.check()
     return part
 

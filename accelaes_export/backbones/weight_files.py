@@ -23,13 +23,7 @@ def weight_files(folder: Path, stem: str, variant: str | None = None) -> tuple[s
     Raises:
         InputError: no safetensors, no such variant, or several and none named.
     """
-    single = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors")
-    index = re.compile(rf"{stem}\.safetensors\.index(?:\.(\w+))?\.json")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        match = single.fullmatch(path.name) or index.fullmatch(path.name)
-        if match is not None and path.is_file():
-            found.setdefault(match.group(1) or "", []).append(path)
+    found = _variants(folder, stem)
     if not found:
         pickled = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.ckpt")))
         hint = f"; {pickled[0]} is a pickle, which is never opened here: convert it to safetensors" if pickled else ""
@@ -47,7 +41,25 @@ def weight_files(folder: Path, stem: str, variant: str | None = None) -> tuple[s
             "one that isn't meant away."
         )
     beside = tuple(name for name in found if name != taken)
-    return taken, (first,) if single.fullmatch(first.name) else _shards(first), beside
+    return taken, _shards(first) if first.suffix == ".json" else (first,), beside
+
+
+def component_files(folder: Path, stem: str, variant: str | None) -> tuple[str, tuple[Path, ...]]:
+    """The same of what stands beside a transformer of that variant: as diffusers, the plain files where it lacks it."""
+    taken, files, _ = weight_files(folder, stem, variant if variant in _variants(folder, stem) else None)
+    return taken, files
+
+
+def _variants(folder: Path, stem: str) -> dict[str, list[Path]]:
+    """Files or indices of a folder's weights by variant."""
+    single = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors")
+    index = re.compile(rf"{stem}\.safetensors\.index(?:\.(\w+))?\.json")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        match = single.fullmatch(path.name) or index.fullmatch(path.name)
+        if match is not None and path.is_file():
+            found.setdefault(match.group(1) or "", []).append(path)
+    return found
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, tuple[list[int], str]]:

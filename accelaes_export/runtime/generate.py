@@ -99,6 +99,14 @@ def load_pipeline(bundle: Bundle, checkpoint: str | Path | None = None) -> Any:
     return assembled(bundle, components, found).to(bundle.session().device)
 
 
+def _variant(folder: str | Path, built: str | None) -> str | None:
+    """Of a checkpoint's weight files: the one the transformer was built of, where anything else of it has that."""
+    if built is None or not Path(folder).is_dir():
+        return built
+    beside = [path for path in Path(folder).glob(f"*/*.{built}.*") if path.parent.name != "transformer"]
+    return built if beside else None
+
+
 def _from_checkpoint(bundle: Bundle, checkpoint: str | Path | None, wanted: Sequence[str] | None = None) -> Any:
     """The pipeline of a checkpoint without its transformer, and with nothing but `wanted` where that is said."""
     from diffusers import DiffusionPipeline
@@ -119,6 +127,7 @@ def _from_checkpoint(bundle: Bundle, checkpoint: str | Path | None, wanted: Sequ
             **dtype_argument(dtype),
             use_safetensors=True,
             revision=source.revision,
+            variant=_variant(folder, source.variant),
         )
     except OSError as error:
         raise MissingComponentError(

@@ -14,10 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import accelaes_export as ax
 from accelaes_export import recipes
-from accelaes_export.backbones.pipeline_parts import Part
+from accelaes_export.backbones.checkpoints import resolve
+from accelaes_export.backbones.pipeline_parts import Part, PipelineParts
+from accelaes_export.backbones.sd3 import SD3Backbone
+from accelaes_export.backbones.weight_files import DIFFUSERS, TRANSFORMERS
 from accelaes_export.backends import backend
 from accelaes_export.building.components import component_dtype
 from accelaes_export.building.verification import verify
@@ -184,6 +188,47 @@ class TestAskedFor:
                 checkpoint, model="shapes", components="all", presets="none", output=tmp_path / "out", verify=False
             )
         assert not (tmp_path / "out").exists()
+
+
+def test_components_are_of_the_transformers_variant_where_they_have_it(tmp_path):
+    """As diffusers takes them; a component that has the variant alone is loaded by it."""
+    shutil.copytree(SHAPES, tmp_path / "checkpoint")
+    stems = {"transformer": DIFFUSERS, "vae": DIFFUSERS, "text_encoder": TRANSFORMERS, "text_encoder_2": TRANSFORMERS}
+    for name, stem in stems.items():
+        plain = tmp_path / "checkpoint" / name / f"{stem}.safetensors"
+        if name != "text_encoder":
+            save_file({key: tensor.half() for key, tensor in load_file(plain).items()}, plain.with_suffix(".half"))
+            plain.with_suffix(".half").rename(plain.with_name(f"{stem}.fp16.safetensors"))
+        if name == "text_encoder_2":
+            plain.unlink()
+    found = {}
+    for variant in (None, "fp16"):
+        checkpoint = resolve(tmp_path / "checkpoint", SD3Backbone(), variant=variant)
+        parts = PipelineParts.of(checkpoint, ("text", "vae"))
+        found[variant] = {part.name: part.variant for part in parts.described}
+        for part in parts.described:
+            wanted = load_file(part.files[0])
+            made = part.load("fp32").state_dict()
+            assert any(torch.equal(made[key], tensor.float()) for key, tensor in wanted.items() if key in made)
+            assert part.files[0].name.count("fp16") == (part.variant == "fp16")
+    assert found[None] == {"text_encoder": "", "text_encoder_2": "fp16", "vae": ""}
+    assert found["fp16"] == {"text_encoder": "", "text_encoder_2": "fp16", "vae": "fp16"}
+
+
+def test_run_reads_what_a_bundle_lacks_of_the_variant_it_was_built_of(tmp_path):
+    """A checkpoint that has no other files: without their variant diffusers wouldn't find them."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(SHAPES, checkpoint)
+    for path in checkpoint.glob("*/*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    bundle = ax.build(checkpoint, model="shapes", presets="none", output=tmp_path / "bundle", verify=False)
+    assert bundle.manifest.source.variant == "fp16"
+    pipe = quiet(load_pipeline(bundle))
+    wanted = load_file(checkpoint / "vae" / f"{DIFFUSERS}.fp16.safetensors")
+    assert torch.equal(pipe.vae.state_dict()["decoder.conv_in.weight"], wanted["decoder.conv_in.weight"])
+    shutil.rmtree(checkpoint)
+    pipe = quiet(load_pipeline(bundle, SHAPES))  # another place of the same checkpoint, with plain files
+    assert torch.equal(pipe.vae.state_dict()["decoder.conv_in.weight"], wanted["decoder.conv_in.weight"])
 
 
 def rewritten(path: Path, **changes: object) -> None:

@@ -124,10 +124,18 @@ Graph::Graph(std::shared_ptr<const Format> format, const std::vector<std::string
 
 Graph::~Graph() { format_->functions->close_graph(graph_); }
 
-void Graph::run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const {
+Bound::Bound(const Graph& graph, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs)
+    : functions_(*graph.format_->functions) {
     EngineError error = {};
-    if (!format_->functions->run(graph_, inputs.data(), inputs.size(), outputs.data(), outputs.size(), &error))
-        fail(error);
+    bound_ = functions_.bind(graph.graph_, inputs.data(), inputs.size(), outputs.data(), outputs.size(), &error);
+    if (bound_ == nullptr) fail(error);
+}
+
+Bound::~Bound() { functions_.unbind(bound_); }
+
+void Bound::run() const {
+    EngineError error = {};
+    if (!functions_.run(bound_, &error)) fail(error);
 }
 
 Bundle::Bundle(const std::string& folder, const accelaes_open_options& options)

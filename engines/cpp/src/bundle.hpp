@@ -36,11 +36,25 @@ class Graph {
     Graph(const Graph&) = delete;
     Graph& operator=(const Graph&) = delete;
 
-    void run(const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs) const;
-
    private:
+    friend class Bound;
     std::shared_ptr<const Format> format_;
     void* graph_ = nullptr;
+};
+
+// A graph with its tensors, which stay where they are from call to call. Lives no longer than the graph.
+class Bound {
+   public:
+    Bound(const Graph& graph, const std::vector<Tensor>& inputs, const std::vector<Tensor>& outputs);
+    ~Bound();
+    Bound(const Bound&) = delete;
+    Bound& operator=(const Bound&) = delete;
+
+    void run() const;
+
+   private:
+    const EngineFormat& functions_;
+    void* bound_;
 };
 
 class PromptReader;

@@ -32,6 +32,9 @@ class Cache {
     // Write what a sparse step made of n tokens back at index [rows, n].
     void write(const int64_t* index, int64_t n);
 
+    // Where the first layer's full tensor is: dense steps write into two of them by turns where two are kept.
+    const char* first() const { return entries.empty() ? nullptr : entries.front().full.data(); }
+
     std::vector<Entry> entries;
     static size_t bytes(const Manifest& manifest, int64_t rows, int64_t focus, int64_t background, bool keeps_two);
 

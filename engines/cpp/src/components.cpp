@@ -48,7 +48,7 @@ class Call {
     void take(const Spec& spec, void* numbers, int64_t first) { add(outputs_, spec, numbers, first, false); }
 
     void run(const Graph& graph) {
-        graph.run(inputs_, outputs_);
+        Bound(graph, inputs_, outputs_).run();
         for (const auto& one : taken_)
             host_functions()->convert(nullptr, one.to, Type::f32, one.halves.data(), one.type, one.halves.size());
     }

@@ -33,12 +33,15 @@ struct EngineFormat {
     void* (*open)(const char* library, const char* const* built_with, const EngineDevice* device, EngineError* error);
     // `threads` for one call of it; 0: one per core.
     void* (*open_graph)(void* engine, const GraphFiles* files, int threads, EngineError* error);
-    bool (*run)(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error);
+    // For calls of these tensors, which stay where they are; outputs of no numbers aren't fetched.
+    void* (*bind)(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error);
+    bool (*run)(void* bound, EngineError* error);
+    void (*unbind)(void* bound);
     void (*close_graph)(void* graph);
     void (*close)(void* engine);
 };
 
-constexpr int engine_version = 3;
+constexpr int engine_version = 4;
 using EngineEntry = const EngineFormat* (*)();  // exported as `accelaes_engine_format`
 
 }  // namespace accelaes

@@ -45,40 +45,47 @@ class Tensors {
 }  // namespace
 
 void Run::engine_call(const Call& call) {
-    int64_t calls = plan_.two_calls ? 2 : 1, rows = plan_.rows / calls;
     int64_t m = manifest_.tokens - call.n, w = manifest_.token_width();
-    for (int64_t k = 0; k < calls; ++k) {
-        int64_t first = k * rows;
-        bool observed = call.observed && k == 0;
-        Tensors tensors(rows, call.n, m, text_tokens_, observed ? call.n : 0);
-        std::vector<Tensor> inputs, outputs;
-        for (const auto& spec : manifest_.inputs) {
-            Place place = input_of(spec, call, first, m);
-            tensors.add(inputs, spec, place.data, place.type);
-        }
-        size_t entry = 0;
-        for (const auto& spec : manifest_.outputs) {
-            bool cached = entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name;
-            if (spec.name == "focus_prediction") {
-                Place place = output_of(raw_focus_, call.predicted, first * call.n * w);
-                tensors.add(outputs, spec, place.data, place.type);
-            } else if (spec.name == "background_prediction" && !call.whole) {
-                Place place = output_of(raw_background_, background_rows_.data(), first * m * w);
-                tensors.add(outputs, spec, place.data, place.type);
-            } else if (spec.name == "affinity" && observed) {
-                tensors.add(outputs, spec, affinity_rows_.data(), Type::f32);
-            } else if (cached) {
-                auto& own = cache_.entries[entry++];
-                auto& to = call.whole ? own.full : own.fresh;
-                if (call.keep) tensors.add(outputs, spec, to.data() + own.bytes(first, call.n), own.of.type);
-            }
-        }
-        double begun = seconds();
-        bundle_->engine->run(inputs, outputs);
-        engine_seconds_ += seconds() - begun;
+    double begun = seconds();
+    for (int half = 0; half < (plan_.two_calls ? 2 : 1); ++half) {
+        auto& bound = calls_[{call.focus, cache_.first(), call.observed, call.keep, half}];
+        if (bound == nullptr) bound = bind(call, half);
+        bound->run();
     }
+    engine_seconds_ += seconds() - begun;
     convert(raw_focus_, call.predicted, plan_.rows * call.n * w);
     if (!call.whole) convert(raw_background_, background_rows_.data(), plan_.rows * m * w);
+}
+
+// The engine with a call's tensors, of all rows or of one half of them.
+std::unique_ptr<const Bound> Run::bind(const Call& call, int half) {
+    int64_t rows = plan_.rows / (plan_.two_calls ? 2 : 1), first = half * rows;
+    int64_t m = manifest_.tokens - call.n, w = manifest_.token_width();
+    bool observed = call.observed && half == 0;
+    Tensors tensors(rows, call.n, m, text_tokens_, observed ? call.n : 0);
+    std::vector<Tensor> inputs, outputs;
+    for (const auto& spec : manifest_.inputs) {
+        Place place = input_of(spec, call, first, m);
+        tensors.add(inputs, spec, place.data, place.type);
+    }
+    size_t entry = 0;
+    for (const auto& spec : manifest_.outputs) {
+        bool cached = entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name;
+        if (spec.name == "focus_prediction") {
+            Place place = output_of(raw_focus_, call.predicted, first * call.n * w);
+            tensors.add(outputs, spec, place.data, place.type);
+        } else if (spec.name == "background_prediction" && !call.whole) {
+            Place place = output_of(raw_background_, background_rows_.data(), first * m * w);
+            tensors.add(outputs, spec, place.data, place.type);
+        } else if (spec.name == "affinity" && observed) {
+            tensors.add(outputs, spec, affinity_rows_.data(), Type::f32);
+        } else if (cached) {
+            auto& own = cache_.entries[entry++];
+            auto& to = call.whole ? own.full : own.fresh;
+            if (call.keep) tensors.add(outputs, spec, to.data() + own.bytes(first, call.n), own.of.type);
+        }
+    }
+    return std::make_unique<const Bound>(*bundle_->engine, inputs, outputs);
 }
 
 // Where the engine puts a prediction, from number `first` on.

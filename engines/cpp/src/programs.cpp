@@ -52,7 +52,6 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
         shapes_.back().push_back(size.letter != 0 ? sized(size.letter, program) : size.fixed);
         if (&size != &spec.shape.front()) rest *= shapes_.back().back();
     }
-    names_.push_back(spec.name);
     float* data = nullptr;
     auto known = state_.find(name);
     if (known != state_.end()) {
@@ -68,7 +67,7 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
         data = place->second;
     }
     return {
-        names_.back().c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
+        spec.name.c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
 }
 
 void Programs::bind() {
@@ -76,27 +75,25 @@ void Programs::bind() {
     std::array<size_t, 2> known = {0, 0};  // of what is known of tokens, and of what a gate remembers
     for (const auto& [name, halves] : state_) ++known[of_gate(name) ? 1 : 0];
     for (const auto& [name, program] : preset_.programs) {
-        Bound& bound = bound_[name];
-        bound.graph = bundle_.programs(preset_).at(name);
+        Own& own = bound_[name];
         std::array<size_t, 2> made = {0, 0};
         for (const auto& spec : program.outputs) {
             if (spec.name.back() == '\'') ++made[of_gate(spec.name) ? 1 : 0];
         }
         for (size_t group = 0; group < 2; ++group) {
-            bound.writes[group] = made[group] > 0;
+            own.writes[group] = made[group] > 0;
             if (made[group] > 0 && made[group] != known[group]) {
                 refuse("The preset " + preset_.name + " has a program " + name +
                        " that makes a part of its state; build the bundle again.");
             }
         }
-        for (size_t t = 0; t < 2; ++t) {
-            for (size_t g = 0; g < 2; ++g) {
-                for (const auto& spec : program.inputs) {
-                    bound.inputs[t][g].push_back(tensor(spec, name, static_cast<int>(t), static_cast<int>(g), false));
-                }
-                for (const auto& spec : program.outputs) {
-                    bound.outputs[t][g].push_back(tensor(spec, name, static_cast<int>(t), static_cast<int>(g), true));
-                }
+        for (int t : {0, 1}) {
+            for (int g : {0, 1}) {
+                std::vector<Tensor> inputs, outputs;
+                for (const auto& spec : program.inputs) inputs.push_back(tensor(spec, name, t, g, false));
+                for (const auto& spec : program.outputs) outputs.push_back(tensor(spec, name, t, g, true));
+                own.bound[static_cast<size_t>(t)][static_cast<size_t>(g)] =
+                    std::make_unique<const Bound>(*bundle_.programs(preset_).at(name), inputs, outputs);
             }
         }
     }
@@ -110,11 +107,10 @@ void Programs::begin() {
 }
 
 void Programs::run(const std::string& program) {
-    Bound& bound = bound_.at(program);
-    auto t = static_cast<size_t>(half_[0]), g = static_cast<size_t>(half_[1]);
-    bound.graph->run(bound.inputs[t][g], bound.outputs[t][g]);
+    Own& own = bound_.at(program);
+    own.bound[static_cast<size_t>(half_[0])][static_cast<size_t>(half_[1])]->run();
     for (size_t group = 0; group < 2; ++group) {
-        if (bound.writes[group]) half_[group] = 1 - half_[group];
+        if (own.writes[group]) half_[group] = 1 - half_[group];
     }
 }
 

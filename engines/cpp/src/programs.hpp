@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,10 +33,9 @@ class Programs {
     static size_t bytes(const Preset& preset, int64_t rows, int64_t gated);
 
    private:
-    struct Bound {
-        const Graph* graph = nullptr;
+    struct Own {
         // By the halves that are read now: of what is known of tokens, and of what a gate remembers.
-        std::array<std::array<std::vector<Tensor>, 2>, 2> inputs, outputs;
+        std::array<std::array<std::unique_ptr<const Bound>, 2>, 2> bound;
         std::array<bool, 2> writes = {false, false};
     };
 
@@ -48,9 +48,8 @@ class Programs {
     int64_t rows_, images_, first_conditional_, gated_;
     std::map<std::string, std::array<Buffer<float>, 2>> state_;
     std::map<std::string, float*> places_;
-    std::map<std::string, Bound> bound_;
+    std::map<std::string, Own> bound_;
     std::deque<std::vector<int64_t>> shapes_;
-    std::deque<std::string> names_;
     std::array<int, 2> half_ = {0, 0};
 };
 

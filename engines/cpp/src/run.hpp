@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "accelaes.h"
@@ -120,6 +121,7 @@ class Run {
     void choose_tokens(Sets& sets);
     void build_mask();
     void engine_call(const Call& call);
+    std::unique_ptr<const Bound> bind(const Call& call, int half);
     Place input_of(const Spec& spec, const Call& call, int64_t first, int64_t m);
     Place output_of(Raw& raw, float* numbers, int64_t first);
     void convert(const Raw& raw, float* numbers, int64_t count);
@@ -137,6 +139,9 @@ class Run {
     Programs programs_;
     Cache cache_;
     std::map<std::string, Given> given_;
+    // The engine's calls by what they differ in: focus index, cache, whether the affinity is made and the cache kept,
+    // half of guidance.
+    std::map<std::tuple<const int64_t*, const char*, bool, bool, int>, std::unique_ptr<const Bound>> calls_;
     std::map<char, Sets> sets_;
     Buffer<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
     Buffer<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_, scalars_;

@@ -102,6 +102,7 @@ void Run::fill_in() {
 
 void Run::take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts) {
     begun_ = has_latents_ = weighed_ = false;
+    calls_.clear();
     given_.clear();
     words_.clear();
     text_tokens_ = 0;

@@ -1,4 +1,5 @@
 // Trajectories as files: golden check|write BUNDLE LIBRARY FOLDER [--within 1e-4] [--device NAME] [--engines FOLDER]
+//     [--allow-code 1]
 //
 // `check`: every *.safetensors of the folder is a setting, its inputs and what Python made of it; it is run, and must
 // go the same way: latents within a part of their range after every step, the same focus tokens. `write`: the same
@@ -161,6 +162,7 @@ int main(int count, char** words) {
         for (int k = 5; k + 1 < count; k += 2) {
             std::string name = words[k];
             if (name == "--within") allowed = std::strtof(words[k + 1], nullptr);
+            if (name == "--allow-code") options.allow_code = std::atoi(words[k + 1]);
             if (name == "--device") options.device = words[k + 1];
             if (name == "--engines") options.engines = words[k + 1];
         }

@@ -36,17 +36,23 @@ void* open_graph(void* engine, const accelaes::GraphFiles* files, int threads, E
     return real().open_graph(engine, files, threads, error);
 }
 
-bool run(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error) {
+void* bind(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error) {
+    return real().bind(graph, inputs, in, outputs, out, error);
+}
+
+bool run(void* bound, EngineError* error) {
     open_memory(true);
-    bool good = real().run(graph, inputs, in, outputs, out, error);
+    bool good = real().run(bound, error);
     open_memory(false);
     return good;
 }
 
+void unbind(void* bound) { real().unbind(bound); }
+
 void close_graph(void* graph) { real().close_graph(graph); }
 void close(void* engine) { real().close(engine); }
 
-const EngineFormat format = {accelaes::engine_version, false, open, open_graph, run, close_graph, close};
+const EngineFormat format = {accelaes::engine_version, false, open, open_graph, bind, run, unbind, close_graph, close};
 
 }  // namespace
 

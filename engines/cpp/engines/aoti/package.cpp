@@ -1,11 +1,12 @@
 #include "aoti/package.hpp"
 
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
+#include <map>
+#include <system_error>
 #include <vector>
 
 #include "format.hpp"
@@ -32,9 +33,14 @@ struct Stretch {
     size_t begin, size;
 };
 
-// The first entry whose name ends so, by the zip's directory at its end (APPNOTE 4.3.6 to 4.3.16, 4.5.3 for large
-// ones).
-Stretch entry(const std::vector<char>& bytes, const std::string& ending) {
+bool ends_with(const std::string& name, const std::string& ending) {
+    return name.size() >= ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+// The entries whose names end so, without their folders, by the zip's directory at its end (APPNOTE 4.3.6 to 4.3.16,
+// 4.5.3 for large ones).
+std::map<std::string, Stretch> entries(const std::vector<char>& bytes, const std::string& ending) {
+    std::map<std::string, Stretch> found;
     constexpr size_t tail = 22, large_locator = 20;
     constexpr uint64_t unsaid = 0xffffffff;
     if (bytes.size() < tail) damaged("it is too short");
@@ -65,41 +71,52 @@ Stretch entry(const std::vector<char>& bytes, const std::string& ending) {
                 value += 8;
             }
         }
-        bool wanted =
-            called.size() >= ending.size() && called.compare(called.size() - ending.size(), ending.size(), ending) == 0;
-        if (wanted) {
-            if (method != 0) damaged("its library is compressed");
+        if (ends_with(called, ending)) {
+            if (method != 0) damaged("its code is compressed");
             size_t begin = local + 30 + number(bytes, local + 26, 2) + number(bytes, local + 28, 2);
-            if (begin > bytes.size() || size > bytes.size() - begin) damaged("its library is cut off");
-            return {begin, size};
+            if (begin > bytes.size() || size > bytes.size() - begin) damaged("its code is cut off");
+            found[called.substr(called.rfind('/') + 1)] = {begin, size};
         }
         at += 46 + name + extra + note;
     }
-    damaged("it has no library");
+    return found;
+}
+
+void write_file(const std::string& path, const char* data, size_t size) {
+    std::ofstream file(path, std::ios::binary);
+    file.write(data, static_cast<std::streamsize>(size));
+    file.flush();
+    if (!file) throw Refused{ACCELAES_FAILED, path + " can't be written; make room, or name another folder in TMPDIR"};
 }
 
 }  // namespace
 
-std::string extracted_library(const std::string& path) {
+Extracted::Extracted(const std::string& path, bool kernels) {
     std::ifstream file(path, std::ios::binary);
     std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-    Stretch library = entry(bytes, ".wrapper.so");
+    auto libraries = entries(bytes, ".wrapper.so");
+    if (libraries.empty()) damaged("it has no library");
+    auto wanted = kernels ? entries(bytes, ".cubin") : std::map<std::string, Stretch>();
+    wanted.insert(*libraries.begin());
     const char* base = std::getenv("TMPDIR");
-    std::string to = std::string(base == nullptr ? "/tmp" : base) + "/accelaes-XXXXXX";
-    int opened = mkstemp(to.data());
-    if (opened < 0) throw Refused{ACCELAES_FAILED, "No file can be made in " + to + "; name another folder in TMPDIR"};
-    size_t done = 0;
-    while (done < library.size) {
-        ssize_t written = write(opened, bytes.data() + library.begin + done, library.size - done);
-        if (written <= 0) break;
-        done += static_cast<size_t>(written);
+    std::string made = std::string(base == nullptr ? "/tmp" : base) + "/accelaes-XXXXXX";
+    if (mkdtemp(made.data()) == nullptr)
+        throw Refused{ACCELAES_FAILED, "No folder can be made as " + made + "; name another one in TMPDIR"};
+    folder_ = made;
+    library_ = folder_ + "/" + libraries.begin()->first;
+    try {
+        for (const auto& [name, where] : wanted)
+            write_file(folder_ + "/" + name, bytes.data() + where.begin, where.size);
+    } catch (...) {
+        remove();
+        throw;
     }
-    close(opened);
-    if (done < library.size) {
-        unlink(to.c_str());
-        throw Refused{ACCELAES_FAILED, to + " can't be written; make room, or name another folder in TMPDIR"};
-    }
-    return to;
+}
+
+void Extracted::remove() {
+    std::error_code ignored;
+    if (!folder_.empty()) std::filesystem::remove_all(folder_, ignored);
+    folder_.clear();
 }
 
 }  // namespace aoti

@@ -51,7 +51,7 @@ Weights::Weights(const std::string& path) {
         uint64_t room = size_ - 8 - length;
         for (const auto& [name, about_it] : header.items()) {
             if (name == "__metadata__") continue;
-            Weight weight{about_it.at("dtype"), {}, nullptr};
+            Weight weight{about_it.at("dtype"), {}, nullptr, 0};
             uint64_t count = width_of(weight.dtype);
             for (const auto& size : about_it.at("shape")) {
                 weight.shape.push_back(whole(size));
@@ -65,6 +65,7 @@ Weights::Weights(const std::string& path) {
                 static_cast<uint64_t>(end - begin) != count || (count == 0 && width_of(weight.dtype) == 0))
                 damaged(path, name + " doesn't lie in it");
             weight.data = bytes + 8 + length + begin;
+            weight.bytes = static_cast<size_t>(end - begin);
             all_[name] = std::move(weight);
         }
     } catch (const nlohmann::json::exception& error) {

@@ -1,6 +1,7 @@
 // A safetensors file, mapped into memory: weights that several graphs may share.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -12,6 +13,7 @@ struct Weight {
     std::string dtype;  // as safetensors writes it: F32, I64, ...
     std::vector<int64_t> shape;
     void* data;
+    size_t bytes;
 };
 
 class Weights {

@@ -113,14 +113,20 @@ struct Graph {
         const ort::Env* environment = engine.environment.get();
         library.good(ort::create_session, environment, path, set, session.out());
     }
+};
 
-    void run(const Tensor* inputs, size_t in, const Tensor* outputs, size_t out) const {
+// A graph with its tensors.
+struct Bound {
+    const Graph& graph;
+    Held<ort::IoBinding> binding{graph.engine.library, ort::release_io_binding};
+    std::vector<Held<ort::Value>> values;
+    bool fetched = false;  // to the host, from another device
+
+    Bound(const Graph& of, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out) : graph(of) {
+        const Engine& engine = graph.engine;
         const Library& library = engine.library;
-        Held<ort::IoBinding> binding(library, ort::release_io_binding);
-        library.good(ort::create_io_binding, session.get(), binding.out());
-        std::vector<Held<ort::Value>> values;
+        library.good(ort::create_io_binding, graph.session.get(), binding.out());
         values.reserve(in + out);
-        bool fetched = false;  // to the host, from another device
         for (size_t k = 0; k < in + out; ++k) {
             const Tensor& tensor = k < in ? inputs[k] : outputs[k - in];
             size_t count = 1;
@@ -136,17 +142,18 @@ struct Graph {
             const ort::Value* bound = value.get();
             library.good(k < in ? ort::bind_input : ort::bind_output, binding.get(), tensor.name, bound);
         }
+    }
+
+    void run() const {
+        Engine& engine = graph.engine;
         const ort::RunOptions* running = engine.running.get();
         const ort::IoBinding* bound = binding.get();
         std::unique_lock<std::mutex> turn(engine.turns, std::defer_lock);
         if (!engine.on_host()) turn.lock();
-        library.good(ort::run_with_binding, session.get(), running, bound);
-        if (fetched) wait();
-    }
-
-    void wait() const {
+        engine.library.good(ort::run_with_binding, graph.session.get(), running, bound);
         EngineError error = {};
-        if (!engine.device.functions->wait(engine.device.context, &error)) throw Refused{error.code, error.sentence};
+        if (fetched && !engine.device.functions->wait(engine.device.context, &error))
+            throw Refused{error.code, error.sentence};
     }
 };
 
@@ -179,17 +186,22 @@ void* open_graph(void* engine, const accelaes::GraphFiles* files, int threads, E
                    [&]() -> void* { return new Graph(*static_cast<Engine*>(engine), files->paths[0], threads); });
 }
 
-bool run(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error) {
+void* bind(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, size_t out, EngineError* error) {
+    return guarded(error, [&]() -> void* { return new Bound(*static_cast<Graph*>(graph), inputs, in, outputs, out); });
+}
+
+bool run(void* bound, EngineError* error) {
     return guarded(error, [&] {
-        static_cast<Graph*>(graph)->run(inputs, in, outputs, out);
+        static_cast<Bound*>(bound)->run();
         return true;
     });
 }
 
+void unbind(void* bound) { delete static_cast<Bound*>(bound); }
 void close_graph(void* graph) { delete static_cast<Graph*>(graph); }
 void close(void* engine) { delete static_cast<Engine*>(engine); }
 
-const accelaes::EngineFormat format = {accelaes::engine_version, false, open, open_graph, run, close_graph, close};
+const accelaes::EngineFormat format = {accelaes::engine_version, false, open, open_graph, bind, run, unbind, close_graph, close};
 
 }  // namespace
 
