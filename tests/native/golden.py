@@ -24,9 +24,9 @@ from tests.native.reference import Setting, setting, walk
 ALLOWED = 1e-4  # of the latents' range
 
 
-def any_setting(bundle: Bundle, chance: random.Random) -> Setting:
-    """A preset, a number of steps or a plan by hand, a scale, with or without guidance."""
-    preset = chance.choice(bundle.manifest.geometry.presets)
+def any_setting(bundle: Bundle, chance: random.Random, presets: tuple[str, ...] = ()) -> Setting:
+    """A preset of these (or any), a number of steps or a plan by hand, a scale, with or without guidance."""
+    preset = chance.choice([own for own in bundle.manifest.geometry.presets if not presets or own.name in presets])
     plan = preset.plans[chance.choice([T for T in preset.plans if 3 <= T <= 20])]
     if preset.focus and not preset.focus.moving and chance.random() < 0.3:
         plan = "DDDDDD" + "".join(chance.choice("Dabc..") for _ in range(chance.randint(1, 8)))
@@ -52,12 +52,12 @@ def write(bundle: Bundle, given: Setting, path: Path) -> None:
     save_file(arrays, path, metadata={"setting": json.dumps(described)})
 
 
-def write_all(bundle: Bundle, folder: Path, chances: Iterator[random.Random]) -> int:
+def write_all(bundle: Bundle, folder: Path, chances: Iterator[random.Random], presets: tuple[str, ...] = ()) -> int:
     """How many were written."""
     folder.mkdir(exist_ok=True)
     count = 0
     for count, chance in enumerate(chances, 1):
-        write(bundle, any_setting(bundle, chance), folder / f"{count:03}.safetensors")
+        write(bundle, any_setting(bundle, chance, presets), folder / f"{count:03}.safetensors")
     return count
 
 
