@@ -52,10 +52,10 @@ void Cache::read(const int64_t* index, int64_t m, const float* distance) {
     device_(&DeviceFunctions::carry, carried_.data(), carried_.size(), places, distance);
 }
 
-void Cache::write(const int64_t* index, int64_t n) {
+void Cache::write(const int64_t* index, int64_t n, bool keep_earlier) {
     moved_.clear();
     for (auto& entry : entries) {
-        char* kept = entry.earlier.empty() ? nullptr : entry.earlier.data();
+        char* kept = entry.earlier.empty() || !keep_earlier ? nullptr : entry.earlier.data();
         moved_.push_back({entry.fresh.data(), entry.full.data(), kept, entry.of.heads, entry.row()});
     }
     device_(&DeviceFunctions::scatter, moved_.data(), moved_.size(), Places{rows_, tokens_, n, index});

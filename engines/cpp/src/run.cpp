@@ -136,7 +136,7 @@ bool Run::next(accelaes_step* found) {
     if (symbol == 'D') {
         dense(i);
     } else if (symbol != '.') {
-        sparse(sets_.at(symbol));
+        sparse(i, sets_.at(symbol));
     }
     programs_.run("extrapolate");
     if (symbol != '.' && programs_.has("observe")) programs_.run("observe");
@@ -172,10 +172,22 @@ void Run::guide_and_move(int64_t i) {
     plan_.solver->move(device_, i, prediction, latents_.data(), latents_.size());
 }
 
+// Whether a sparse step to come reads the cache as step `i` leaves it, past so many dense ones, which write it anew.
+bool Run::is_read(int64_t i, int dense_between) const {
+    for (auto j = static_cast<size_t>(i) + 1; j < plan_.symbols.size(); ++j) {
+        char symbol = plan_.symbols[j];
+        if (symbol >= 'a') return true;
+        // A gate may skip what the plan calls dense.
+        if (symbol == 'D' && !programs_.has("decide") && --dense_between < 0) return false;
+    }
+    return false;
+}
+
 void Run::dense(int64_t i) {
     bool observed = plan_.preset->focus && plan_.preset->focus->mask_step == i;
-    cache_.put_by();
-    engine_call({everything_.data(), everything_.data(), manifest_.tokens, computed_.data(), observed, true, true});
+    bool kept = is_read(i, programs_.has("carry") ? 1 : 0);
+    if (kept) cache_.put_by();
+    engine_call({everything_.data(), everything_.data(), manifest_.tokens, computed_.data(), observed, kept, true});
     stale_ = true;
     if (observed) build_mask();
     device_(&DeviceFunctions::fill, cached_.data(), cached_.size(), 1.0f);
@@ -203,7 +215,7 @@ void Run::choose_tokens(Sets& sets) {
     stale_ = true;
 }
 
-void Run::sparse(Sets& sets) {
+void Run::sparse(int64_t i, Sets& sets) {
     int64_t N = manifest_.tokens, n = sets.n, m = N - n;
     size_t bytes = sizeof(float) * static_cast<size_t>(manifest_.token_width());
     bool moving = plan_.preset->focus->moving;
@@ -213,9 +225,10 @@ void Run::sparse(Sets& sets) {
     if (stale_ || carried || read_ != &sets)
         cache_.read(sets.background.data(), m, carried ? distance_.data() : nullptr);
     stale_ = false, read_ = &sets;
-    engine_call({sets.focus.data(), sets.background.data(), n, focus_rows_.data(), false, moving, false});
-    if (moving) {
-        cache_.write(sets.focus.data(), n);
+    bool kept = moving && is_read(i, carried ? 1 : 0);
+    engine_call({sets.focus.data(), sets.background.data(), n, focus_rows_.data(), false, kept, false});
+    if (kept) {
+        cache_.write(sets.focus.data(), n, is_read(i, 0));
         stale_ = true;
     }
     Places focus = {plan_.rows, N, n, sets.focus.data()}, background = {plan_.rows, N, m, sets.background.data()};

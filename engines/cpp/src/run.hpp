@@ -117,7 +117,8 @@ class Run {
     void encode(std::map<std::string, Text>& texts);
     void take_text(const std::string& name, int64_t tokens);
     void dense(int64_t i);
-    void sparse(Sets& sets);
+    void sparse(int64_t i, Sets& sets);
+    bool is_read(int64_t i, int dense_between) const;
     void choose_tokens(Sets& sets);
     void build_mask();
     void engine_call(const Call& call);
