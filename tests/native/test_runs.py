@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import shutil
 import threading
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 import accelaes_export as ax
 from accelaes_export.policies import from_name
+from tests.native.building import ONNXRUNTIME
 from tests.native.conftest import PRESETS, REGIONS
 from tests.native.library import NativeBundle
 from tests.native.reference import Setting, setting, walk
@@ -149,8 +151,6 @@ def test_memory_stays_flat_over_many_runs(opened, bundle):
 
 
 def test_a_bundle_may_be_closed_while_its_runs_go_on(native, opened, bundle):
-    from tests.native.conftest import ONNXRUNTIME
-
     given = setting(bundle, bundle.preset("dense"), "DDD", seed=4)
     own = native.open(bundle.path, library=str(ONNXRUNTIME).encode(), threads=1)
     run = run_of(own, given)
@@ -158,4 +158,20 @@ def test_a_bundle_may_be_closed_while_its_runs_go_on(native, opened, bundle):
     for _, wanted, _ in carried_out(opened, given):
         run.next()
         assert np.array_equal(run.latents(), wanted)
+    run.free()
+
+
+def test_encoders_are_opened_by_whoever_gives_a_prompt_alone(native, bundle, tmp_path):
+    """They may be many times as large as the engine."""
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    encoder = tmp_path / "bundle" / "components" / "text_encoder.onnx"
+    encoder.write_bytes(b"x" * encoder.stat().st_size)
+    opened = native.open(tmp_path / "bundle", library=str(ONNXRUNTIME).encode(), threads=1, skip_hashes=1)
+    given = setting(bundle, bundle.preset("dense"), "DD", seed=4)
+    assert carried_out(opened, given)
+    run = run_of(opened, given)
+    with pytest.raises(Exception, match=r"text_encoder\.onnx can't be opened\. ONNX Runtime says"):
+        run.prompt("a red star")
+    run.input(**given.inputs)  # and it is as it was
+    assert run.next()[1]
     run.free()

@@ -141,34 +141,40 @@ void Bound::run() const {
 Bundle::Bundle(const std::string& folder, const accelaes_open_options& options)
     : manifest(read_manifest(folder)),
       device(options.device == nullptr ? "cpu" : options.device, options.stream, formats_folder(options)),
-      folder_(folder) {
+      folder_(folder),
+      threads_(options.threads) {
     check_files(folder, manifest.files, !options.skip_hashes);
-    auto format = std::make_shared<const Format>(manifest, device, formats_folder(options), options.library,
-                                                 options.allow_code != 0);
-    auto opened = [&](const std::vector<std::string>& files, const auto& inputs, const auto& outputs, int threads) {
-        std::vector<std::string> paths;
-        for (const auto& name : files) paths.push_back(file(name));
-        return std::make_unique<const Graph>(format, paths, inputs, outputs, threads);
-    };
-    engine = opened(manifest.engine_files, manifest.inputs, manifest.outputs, options.threads);
-    auto graph = [&](const Program& program, int threads) {
-        auto& own = graphs_[program.files[0]];
-        if (own == nullptr) own = opened(program.files, program.inputs, program.outputs, threads);
-        return own.get();
-    };
+    format_ = std::make_shared<const Format>(manifest, device, formats_folder(options), options.library,
+                                             options.allow_code != 0);
+    engine = opened(manifest.engine_files, manifest.inputs, manifest.outputs, threads_);
+    // Native code is loaded while the hashes that were just compared still hold.
+    if (format_->functions->runs_code) open_all();
+}
+
+void Bundle::open_all() const {
     for (const auto& preset : manifest.presets) {
-        for (const auto& [name, program] : preset.programs) {
-            // Programs are small: handing parts of them to other threads would cost more than it saves.
-            programs_[preset.name][name] = graph(program, 1);
-        }
+        for (const auto& [name, own] : preset.programs) program(own);
     }
-    auto component = [&](const Program& program) { graph(program, options.threads); };
     for (const auto& encoder : manifest.encoders) component(encoder.graph);
     if (manifest.conditioned) component(*manifest.conditioned);
     if (manifest.vae) {
         component(manifest.vae->latents);
         component(manifest.vae->decoder);
     }
+}
+
+std::unique_ptr<const Graph> Bundle::opened(const std::vector<std::string>& files, const std::vector<Spec>& inputs,
+                                            const std::vector<Spec>& outputs, int threads) const {
+    std::vector<std::string> paths;
+    for (const auto& name : files) paths.push_back(file(name));
+    return std::make_unique<const Graph>(format_, paths, inputs, outputs, threads);
+}
+
+const Graph& Bundle::graph(const Program& program, int threads) const {
+    std::lock_guard<std::mutex> lock(opening_);
+    auto& own = graphs_[program.files[0]];
+    if (own == nullptr) own = opened(program.files, program.inputs, program.outputs, threads);
+    return *own;
 }
 
 Bundle::~Bundle() = default;

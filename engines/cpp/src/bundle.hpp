@@ -1,4 +1,4 @@
-// An opened bundle: its manifest, and its engine and programs in the format's shared object. Immutable once opened.
+// An opened bundle: its manifest, and its engine, programs and components in the format's shared object.
 #pragma once
 
 #include <map>
@@ -70,13 +70,10 @@ class Bundle {
 
     // The preset called `name`, or the first.
     const Preset& preset(const char* name) const;
-    // A preset's programs by name, opened with the bundle.
-    const std::map<std::string, const Graph*>& programs(const Preset& preset) const {
-        return programs_.at(preset.name);
-    }
-
-    // A component's graph, opened with the bundle.
-    const Graph& graph(const Program& component) const { return *graphs_.at(component.files[0]); }
+    // The graph of a preset's program or of a component, opened when it is first asked for. Programs are small: handing
+    // parts of them to other threads would cost more than it saves.
+    const Graph& program(const Program& program) const { return graph(program, 1); }
+    const Graph& component(const Program& component) const { return graph(component, threads_); }
 
     // The path of a file that the manifest lists; refused for another.
     std::string file(const std::string& name) const;
@@ -84,10 +81,16 @@ class Bundle {
     const PromptReader& prompts() const;
 
    private:
+    void open_all() const;
+    const Graph& graph(const Program& program, int threads) const;
+    std::unique_ptr<const Graph> opened(const std::vector<std::string>& files, const std::vector<Spec>& inputs,
+                                        const std::vector<Spec>& outputs, int threads) const;
+
     std::string folder_;
-    std::map<std::string, std::unique_ptr<const Graph>> graphs_;  // by file
-    std::map<std::string, std::map<std::string, const Graph*>> programs_;
-    mutable std::mutex reading_;
+    int threads_;
+    std::shared_ptr<const Format> format_;
+    mutable std::mutex opening_, reading_;
+    mutable std::map<std::string, std::unique_ptr<const Graph>> graphs_;  // by file
     mutable std::unique_ptr<const PromptReader> prompts_;
 };
 

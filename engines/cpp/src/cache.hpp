@@ -29,7 +29,8 @@ class Cache {
     void put_by();
     // Read the rows at index [rows, m] for an engine call; `distance` [rows, N] or null, in gaps beyond the last.
     void read(const int64_t* index, int64_t m, const float* distance);
-    // Write what a sparse step made of n tokens back at index [rows, n]; `keep_earlier`: what it replaces is read again.
+    // Write what a sparse step made of n tokens back at index [rows, n]; `keep_earlier`: what it replaces is read
+    // again.
     void write(const int64_t* index, int64_t n, bool keep_earlier);
 
     // Where the first layer's full tensor is: dense steps write into two of them by turns where two are kept.

@@ -105,7 +105,7 @@ std::map<std::string, Numbers> run_encoder(const Bundle& bundle, const Encoder& 
         call.give(ids, text.ids.data(), first);
         call.give(mask, seen.data(), first);
         for (const auto& spec : encoder.graph.outputs) call.take(spec, made.at(spec.name).data.data(), first);
-        call.run(bundle.graph(encoder.graph));
+        call.run(bundle.component(encoder.graph));
     }
     return made;
 }
@@ -167,7 +167,7 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
         Call call(std::min(most, rows - first), length);
         for (const auto& spec : joined.inputs) call.give(spec, numbers_of(spec), first);
         for (const auto& spec : joined.outputs) call.take(spec, found.at(spec.name).data.data(), first);
-        call.run(bundle.graph(joined));
+        call.run(bundle.component(joined));
     }
     return found;
 }
@@ -182,10 +182,10 @@ void decode(const Bundle& bundle, const float* latents, int64_t images, uint8_t*
         Call scale(rows, 0), paint(rows, 0);
         scale.give(given, latents, first);
         scale.take(z, unscaled.data.data(), 0);
-        scale.run(bundle.graph(vae.latents));
+        scale.run(bundle.component(vae.latents));
         paint.give(vae.decoder.inputs.at(0), unscaled.data.data(), 0);
         paint.take(image, shown.data.data(), 0);
-        paint.run(bundle.graph(vae.decoder));
+        paint.run(bundle.component(vae.decoder));
         auto* to = pixels + static_cast<size_t>(first) * (shown.data.size() / static_cast<size_t>(rows));
         for (size_t k = 0; k < shown.data.size(); ++k) {
             // What is no number is black, as in diffusers' images.

@@ -66,8 +66,7 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
             refuse("The preset " + preset_.name + " wants a tensor " + name + ", which this release doesn't know.");
         data = place->second;
     }
-    return {
-        spec.name.c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
+    return {spec.name.c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
 }
 
 void Programs::bind() {
@@ -93,7 +92,7 @@ void Programs::bind() {
                 for (const auto& spec : program.inputs) inputs.push_back(tensor(spec, name, t, g, false));
                 for (const auto& spec : program.outputs) outputs.push_back(tensor(spec, name, t, g, true));
                 own.bound[static_cast<size_t>(t)][static_cast<size_t>(g)] =
-                    std::make_unique<const Bound>(*bundle_.programs(preset_).at(name), inputs, outputs);
+                    std::make_unique<const Bound>(bundle_.program(program), inputs, outputs);
             }
         }
     }
