@@ -4,7 +4,9 @@
     python -m benchmarks.native build/native/libaccelaes.so engines/built/shapes --rounds 20
 
 Both walk from noise to latents: text and picture aren't made. Printed are the medians of the rounds, and of their
-ratios with the 10th to 90th percentile; "outside" is what a step takes outside the engine, of its whole time.
+ratios with the 10th to 90th percentile; "outside" is what a step takes outside the engine, of its whole time: on a CPU,
+as a GPU's work is only queued by the calls that are timed. With `--device cuda` both are on the GPU; a bundle of
+AOTInductor runs with this torch, and the code of such a bundle is run.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from tests.native.library import Native, NativeBundle
 from tests.native.reference import Setting, setting, walk
 
 THREADS = torch.get_num_threads()
+
+
+def engine_library(bundle: ax.Bundle) -> Path:
+    """Of its backend, among this environment's packages."""
+    if bundle.manifest.backend.name == "aoti":
+        return Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
 
 
 class EngineClock:
@@ -47,6 +56,7 @@ def natively(opened: NativeBundle, given: Setting) -> tuple[float, float]:
     while more:
         step, more = run.next()
         engine += step.engine_seconds
+    run.latents()  # waits for a GPU
     total = time.perf_counter() - begun
     run.free()
     return total, engine
@@ -57,10 +67,16 @@ def main() -> None:
     parser.add_argument("library", type=Path)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
-    runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
-    bundle = ax.open(given.bundle)
-    opened = Native(given.library).open(given.bundle, library=str(runtime).encode(), threads=THREADS)
+    bundle = ax.open(given.bundle, allow_code=True)
+    opened = Native(given.library).open(
+        given.bundle,
+        library=str(engine_library(bundle)).encode(),
+        threads=THREADS,
+        device=given.device.encode(),
+        allow_code=1,
+    )
     session = bundle.session()
     clock = EngineClock(session)
     session.run = clock  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ class Cache {
    public:
     struct Entry {
         CacheEntry of;
-        Buffer<char> full, earlier, fresh, background;
+        char *full, *earlier, *fresh, *background;  // `earlier` is null where one is kept
 
         size_t row() const { return width_of(of.type) * static_cast<size_t>(of.head_dim); }
         size_t bytes(int64_t rows, int64_t tokens) const {
@@ -34,7 +34,7 @@ class Cache {
     void write(const int64_t* index, int64_t n, bool keep_earlier);
 
     // Where the first layer's full tensor is: dense steps write into two of them by turns where two are kept.
-    const char* first() const { return entries.empty() ? nullptr : entries.front().full.data(); }
+    const char* first() const { return entries.empty() ? nullptr : entries.front().full; }
 
     std::vector<Entry> entries;
     static size_t bytes(const Manifest& manifest, int64_t rows, int64_t focus, int64_t background, bool keeps_two);
@@ -42,6 +42,7 @@ class Cache {
    private:
     const Device& device_;
     int64_t rows_, tokens_;
+    Buffer<char> all_;          // what entries point into
     std::vector<Moved> moved_;  // room for a call's
     std::vector<Carried> carried_;
 };

@@ -81,8 +81,8 @@ std::unique_ptr<const Bound> Run::bind(const Call& call, int half) {
             tensors.add(outputs, spec, affinity_rows_.data(), Type::f32);
         } else if (cached) {
             auto& own = cache_.entries[entry++];
-            auto& to = call.whole ? own.full : own.fresh;
-            if (call.keep) tensors.add(outputs, spec, to.data() + own.bytes(first, call.n), own.of.type);
+            char* to = call.whole ? own.full : own.fresh;
+            if (call.keep) tensors.add(outputs, spec, to + own.bytes(first, call.n), own.of.type);
         }
     }
     return std::make_unique<const Bound>(*bundle_->engine, inputs, outputs);
@@ -119,8 +119,7 @@ Run::Place Run::input_of(const Spec& spec, const Call& call, int64_t first, int6
     }
     for (size_t k = 0; k < cache_.entries.size(); ++k) {
         auto& own = cache_.entries[k];
-        if (spec.name == manifest_.cache[k].name + "_bg")
-            return {own.background.data() + own.bytes(first, m), own.of.type};
+        if (spec.name == manifest_.cache[k].name + "_bg") return {own.background + own.bytes(first, m), own.of.type};
     }
     refuse("The engine wants an input " + spec.name + ", which this release doesn't know.");
 }
