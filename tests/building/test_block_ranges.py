@@ -21,6 +21,10 @@ from accelaes_export.options import parse_ranges
 from accelaes_export.policies import DeltaDiT, Dense
 from accelaes_export.recipes import load
 from examples.shapes.evaluate import load_pipeline
+from tests.native.building import ONNXRUNTIME
+from tests.native.library import Native
+from tests.native.reference import setting
+from tests.native.test_runs import require_same
 from tests.shallow_shapes import save_shallow_shapes
 from tests.trajectories import follows, sampled
 
@@ -186,3 +190,12 @@ def test_a_joined_session_hands_each_call_to_the_engine_it_is_for(bundle: Path) 
     with pytest.raises(InputError, match="Missing input change"):
         full.run({name: inputs[name] for name in list(inputs)[:-1]}, {"focus_prediction": found})
     assert joined(full, []) is full
+
+
+@pytest.mark.parametrize(("plan", "guided"), [(None, True), ("D1D0D01D", True), ("D10.D", False)])
+def test_natively_the_same_blocks_are_left_out(bundle: Path, native: Native, plan: str | None, guided: bool) -> None:
+    python, opened = ax.open(bundle), native.open(bundle, library=str(ONNXRUNTIME).encode(), threads=1)
+    preset = python.preset("delta-dit")
+    given = setting(python, preset, plan or preset.plans[12], seed=5, guided=guided)
+    assert require_same(python, opened, given) == given.plan
+    opened.close()

@@ -131,7 +131,7 @@ def test_a_bundle_without_presets_says_how_to_build_them(native, copied):
         ({"steps": 1}, "no plan of 1 steps"),
         ({"plan": b""}, "doesn't begin with a dense step"),
         ({"plan": b".DDDDD"}, "doesn't begin with a dense step"),
-        ({"plan": b"DDDD0D"}, "leaves blocks out"),
+        ({"plan": b"DDDD0D"}, "leaves out block range 0, and the bundle has 0; build it with --block-ranges"),
         ({"plan": b"DDDDaD"}, "has the symbol 'a', which the preset dense"),
         ({"preset": b"ras", "plan": b"DDDDdD"}, "has the symbol 'd'"),
         ({"preset": b"accelaes", "plan": b"DDbDDD"}, "isn't dense up to step 5"),

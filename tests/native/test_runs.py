@@ -43,7 +43,7 @@ def carried_out(opened: NativeBundle, given: Setting) -> list[tuple[str, np.ndar
     while more:
         step, more = run.next()
         symbol = step.symbol.decode()
-        steps.append((symbol, run.latents(), run.focus(given.images) if symbol not in "D." else None))
+        steps.append((symbol, run.latents(), run.focus(given.images) if symbol >= "a" else None))
     run.free()
     return steps
 

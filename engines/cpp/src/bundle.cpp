@@ -155,6 +155,7 @@ void Bundle::open_all() const {
     for (const auto& preset : manifest.presets) {
         for (const auto& [name, own] : preset.programs) program(own);
     }
+    for (const auto& range : manifest.ranges) without(range);
     for (const auto& encoder : manifest.encoders) component(encoder.graph);
     if (manifest.conditioned) component(*manifest.conditioned);
     if (manifest.vae) {

@@ -74,6 +74,7 @@ class Bundle {
     // parts of them to other threads would cost more than it saves.
     const Graph& program(const Program& program) const { return graph(program, 1); }
     const Graph& component(const Program& component) const { return graph(component, threads_); }
+    const Graph& without(const BlockRange& range) const { return graph(range.engine, threads_); }
 
     // The path of a file that the manifest lists; refused for another.
     std::string file(const std::string& name) const;

@@ -48,7 +48,7 @@ void Run::engine_call(const Call& call) {
     int64_t m = manifest_.tokens - call.n, w = manifest_.token_width();
     double begun = seconds();
     for (int half = 0; half < (plan_.two_calls ? 2 : 1); ++half) {
-        auto& bound = calls_[{call.focus, cache_.first(), call.observed, call.keep, half}];
+        auto& bound = calls_[{call.focus, cache_.first(), call.observed, call.keep, call.left_out, half}];
         if (bound == nullptr) bound = bind(call, half);
         bound->run();
     }
@@ -64,12 +64,13 @@ std::unique_ptr<const Bound> Run::bind(const Call& call, int half) {
     bool observed = call.observed && half == 0;
     Tensors tensors(rows, call.n, m, text_tokens_, observed ? call.n : 0);
     std::vector<Tensor> inputs, outputs;
-    for (const auto& spec : manifest_.inputs) {
+    const BlockRange* range = call.left_out < 0 ? nullptr : &manifest_.ranges[static_cast<size_t>(call.left_out)];
+    for (const auto& spec : range == nullptr ? manifest_.inputs : range->engine.inputs) {
         Place place = input_of(spec, call, first, m);
         tensors.add(inputs, spec, place.data, place.type);
     }
     size_t entry = 0;
-    for (const auto& spec : manifest_.outputs) {
+    for (const auto& spec : range == nullptr ? manifest_.outputs : range->engine.outputs) {
         bool cached = entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name;
         if (spec.name == "focus_prediction") {
             Place place = output_of(raw_focus_, call.predicted, first * call.n * w);
@@ -79,13 +80,17 @@ std::unique_ptr<const Bound> Run::bind(const Call& call, int half) {
             tensors.add(outputs, spec, place.data, place.type);
         } else if (spec.name == "affinity" && observed) {
             tensors.add(outputs, spec, affinity_rows_.data(), Type::f32);
+        } else if (call.whole && range == nullptr && changes_.count(spec.name) > 0) {
+            Place place = of_rows(changes_.at(spec.name), first);
+            tensors.add(outputs, spec, place.data, place.type);
         } else if (cached) {
             auto& own = cache_.entries[entry++];
             char* to = call.whole ? own.full : own.fresh;
             if (call.keep) tensors.add(outputs, spec, to + own.bytes(first, call.n), own.of.type);
         }
     }
-    return std::make_unique<const Bound>(*bundle_->engine, inputs, outputs);
+    return std::make_unique<const Bound>(range == nullptr ? *bundle_->engine : bundle_->without(*range), inputs,
+                                         outputs);
 }
 
 // Where the engine puts a prediction, from number `first` on.
@@ -97,6 +102,12 @@ Run::Place Run::output_of(Raw& raw, float* numbers, int64_t first) {
 void Run::convert(const Raw& raw, float* numbers, int64_t count) {
     if (raw.type != Type::f32)
         device_(&DeviceFunctions::convert, numbers, Type::f32, raw.data.data(), raw.type, static_cast<size_t>(count));
+}
+
+// A tensor's rows from `first` on.
+Run::Place Run::of_rows(const Given& tensor, int64_t first) const {
+    size_t of_row = tensor.by_row ? tensor.data.size() / static_cast<size_t>(plan_.rows) : 0;
+    return {tensor.data.data() + of_row * static_cast<size_t>(first), tensor.type};
 }
 
 // Where an input of the engine is, of the rows from `first` on.
@@ -112,11 +123,9 @@ Run::Place Run::input_of(const Spec& spec, const Call& call, int64_t first, int6
     if (spec.name == "observed_index") return {observed_.data(), Type::i64};
     if (spec.name == "token_weights") return {weights_.data() + first * text_tokens_, Type::f32};
     auto found = given_.find(spec.name);
-    if (found != given_.end()) {
-        const Given& given = found->second;
-        size_t of_row = given.by_row ? given.data.size() / static_cast<size_t>(plan_.rows) : 0;
-        return {given.data.data() + of_row * static_cast<size_t>(first), given.type};
-    }
+    if (found != given_.end()) return of_rows(found->second, first);
+    found = changes_.find(spec.name);
+    if (found != changes_.end()) return of_rows(found->second, first);
     for (size_t k = 0; k < cache_.entries.size(); ++k) {
         auto& own = cache_.entries[k];
         if (spec.name == manifest_.cache[k].name + "_bg") return {own.background + own.bytes(first, m), own.of.type};

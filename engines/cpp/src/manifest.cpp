@@ -97,6 +97,17 @@ void read_geometry(Manifest& manifest, const json& geometry) {
         Type type = spec == manifest.outputs.end() ? Type::f32 : spec->type;
         manifest.cache.push_back({name, type, count_of(entry, "heads"), count_of(entry, "head_dim")});
     }
+    const auto& without = geometry.at("without");
+    for (size_t k = 0; k < without.size(); ++k) {
+        const auto& contract_without = without.at(k).at("contract");
+        BlockRange range{specs_of(contract.at("ranges").at(k).at("changes")),
+                         {{}, specs_of(contract_without.at("inputs")), specs_of(contract_without.at("outputs"))}};
+        std::string folder = without.at(k).at("folder");
+        for (const auto& name : without.at(k).at("files"))
+            range.engine.files.push_back(folder + "/" + name.get<std::string>());
+        if (range.engine.files.empty()) refuse("The bundle has a range of blocks without its engine; build it again.");
+        manifest.ranges.push_back(std::move(range));
+    }
     if (manifest.packed) {
         manifest.latent_shape = {manifest.tokens, manifest.patch * manifest.patch * manifest.channels};
     } else if (manifest.video) {

@@ -120,6 +120,13 @@ struct CacheEntry {
     int64_t heads = 0, head_dim = 0;
 };
 
+// Blocks that a step may leave out: what they change in a dense step, which it adds instead, and the engine that does
+// so.
+struct BlockRange {
+    std::vector<Spec> changes;
+    Program engine;
+};
+
 enum class Layout { uncond_cond, cond_uncond, separate, none };
 
 struct File {
@@ -141,6 +148,7 @@ struct Manifest {
     std::vector<Spec> inputs, outputs;
     std::vector<std::string> conditioning;
     std::vector<CacheEntry> cache;
+    std::vector<BlockRange> ranges;           // by the digits of plans
     std::vector<int64_t> latent_shape;        // of one image, as the transformer takes it
     int64_t size_height = 0, size_width = 0;  // of the picture
     int64_t channels = 0, out_channels = 0, height = 0, width = 0, patch = 0, frames = 1, patch_frames = 1;

@@ -135,6 +135,8 @@ bool Run::next(accelaes_step* found) {
     }
     if (symbol == 'D') {
         dense(i);
+    } else if (symbol >= '0' && symbol <= '9') {
+        partial(symbol - '0');
     } else if (symbol != '.') {
         sparse(i, sets_.at(symbol));
     }
@@ -191,6 +193,15 @@ void Run::dense(int64_t i) {
     stale_ = true;
     if (observed) build_mask();
     device_(&DeviceFunctions::fill, cached_.data(), cached_.size(), 1.0f);
+    programs_.run("advance");
+}
+
+// All tokens, without a range of blocks.
+void Run::partial(int left_out) {
+    Call call = {everything_.data(), everything_.data(), manifest_.tokens, computed_.data(), false, false, true};
+    call.left_out = left_out;
+    engine_call(call);
+    device_(&DeviceFunctions::fill, cached_.data(), cached_.size(), 0.0f);
     programs_.run("advance");
 }
 

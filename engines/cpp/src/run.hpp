@@ -6,6 +6,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -23,6 +24,9 @@ namespace accelaes {
 inline double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+// Of a tensor with so many rows, focus and text tokens.
+size_t bytes_of(const Spec& spec, int64_t rows, int64_t n, int64_t text);
 
 // What a run was asked for, with everything left out filled in; checked.
 struct RunPlan {
@@ -46,6 +50,8 @@ struct RunPlan {
     int64_t most_background(const Manifest& manifest) const;
     // Of all that is on the device, and of what is copied from one to be looked at.
     size_t bytes(const Manifest& manifest) const;
+    // Block ranges that steps leave out.
+    std::set<size_t> left_out() const;
     size_t host_bytes(const Manifest& manifest) const;
 };
 
@@ -100,10 +106,11 @@ class Run {
     struct Call {
         const int64_t *focus, *background;  // [B, n], [B, m]
         int64_t n;
-        float* predicted;  // [B, n, w]
-        bool observed;     // the affinity is made
-        bool keep;         // what is to be cached is fetched,
-        bool whole;        // in a dense step straight into the full tensors
+        float* predicted;   // [B, n, w]
+        bool observed;      // the affinity is made
+        bool keep;          // what is to be cached is fetched,
+        bool whole;         // in a dense step straight into the full tensors
+        int left_out = -1;  // block range
     };
 
     void take_all(const accelaes_tensor* tensors, size_t count, std::map<std::string, Text>& texts);
@@ -117,6 +124,7 @@ class Run {
     void encode(std::map<std::string, Text>& texts);
     void take_text(const std::string& name, int64_t tokens);
     void dense(int64_t i);
+    void partial(int left_out);
     void sparse(int64_t i, Sets& sets);
     bool is_read(int64_t i, int dense_between) const;
     void choose_tokens(Sets& sets);
@@ -124,6 +132,7 @@ class Run {
     void engine_call(const Call& call);
     std::unique_ptr<const Bound> bind(const Call& call, int half);
     Place input_of(const Spec& spec, const Call& call, int64_t first, int64_t m);
+    Place of_rows(const Given& tensor, int64_t first) const;
     Place output_of(Raw& raw, float* numbers, int64_t first);
     void convert(const Raw& raw, float* numbers, int64_t count);
     void set(Scalar scalar, double number);
@@ -141,8 +150,9 @@ class Run {
     Cache cache_;
     std::map<std::string, Given> given_;
     // The engine's calls by what they differ in: focus index, cache, whether the affinity is made and the cache kept,
-    // half of guidance.
-    std::map<std::tuple<const int64_t*, const char*, bool, bool, int>, std::unique_ptr<const Bound>> calls_;
+    // block range left out, half of guidance.
+    std::map<std::tuple<const int64_t*, const char*, bool, bool, int, int>, std::unique_ptr<const Bound>> calls_;
+    std::map<std::string, Given> changes_;  // of block ranges at the last dense step, by their names
     std::map<char, Sets> sets_;
     Buffer<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
     Buffer<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_, scalars_;

@@ -104,6 +104,7 @@ void Run::take_all(const accelaes_tensor* tensors, size_t count, std::map<std::s
     begun_ = has_latents_ = weighed_ = false;
     calls_.clear();
     given_.clear();
+    changes_.clear();
     words_.clear();
     text_tokens_ = 0;
     for (size_t k = 0; k < count; ++k) {
@@ -129,6 +130,12 @@ void Run::begin() {
     if (text_tokens_ == 0) text_tokens_ = manifest_.text_tokens;
     if (masked() && !weighed_) refuse("The preset " + plan_.preset->name + " has a mask: give token_weights [b, M].");
     if (!weighed_) set_weights(nullptr);
+    for (size_t k : plan_.left_out()) {
+        for (const auto& spec : manifest_.ranges[k].changes) {
+            size_t bytes = bytes_of(spec, plan_.rows, manifest_.tokens, text_tokens_);
+            changes_[spec.name] = {spec.type, Buffer<char>(device_, bytes), true};
+        }
+    }
     programs_.begin();
     plan_.solver->begin(device_, latents_.size());
     for (auto& [symbol, sets] : sets_) sets.chosen = false;

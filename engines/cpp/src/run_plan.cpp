@@ -6,6 +6,19 @@
 
 namespace accelaes {
 
+size_t bytes_of(const Spec& spec, int64_t rows, int64_t n, int64_t text) {
+    size_t count = 1;
+    for (const auto& size : spec.shape) {
+        int64_t own = size.letter == 0     ? size.fixed
+                      : size.letter == 'B' ? rows
+                      : size.letter == 'n' ? n
+                      : size.letter == 'M' ? text
+                                           : -1;  // refused
+        count = room({static_cast<int64_t>(count), own});
+    }
+    return width_of(spec.type) * count;
+}
+
 RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : preset(&bundle.preset(options.preset)) {
     const Manifest& manifest = bundle.manifest;
     int asked = options.steps;
@@ -29,8 +42,9 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
         refuse("The plan \"" + symbols + "\" doesn't begin with a dense step; begin it with D.");
     for (char symbol : symbols) {
         if (symbol >= '0' && symbol <= '9') {
-            refuse("The plan \"" + symbols +
-                   "\" leaves blocks out, which this runtime doesn't do; take a preset without block ranges.");
+            if (static_cast<size_t>(symbol - '0') < manifest.ranges.size()) continue;
+            refuse("The plan \"" + symbols + "\" leaves out block range " + symbol + ", and the bundle has " +
+                   std::to_string(manifest.ranges.size()) + "; build it with --block-ranges, or take another preset.");
         }
         bool sparse = symbol >= 'a' && symbol - 'a' + 1 < static_cast<int>(manifest.buckets.size());
         if (symbol != 'D' && symbol != '.' && !(sparse && preset->focus)) {
@@ -77,12 +91,13 @@ int64_t RunPlan::latent(const Manifest& manifest) const {
 }
 
 int64_t RunPlan::focus_of(char symbol, const Manifest& manifest) const {
-    return symbol == 'D' ? manifest.tokens : symbol == '.' ? 0 : manifest.buckets[static_cast<size_t>(symbol - 'a')];
+    if (symbol == '.') return 0;
+    return symbol < 'a' ? manifest.tokens : manifest.buckets[static_cast<size_t>(symbol - 'a')];
 }
 
 int64_t RunPlan::most_focus(const Manifest& manifest) const {
     int64_t most = 0;
-    for (char symbol : symbols) most = std::max(most, symbol == 'D' ? 0 : focus_of(symbol, manifest));
+    for (char symbol : symbols) most = std::max(most, symbol < 'a' ? 0 : focus_of(symbol, manifest));
     return most;
 }
 
@@ -92,6 +107,14 @@ int64_t RunPlan::most_background(const Manifest& manifest) const {
         if (symbol >= 'a') most = std::max(most, manifest.tokens - focus_of(symbol, manifest));
     }
     return most;
+}
+
+std::set<size_t> RunPlan::left_out() const {
+    std::set<size_t> found;
+    for (char symbol : symbols) {
+        if (symbol >= '0' && symbol <= '9') found.insert(static_cast<size_t>(symbol - '0'));
+    }
+    return found;
 }
 
 size_t RunPlan::bytes(const Manifest& manifest) const {
@@ -104,6 +127,10 @@ size_t RunPlan::bytes(const Manifest& manifest) const {
             if (spec.name == name && spec.type != Type::f32) converted += width_of(spec.type) * room({rows, own});
         }
     };
+    for (size_t k : left_out()) {
+        for (const auto& spec : manifest.ranges[k].changes)
+            converted += bytes_of(spec, rows, manifest.tokens, manifest.text_tokens);
+    }
     converts(manifest.inputs, "hidden_states", latent(manifest));
     converts(manifest.outputs, "focus_prediction", static_cast<int64_t>(room({N, w})));
     converts(manifest.outputs, "background_prediction", static_cast<int64_t>(room({m, w})));

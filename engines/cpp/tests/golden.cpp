@@ -121,7 +121,7 @@ std::vector<Step> carried_out(const accelaes::Bundle& bundle, const Golden& gold
         auto [step, left] = run.next();
         auto [latents, count] = run.latents();
         steps.push_back({step.symbol, {latents, latents + count}, {}});
-        if (step.symbol != 'D' && step.symbol != '.') steps.back().focus = run.focus(options.images);
+        if (step.symbol >= 'a') steps.back().focus = run.focus(options.images);
         more = left;
     }
     return steps;
