@@ -53,7 +53,8 @@ class Caller:
     def open(self) -> None:
         if len(self.bundles) < 2:
             out = c_void_p()
-            options = byref(OpenOptions(library=self.runtime, skip_hashes=1))
+            device = self.chance.choice([None, b"cpu", b"cpu", b"cuda", b"x"])
+            options = byref(OpenOptions(library=self.runtime, skip_hashes=1, device=device))
             folder = self.any_of([self.bundle, b"/nowhere", b""])
             self.status(self.lib.accelaes_open(folder, self.any_of([options]), byref(out)))
             self.bundles += [out] if out else []

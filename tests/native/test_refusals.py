@@ -258,6 +258,32 @@ def test_damaged_manifests_are_refused_or_opened_and_never_crash(library, copied
     assert child.wait() == 0 and ends["refused"]
 
 
+def shaped(tensors: list[dict], name: str, **changes: object) -> None:
+    next(one for one in tensors if one["name"] == name).update(changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: shaped(d["geometries"][0]["contract"]["inputs"], "timestep", shape=["B", 4096]),
+        lambda d: shaped(d["geometries"][0]["contract"]["inputs"], "timestep", dtype="int64"),
+        lambda d: shaped(d["geometries"][0]["contract"]["inputs"], "focus_index", shape=["B", "n", 4096]),
+        lambda d: shaped(d["geometries"][0]["contract"]["outputs"], "focus_prediction", shape=["B", "n", 4096]),
+        lambda d: shaped(first_preset(d)["programs"]["advance"]["inputs"], "computed", shape=["B", 144, 4096]),
+        lambda d: shaped(first_preset(d)["programs"]["guide"]["outputs"], "guided", dtype="fp16"),
+    ],
+)
+def test_a_tensor_larger_than_what_it_is_given_is_refused_before_the_engine_reads_it(native, copied, bundle, change):
+    rewritten(copied, change)
+    opened = native.open(copied, library=LIBRARY, threads=1, skip_hashes=1)
+    given = setting(bundle, bundle.preset(bundle.manifest.geometry.presets[0].name), "DD", seed=1)
+    with pytest.raises(NativeError, match="of another type or size than this release has it; build the bundle again"):
+        run = opened.run(given.sigmas, given.timesteps, plan=b"DD")
+        run.input(**given.inputs)
+        run.next()
+    opened.close()
+
+
 def test_facts_and_names_of_nothing_are_nothing(native: Native):
     assert native.lib.accelaes_preset_name(None, 0) is None
     count = c_int()

@@ -96,7 +96,7 @@ typedef struct accelaes_run_options {
     int unguided;           /* 1: no classifier-free guidance, one row an image */
     double guidance;        /* the scale; 0: the bundle's */
     const float* sigmas;    /* [T + 1]: a step moves latents by (sigmas[i + 1] - sigmas[i]) x prediction; NULL: by the
-                               scheduler of a bundle with components, where it is SD3's with a fixed shift */
+                               scheduler of a bundle with components, where it is one this library knows */
     const float* timesteps; /* [T], as the transformer is called with */
     uint64_t seed;          /* of the noise, where a run is given no "latents": the same as torch's on a CPU */
 } accelaes_run_options;
@@ -160,13 +160,14 @@ typedef struct accelaes_step {
 /* Carry out the next step. `more` is 0 after the last. */
 ACCELAES_API accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step* step, int* more);
 
-/* The latents [b, ...] as they are now, fp32; `count` numbers. Valid until the next step. */
+/* The latents [b, ...] as they are now, fp32, in the process's memory; `count` numbers. Valid until the next step. NULL
+ * where the device has failed. */
 ACCELAES_API const float* accelaes_run_latents(const accelaes_run* run, size_t* count);
 
 /* The latents as they are now as pictures, [b, height, width, 3] bytes, which `size` is the number of. */
 ACCELAES_API accelaes_status* accelaes_run_picture(const accelaes_run* run, unsigned char* pixels, size_t size);
 
-/* The focus index [b, n] of the last sparse step; `n` is 0 before one. */
+/* The focus index [b, n] of the last sparse step, in the process's memory; NULL, and `n` 0, before one. */
 ACCELAES_API const int64_t* accelaes_run_focus(const accelaes_run* run, int* n);
 
 /* Stop before the next step, from any thread: accelaes_run_next then says that the run was cancelled. */

@@ -2,6 +2,7 @@
 #include <deque>
 
 #include "failure.hpp"
+#include "room.hpp"
 #include "run.hpp"
 
 namespace accelaes {
@@ -13,15 +14,18 @@ class Tensors {
     Tensors(int64_t rows, int64_t n, int64_t m, int64_t M, int64_t a)
         : rows_(rows), n_(n), m_(m), text_(M), observed_(a) {}
 
-    void add(std::vector<Tensor>& to, const Spec& spec, const void* data, Type type) {
-        if (type != spec.type)
+    void add(std::vector<Tensor>& to, const Spec& spec, const Place& place) {
+        auto& shape = shapes_.emplace_back();
+        size_t numbers = 1;
+        for (const auto& size : spec.shape) {
+            shape.push_back(size.letter == 0 ? size.fixed : sized(size.letter));
+            numbers = room({static_cast<int64_t>(numbers), shape.back()});
+        }
+        if (place.type != spec.type || numbers > place.numbers)
             refuse("The engine's tensor " + spec.name +
-                   " is of another type than this release has it; build the bundle again.");
-        shapes_.emplace_back();
-        for (const auto& size : spec.shape)
-            shapes_.back().push_back(size.letter == 0 ? size.fixed : sized(size.letter));
-        to.push_back({spec.name.c_str(), type, const_cast<void*>(data), shapes_.back().data(),
-                      static_cast<int>(spec.shape.size()), false});
+                   " is of another type or size than this release has it; build the bundle again.");
+        to.push_back({spec.name.c_str(), place.type, const_cast<void*>(place.data), shape.data(),
+                      static_cast<int>(shape.size()), false});
     }
 
    private:
@@ -65,38 +69,40 @@ std::unique_ptr<const Bound> Run::bind(const Call& call, int half) {
     Tensors tensors(rows, call.n, m, text_tokens_, observed ? call.n : 0);
     std::vector<Tensor> inputs, outputs;
     const BlockRange* range = call.left_out < 0 ? nullptr : &manifest_.ranges[static_cast<size_t>(call.left_out)];
-    for (const auto& spec : range == nullptr ? manifest_.inputs : range->engine.inputs) {
-        Place place = input_of(spec, call, first, m);
-        tensors.add(inputs, spec, place.data, place.type);
-    }
+    for (const auto& spec : range == nullptr ? manifest_.inputs : range->engine.inputs)
+        tensors.add(inputs, spec, input_of(spec, call, first, m));
     size_t entry = 0;
     for (const auto& spec : range == nullptr ? manifest_.outputs : range->engine.outputs) {
         bool cached = entry < cache_.entries.size() && spec.name == manifest_.cache[entry].name;
         if (spec.name == "focus_prediction") {
-            Place place = output_of(raw_focus_, call.predicted, first * call.n * w);
-            tensors.add(outputs, spec, place.data, place.type);
+            tensors.add(outputs, spec, output_of(raw_focus_, call.predicted, first, call.n * w));
         } else if (spec.name == "background_prediction" && !call.whole) {
-            Place place = output_of(raw_background_, background_rows_.data(), first * m * w);
-            tensors.add(outputs, spec, place.data, place.type);
+            tensors.add(outputs, spec, output_of(raw_background_, background_rows_.data(), first, m * w));
         } else if (spec.name == "affinity" && observed) {
-            tensors.add(outputs, spec, affinity_rows_.data(), Type::f32);
+            tensors.add(outputs, spec, {affinity_rows_.data(), Type::f32, affinity_rows_.size()});
         } else if (call.whole && range == nullptr && changes_.count(spec.name) > 0) {
-            Place place = of_rows(changes_.at(spec.name), first);
-            tensors.add(outputs, spec, place.data, place.type);
+            tensors.add(outputs, spec, of_rows(changes_.at(spec.name), first));
         } else if (cached) {
             auto& own = cache_.entries[entry++];
             char* to = call.whole ? own.full : own.fresh;
-            if (call.keep) tensors.add(outputs, spec, to + own.bytes(first, call.n), own.of.type);
+            if (call.keep) tensors.add(outputs, spec, of_cache(own, to, first, call.n));
         }
     }
     return std::make_unique<const Bound>(range == nullptr ? *bundle_->engine : bundle_->without(*range), inputs,
                                          outputs);
 }
 
-// Where the engine puts a prediction, from number `first` on.
-Run::Place Run::output_of(Raw& raw, float* numbers, int64_t first) {
-    if (raw.type == Type::f32) return {numbers + first, Type::f32};
-    return {raw.data.data() + width_of(raw.type) * static_cast<size_t>(first), raw.type};
+// Where the engine puts a prediction [B, ...] of so many numbers a row, of the rows from `first` on.
+Place Run::output_of(Raw& raw, float* numbers, int64_t first, int64_t of_row) const {
+    size_t left = room({plan_.rows - first, of_row});
+    if (raw.type == Type::f32) return {numbers + first * of_row, Type::f32, left};
+    return {raw.data.data() + width_of(raw.type) * room({first, of_row}), raw.type, left};
+}
+
+// A cached tensor's rows from `first` on, of so many tokens.
+Place Run::of_cache(const Cache::Entry& entry, const char* data, int64_t first, int64_t tokens) const {
+    size_t numbers = entry.bytes(plan_.rows - first, tokens) / width_of(entry.of.type);
+    return {data + entry.bytes(first, tokens), entry.of.type, numbers};
 }
 
 void Run::convert(const Raw& raw, float* numbers, int64_t count) {
@@ -105,30 +111,32 @@ void Run::convert(const Raw& raw, float* numbers, int64_t count) {
 }
 
 // A tensor's rows from `first` on.
-Run::Place Run::of_rows(const Given& tensor, int64_t first) const {
+Place Run::of_rows(const Given& tensor, int64_t first) const {
     size_t of_row = tensor.by_row ? tensor.data.size() / static_cast<size_t>(plan_.rows) : 0;
-    return {tensor.data.data() + of_row * static_cast<size_t>(first), tensor.type};
+    size_t skip = of_row * static_cast<size_t>(first);
+    return {tensor.data.data() + skip, tensor.type, (tensor.data.size() - skip) / width_of(tensor.type)};
 }
 
 // Where an input of the engine is, of the rows from `first` on.
-Run::Place Run::input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) {
+Place Run::input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) const {
+    auto left = [&](int64_t of_row) { return room({plan_.rows - first, of_row}); };
     if (spec.name == "hidden_states") {
-        auto skip = static_cast<size_t>(first * plan_.latent(manifest_));
-        if (hidden_type_ == Type::f32) return {twice_.data() + skip, Type::f32};
-        return {hidden_.data() + width_of(hidden_type_) * skip, hidden_type_};
+        int64_t latent = plan_.latent(manifest_);
+        size_t skip = room({first, latent});
+        if (hidden_type_ == Type::f32) return {twice_.data() + skip, Type::f32, left(latent)};
+        return {hidden_.data() + width_of(hidden_type_) * skip, hidden_type_, left(latent)};
     }
-    if (spec.name == "timestep") return {timestep_.data() + first, Type::f32};
-    if (spec.name == "focus_index") return {call.focus + first * call.n, Type::i64};
-    if (spec.name == "background_index") return {call.background + first * m, Type::i64};
-    if (spec.name == "observed_index") return {observed_.data(), Type::i64};
-    if (spec.name == "token_weights") return {weights_.data() + first * text_tokens_, Type::f32};
+    if (spec.name == "timestep") return {timestep_.data() + first, Type::f32, left(1)};
+    if (spec.name == "focus_index") return {call.focus + first * call.n, Type::i64, left(call.n)};
+    if (spec.name == "background_index") return {call.background + first * m, Type::i64, left(m)};
+    if (spec.name == "observed_index") return {observed_.data(), Type::i64, observed_.size()};
+    if (spec.name == "token_weights") return {weights_.data() + first * text_tokens_, Type::f32, left(text_tokens_)};
     auto found = given_.find(spec.name);
     if (found != given_.end()) return of_rows(found->second, first);
     found = changes_.find(spec.name);
     if (found != changes_.end()) return of_rows(found->second, first);
-    for (size_t k = 0; k < cache_.entries.size(); ++k) {
-        auto& own = cache_.entries[k];
-        if (spec.name == manifest_.cache[k].name + "_bg") return {own.background + own.bytes(first, m), own.of.type};
+    for (const auto& own : cache_.entries) {
+        if (spec.name == own.of.name + "_bg") return of_cache(own, own.background, first, m);
     }
     refuse("The engine wants an input " + spec.name + ", which this release doesn't know.");
 }

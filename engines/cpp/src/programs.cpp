@@ -1,5 +1,8 @@
 #include "programs.hpp"
 
+#include <algorithm>
+#include <tuple>
+
 #include "failure.hpp"
 #include "room.hpp"
 
@@ -47,25 +50,31 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
     std::string name = spec.name;
     if (output && !name.empty() && name.back() == '\'') name.pop_back();
     shapes_.emplace_back();
-    int64_t rest = 1;
+    size_t numbers = 1, rest = 1;
     for (const auto& size : spec.shape) {
         shapes_.back().push_back(size.letter != 0 ? sized(size.letter, program) : size.fixed);
-        if (&size != &spec.shape.front()) rest *= shapes_.back().back();
+        numbers = room({static_cast<int64_t>(numbers), shapes_.back().back()});
+        if (&size != &spec.shape.front()) rest = room({static_cast<int64_t>(rest), shapes_.back().back()});
     }
     float* data = nullptr;
+    size_t there = 0;
     auto known = state_.find(name);
     if (known != state_.end()) {
         int half = of_gate(name) ? gate_half : tokens_half;
         auto& buffer = known->second[static_cast<size_t>(output ? 1 - half : half)];
-        data = buffer.data();
         // A score looks at the conditional rows alone.
-        if (!spec.shape.empty() && spec.shape.front().letter == 'b') data += first_conditional_ * rest;
+        bool conditional = !spec.shape.empty() && spec.shape.front().letter == 'b';
+        size_t skip = conditional ? std::min(buffer.size(), room({first_conditional_, static_cast<int64_t>(rest)})) : 0;
+        data = buffer.data() + skip, there = buffer.size() - skip;
     } else {
         auto place = places_.find(name);
         if (place == places_.end())
             refuse("The preset " + preset_.name + " wants a tensor " + name + ", which this release doesn't know.");
-        data = place->second;
+        std::tie(data, there) = place->second;
     }
+    if (spec.type != Type::f32 || numbers > there)
+        refuse("The preset " + preset_.name + " has a tensor " + spec.name +
+               " of another type or size than this release has it; build the bundle again.");
     return {spec.name.c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
 }
 

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bundle.hpp"
@@ -21,8 +22,8 @@ class Programs {
     Programs(const Bundle& bundle, const Preset& preset, int64_t rows, int64_t images, int64_t first_conditional,
              int64_t gated);
 
-    // Say where the tensor called `name` is, before `bind`.
-    void place(const std::string& name, float* data) { places_[name] = data; }
+    // Say where the tensor called `name` is and how many numbers there are, before `bind`.
+    void place(const std::string& name, float* data, size_t numbers) { places_[name] = {data, numbers}; }
     void bind();
     // All that is known is forgotten.
     void begin();
@@ -47,7 +48,7 @@ class Programs {
     const Preset& preset_;
     int64_t rows_, images_, first_conditional_, gated_;
     std::map<std::string, std::array<Buffer<float>, 2>> state_;
-    std::map<std::string, float*> places_;
+    std::map<std::string, std::pair<float*, size_t>> places_;
     std::map<std::string, Own> bound_;
     std::deque<std::vector<int64_t>> shapes_;
     std::array<int, 2> half_ = {0, 0};

@@ -60,21 +60,24 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
     shown_focus_.reserve(room({plan_.images, n}));
     if (!device_.is_host()) shown_latents_.resize(latents_.size());
     set(Scalar::scale, static_cast<double>(plan_.scale));
-    float* halves[] = {predicted_.data(), predicted_.data() + (plan_.guided ? room({plan_.images, N, w}) : 0)};
+    auto placed = [&](const char* name, Buffer<float>& own, size_t skip = 0) {
+        programs_.place(name, own.data() + skip, own.size() - skip);
+    };
+    auto number = [&](const char* name, Scalar scalar) { programs_.place(name, scalar_at(scalar), 1); };
+    size_t second = plan_.guided ? room({plan_.images, N, w}) : 0;
     bool uncond_first = manifest_.layout == Layout::uncond_cond;
-    const std::pair<const char*, float*> places[] = {
-        {"computed", computed_.data()},    {"running", running_.data()},      {"cached", cached_.data()},
-        {"now", place(Scalar::now)},       {"target", place(Scalar::target)}, {"predicted", predicted_.data()},
-        {"score", score_.data()},          {"affinity", affinity_.data()},    {"mask", mask_.data()},
-        {"distance", distance_.data()},    {"scale", place(Scalar::scale)},   {"uncond", halves[uncond_first ? 0 : 1]},
-        {"cond", halves[uncond_first]},    {"guided", guided_.data()},        {"latents", twice_.data()},
-        {"prediction", predicted_.data()}, {"step", place(Scalar::step)},     {"wanted", place(Scalar::wanted)}};
-    for (const auto& [name, data] : places) programs_.place(name, data);
+    placed("computed", computed_), placed("running", running_), placed("cached", cached_);
+    placed("predicted", predicted_), placed("prediction", predicted_), placed("guided", guided_);
+    placed("uncond", predicted_, uncond_first ? 0 : second), placed("cond", predicted_, uncond_first ? second : 0);
+    placed("score", score_), placed("affinity", affinity_), placed("mask", mask_), placed("distance", distance_);
+    placed("latents", twice_);
+    number("now", Scalar::now), number("target", Scalar::target), number("step", Scalar::step);
+    number("scale", Scalar::scale), number("wanted", Scalar::wanted);
     programs_.bind();
 }
 
 void Run::set(Scalar scalar, double number) {
-    device_(&DeviceFunctions::fill, place(scalar), size_t{1}, static_cast<float>(number));
+    device_(&DeviceFunctions::fill, scalar_at(scalar), size_t{1}, static_cast<float>(number));
 }
 
 const float* Run::latents() const {
@@ -130,7 +133,7 @@ bool Run::next(accelaes_step* found) {
     if (programs_.has("decide")) {
         programs_.run("decide");
         float computes = 0;
-        device_.read(&computes, place(Scalar::wanted), sizeof computes);
+        device_.read(&computes, scalar_at(Scalar::wanted), sizeof computes);
         if (computes == 0 && i + 1 < plan_.steps()) symbol = '.';
     }
     if (symbol == 'D') {

@@ -25,6 +25,13 @@ inline double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Where a tensor of the engine is, the type that it is of there, and how many numbers there are from there on.
+struct Place {
+    const void* data;
+    Type type;
+    size_t numbers;
+};
+
 // Of a tensor with so many rows, focus and text tokens.
 size_t bytes_of(const Spec& spec, int64_t rows, int64_t n, int64_t text);
 
@@ -96,11 +103,6 @@ class Run {
         Type type = Type::f32;
         Buffer<char> data;  // none where it is fp32 itself
     };
-    // Where a tensor of the engine is, and the type that it is of there.
-    struct Place {
-        const void* data;
-        Type type;
-    };
 
     // One step of the engine, for all rows.
     struct Call {
@@ -131,12 +133,13 @@ class Run {
     void build_mask();
     void engine_call(const Call& call);
     std::unique_ptr<const Bound> bind(const Call& call, int half);
-    Place input_of(const Spec& spec, const Call& call, int64_t first, int64_t m);
+    Place input_of(const Spec& spec, const Call& call, int64_t first, int64_t m) const;
     Place of_rows(const Given& tensor, int64_t first) const;
-    Place output_of(Raw& raw, float* numbers, int64_t first);
+    Place of_cache(const Cache::Entry& entry, const char* data, int64_t first, int64_t tokens) const;
+    Place output_of(Raw& raw, float* numbers, int64_t first, int64_t of_row) const;
     void convert(const Raw& raw, float* numbers, int64_t count);
     void set(Scalar scalar, double number);
-    float* place(Scalar scalar) { return scalars_.data() + static_cast<size_t>(scalar); }
+    float* scalar_at(Scalar scalar) { return scalars_.data() + static_cast<size_t>(scalar); }
     void double_latents();
     void guide_and_move(int64_t i);
     double extrapolated_to(int64_t i) const;

@@ -159,12 +159,20 @@ int main(int count, char** words) {
         options.library = words[3];
         options.threads = 1;
         auto allowed = 1e-4f;
-        for (int k = 5; k + 1 < count; k += 2) {
+        for (int k = 5; k < count; k += 2) {
             std::string name = words[k];
-            if (name == "--within") allowed = std::strtof(words[k + 1], nullptr);
-            if (name == "--allow-code") options.allow_code = std::atoi(words[k + 1]);
-            if (name == "--device") options.device = words[k + 1];
-            if (name == "--engines") options.engines = words[k + 1];
+            const char* value = k + 1 < count ? words[k + 1] : "";
+            if (name == "--within") {
+                allowed = std::strtof(value, nullptr);
+            } else if (name == "--allow-code") {
+                options.allow_code = std::atoi(value);
+            } else if (name == "--device") {
+                options.device = value;
+            } else if (name == "--engines") {
+                options.engines = value;
+            } else {
+                throw accelaes::Error(ACCELAES_INPUT, (name + " is no option; golden.cpp lists them").c_str());
+            }
         }
         accelaes::Bundle bundle(words[2], options);
         size_t settings = 0, steps = 0;
