@@ -67,7 +67,8 @@ def test_every_public_name_is_there_and_an_unknown_one_is_not() -> None:
 def test_the_wheel_installs_nothing_beside_accelaes_export(wheel: zipfile.ZipFile) -> None:
     top = {name.split("/")[0] for name in wheel.namelist()}
     assert top == {"accelaes_export", f"accelaes_export-{accelaes_export.__version__}.dist-info"}
-    assert not [name for name in wheel.namelist() if "built" in name or "tests" in name]
+    sdk = "accelaes_export/engines/cpp/tests/"  # which whoever builds the native runtime runs
+    assert not [name for name in wheel.namelist() if "built" in name or ("tests" in name and not name.startswith(sdk))]
 
 
 def test_the_wheel_holds_every_module_of_the_tree(wheel: zipfile.ZipFile) -> None:
