@@ -97,6 +97,12 @@ def test_a_device_that_is_none_is_told(native: Native, bundle: Bundle, device: b
     assert error.value.code == 2
 
 
+def test_a_stream_is_a_gpus(native: Native, bundle: Bundle) -> None:
+    with pytest.raises(NativeError, match="options.stream was given, and options.device is a CPU") as error:
+        native.open(bundle.path, library=str(ONNXRUNTIME).encode(), stream=1)
+    assert error.value.code == 2
+
+
 def test_a_library_that_was_built_without_it_says_so(native: Native, bundle: Bundle) -> None:
     with pytest.raises(NativeError, match="libaccelaes_cuda.so can't be loaded .* -DACCELAES_CUDA=ON") as error:
         native.open(bundle.path, library=str(ONNXRUNTIME).encode(), device=b"cuda")

@@ -284,6 +284,32 @@ def test_a_tensor_larger_than_what_it_is_given_is_refused_before_the_engine_read
     opened.close()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: encoder(d)["inputs"][0].update(shape=["b", "M", 64]),
+        lambda d: encoder(d)["outputs"][0].update(dtype="int64"),
+        lambda d: d["components"]["conditioning"]["outputs"][0].update(dtype="int64"),
+        lambda d: d["geometries"][0]["vae"]["decoder"]["inputs"][0].update(shape=["b", 4, 24, 2400]),
+        lambda d: d["geometries"][0]["vae"]["decoder"]["inputs"][0].update(dtype="int64"),
+        lambda d: d["geometries"][0]["vae"]["latents"]["outputs"][0].update(dtype="int64"),
+    ],
+)
+def test_so_is_a_components(native, copied, change):
+    rewritten(copied, change)
+    opened = native.open(copied, library=LIBRARY, threads=1, skip_hashes=1)
+    run = opened.run(None, None, steps=2)
+    with pytest.raises(NativeError, match="of another type or size than this release has it; build the bundle again"):
+        run.prompt("a red star")
+        run.picture(opened.facts.picture_height, opened.facts.picture_width)
+    run.free()
+    opened.close()
+
+
+def encoder(document: dict) -> dict:
+    return document["components"]["encoders"]["text_encoder"]["graph"]
+
+
 def test_facts_and_names_of_nothing_are_nothing(native: Native):
     assert native.lib.accelaes_preset_name(None, 0) is None
     count = c_int()

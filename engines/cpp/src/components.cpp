@@ -43,9 +43,16 @@ class Call {
     // Of so many rows, and of so many text tokens each.
     Call(int64_t rows, int64_t text) : rows_(rows), text_(text) {}
 
-    // From and to the numbers of the first row of this call, which begins at row `first` of all.
-    void give(const Spec& spec, const void* numbers, int64_t first) { add(inputs_, spec, numbers, first, true); }
-    void take(const Spec& spec, void* numbers, int64_t first) { add(outputs_, spec, numbers, first, false); }
+    // From and to numbers of all rows, where this call's begin at row `first`.
+    void give(const Spec& spec, const std::vector<int64_t>& numbers, int64_t first) {
+        add(inputs_, spec, spec.is_int64(), const_cast<int64_t*>(numbers.data()), numbers.size(), first);
+    }
+    void give(const Spec& spec, const std::vector<float>& numbers, int64_t first) {
+        add(inputs_, spec, !spec.is_int64(), const_cast<float*>(numbers.data()), numbers.size(), first);
+    }
+    void take(const Spec& spec, std::vector<float>& numbers, int64_t first) {
+        add(outputs_, spec, !spec.is_int64(), numbers.data(), numbers.size(), first);
+    }
 
     void run(const Graph& graph) {
         Bound(graph, inputs_, outputs_).run();
@@ -60,17 +67,22 @@ class Call {
         void* to;
     };
 
-    void add(std::vector<Tensor>& to, const Spec& spec, const void* numbers, int64_t first, bool given) {
+    template <typename Number>
+    void add(std::vector<Tensor>& to, const Spec& spec, bool of_its_type, Number* numbers, size_t there,
+             int64_t first) {
         auto& shape = shapes_.emplace_back(sized(spec, rows_, text_));
         auto count = static_cast<size_t>(count_of(shape));
         size_t skip = count / static_cast<size_t>(rows_) * static_cast<size_t>(first);
-        size_t width = spec.is_int64() ? sizeof(int64_t) : sizeof(float);
-        char* data = static_cast<char*>(const_cast<void*>(numbers)) + width * skip;
+        if (!of_its_type || skip > there || count > there - skip)
+            refuse("The bundle's " + spec.name +
+                   " is of another type or size than this release has it; build the bundle again.");
+        void* data = numbers + skip;
         if (width_of(spec.type) == 2) {
-            auto& halves = given ? given_.emplace_back(count) : taken_.emplace_back(Taken{spec.type, {}, data}).halves;
+            bool given = &to == &inputs_;
+            auto& halves = given ? given_.emplace_back() : taken_.emplace_back(Taken{spec.type, {}, data}).halves;
             halves.resize(count);
             if (given) host_functions()->convert(nullptr, halves.data(), spec.type, data, Type::f32, count);
-            data = reinterpret_cast<char*>(halves.data());
+            data = halves.data();
         }
         to.push_back({spec.name.c_str(), spec.type, data, shape.data(), static_cast<int>(shape.size()), true});
     }
@@ -102,9 +114,9 @@ std::map<std::string, Numbers> run_encoder(const Bundle& bundle, const Encoder& 
     for (const auto& spec : encoder.graph.outputs) made[spec.name] = empty(spec, text.rows, text.length);
     for (int64_t first = 0; first < text.rows; first += encoder.rows) {
         Call call(std::min(encoder.rows, text.rows - first), text.length);
-        call.give(ids, text.ids.data(), first);
-        call.give(mask, seen.data(), first);
-        for (const auto& spec : encoder.graph.outputs) call.take(spec, made.at(spec.name).data.data(), first);
+        call.give(ids, text.ids, first);
+        call.give(mask, seen, first);
+        for (const auto& spec : encoder.graph.outputs) call.take(spec, made.at(spec.name).data, first);
         call.run(bundle.component(encoder.graph));
     }
     return made;
@@ -152,39 +164,39 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
                        "): pad them as the tokenizer of the pipeline does.");
         }
     }
-    // A mask is a tokenizer's own, of int64; what is left of it are encoders' numbers.
-    auto numbers_of = [&](const Spec& spec) -> const void* {
-        const auto& numbers = made.at(spec.name).data;
-        if (!spec.is_int64() && !numbers.empty()) return numbers.data();
+    // A mask is a tokenizer's own; all else are encoders' numbers.
+    auto give = [&](Call& call, const Spec& spec, int64_t first) {
         auto text = texts.find(spec.name.substr(0, spec.name.rfind('.')));
-        if (text == texts.end() || !spec.is_int64())
-            refuse("The bundle's conditioning wants " + spec.name + "; build it again.");
-        return text->second.mask.data();
+        if (text != texts.end()) {
+            call.give(spec, text->second.mask, first);
+        } else {
+            call.give(spec, made.at(spec.name).data, first);
+        }
     };
     std::map<std::string, Numbers> found;
     for (const auto& spec : joined.outputs) found[spec.name] = empty(spec, rows, length);
     for (int64_t first = 0; first < rows; first += most) {
         Call call(std::min(most, rows - first), length);
-        for (const auto& spec : joined.inputs) call.give(spec, numbers_of(spec), first);
-        for (const auto& spec : joined.outputs) call.take(spec, found.at(spec.name).data.data(), first);
+        for (const auto& spec : joined.inputs) give(call, spec, first);
+        for (const auto& spec : joined.outputs) call.take(spec, found.at(spec.name).data, first);
         call.run(bundle.component(joined));
     }
     return found;
 }
 
-void decode(const Bundle& bundle, const float* latents, int64_t images, uint8_t* pixels) {
+void decode(const Bundle& bundle, const std::vector<float>& latents, int64_t images, uint8_t* pixels) {
     const Vae& vae = *bundle.manifest.vae;
     const Spec &given = vae.latents.inputs.at(0), &z = vae.latents.outputs.at(0);
-    const Spec& image = named(vae.decoder.outputs, "image");
+    const Spec &taken = vae.decoder.inputs.at(0), &image = named(vae.decoder.outputs, "image");
     for (int64_t first = 0; first < images; first += vae.rows) {
         int64_t rows = std::min(vae.rows, images - first);
         Numbers unscaled = empty(z, rows, 0), shown = empty(image, rows, 0);
         Call scale(rows, 0), paint(rows, 0);
         scale.give(given, latents, first);
-        scale.take(z, unscaled.data.data(), 0);
+        scale.take(z, unscaled.data, 0);
         scale.run(bundle.component(vae.latents));
-        paint.give(vae.decoder.inputs.at(0), unscaled.data.data(), 0);
-        paint.take(image, shown.data.data(), 0);
+        paint.give(taken, unscaled.data, 0);
+        paint.take(image, shown.data, 0);
         paint.run(bundle.component(vae.decoder));
         auto* to = pixels + static_cast<size_t>(first) * (shown.data.size() / static_cast<size_t>(rows));
         for (size_t k = 0; k < shown.data.size(); ++k) {

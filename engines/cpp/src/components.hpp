@@ -30,6 +30,6 @@ std::map<std::string, Numbers> run_encoder(const Bundle& bundle, const Encoder& 
 std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std::string, Text>& texts);
 
 // Pictures [b, H, W, 3] of denoised latents [b, ...].
-void decode(const Bundle& bundle, const float* latents, int64_t images, uint8_t* pixels);
+void decode(const Bundle& bundle, const std::vector<float>& latents, int64_t images, uint8_t* pixels);
 
 }  // namespace accelaes

@@ -35,6 +35,8 @@ Device::Device(const std::string& name, void* stream, const std::string& folder)
     bool numbered = !number.empty() && number.size() < 4 && number.find_first_not_of("0123456789") == std::string::npos;
     if ((kind != "cpu" && kind != "cuda") || !numbered || (kind == "cpu" && colon != std::string::npos))
         refuse("options.device is \"" + name + "\"; give cpu, cuda or cuda:1, counted from 0.");
+    if (kind == "cpu" && stream != nullptr)
+        refuse("options.stream was given, and options.device is a CPU, which has none; give cuda, or no stream.");
     if (kind == "cuda") functions_ = loaded(kind, folder);
     index_ = std::atoi(number.c_str());
     EngineError error = {};

@@ -103,7 +103,8 @@ void Run::picture(uint8_t* pixels, size_t size) const {
         refuse("The pictures are " + std::to_string(wanted) + " bytes, [b, height, width, 3], and there is room for " +
                std::to_string(size) + ".");
     if (!begun_) refuse("The run has no latents yet; give its input first.");
-    decode(*bundle_, latents(), plan_.images, pixels);
+    const float* made = latents();
+    decode(*bundle_, {made, made + latents_.size()}, plan_.images, pixels);
 }
 
 double Run::clock(int64_t i) const {
