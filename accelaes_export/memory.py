@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import resource
 import threading
 from collections.abc import Iterator, Sequence
@@ -97,7 +98,7 @@ def dropping_mapped(paths: Sequence[Path]) -> Iterator[None]:
 def _read_only_mappings(paths: tuple[str, ...]) -> list[tuple[int, int]]:
     """Address ranges at which one of `paths` is mapped without permission to write."""
     found = []
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).split("\n"):  # a path may be of any bytes
         if line.endswith(paths):
             span, permissions = line.split()[:2]
             if permissions[1] == "-":

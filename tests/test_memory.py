@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def resident_file_pages() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_pages_of_a_read_only_mapping_are_dropped_and_come_back_when_read(tmp_path):
-    path = tmp_path / "weights"
+@pytest.mark.parametrize("name", [b"weights", b"\xda not UTF-8 \xc2\x85"])
+def test_pages_of_a_read_only_mapping_are_dropped_and_come_back_when_read(tmp_path, name):
+    path = tmp_path / os.fsdecode(name)
     path.write_bytes(bytes(range(256)) * (SIZE // 256))
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         assert mapped[:].count(b"\x07") == SIZE // 256

@@ -82,8 +82,8 @@ def _name_for_the_parser(trt: Any) -> None:
 
 def _mapped_file(start: str) -> Path | None:
     """A file this process has mapped whose name begins with `start`."""
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-        path = Path(line.split(maxsplit=5)[-1])
+    for line in os.fsdecode(Path("/proc/self/maps").read_bytes()).split("\n"):  # a path may be of any bytes
+        path = Path(line.split(maxsplit=5)[-1] if line else "")
         if path.name.startswith(start):
             return path
     return None

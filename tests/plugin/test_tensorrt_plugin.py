@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -296,3 +298,14 @@ def test_opening_an_engine_with_the_plugin_needs_its_kernels_for_this_gpu(
         plugin.require(trt, contract, "sm86")
     with pytest.raises(MissingComponentError, match=r"--arch sm120 --head-dim 64\."):
         plugin.require(trt, wide, "sm120")
+
+
+def test_a_mapped_librarys_path_is_found_among_paths_of_any_bytes(tmp_path):
+    odd, own = tmp_path / os.fsdecode(b"\xda\xc2\x85"), tmp_path / "libmapped_by_a_test.so"
+    for path in (odd, own):
+        path.write_bytes(b"x" * 5000)
+    with odd.open("rb") as one, own.open("rb") as other:
+        kept = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in (one, other)]
+        assert registration._mapped_file("libmapped_by_a_test.") == own
+        for mapped in kept:
+            mapped.close()
