@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from accelaes_export.bundle.reading import Bundle
 from tests.campaigns.size import attempts
 from tests.native import golden
-from tests.native.building import ONNXRUNTIME, ctest
+from tests.native.building import ONNXRUNTIME, SOURCES, ctest
 from tests.native.reference import setting
 
 pytestmark = pytest.mark.xdist_group("native")
@@ -53,3 +54,7 @@ def test_what_is_apart_is_found(
     command = [library.parent / "accelaes_golden", "check", bundle.path, ONNXRUNTIME, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and f"step 4: {said}" in done.stderr.replace("other focus", "focus")
+
+
+def test_the_abis_record_names_no_folder_of_whoever_made_it() -> None:
+    assert re.findall(r" path='([^']*)'", (SOURCES / "abi" / "0.1.abi").read_text()) == ["src/api.cpp"]
