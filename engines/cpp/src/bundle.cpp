@@ -64,13 +64,6 @@ void check_files(const std::string& folder, const std::vector<File>& files, bool
     }
 }
 
-// What an engine format says of a failure, as a sentence; `before` it where the failure is.
-[[noreturn]] void fail(const EngineError& error, const std::string& before = "") {
-    std::string said = before + error.sentence;
-    while (!said.empty() && (said.back() == '.' || said.back() == ' ')) said.pop_back();
-    throw Failure(error.code, said + ".");
-}
-
 }  // namespace
 
 Format::Format(const Manifest& manifest, const Device& device, const std::string& folder, const char* library,

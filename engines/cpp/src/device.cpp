@@ -29,6 +29,12 @@ const DeviceFunctions* loaded(const std::string& kind, const std::string& folder
 
 }  // namespace
 
+void fail(const EngineError& error, const std::string& before) {
+    std::string said = before + error.sentence;
+    while (!said.empty() && (said.back() == '.' || said.back() == ' ')) said.pop_back();
+    throw Failure(error.code, said + ".");
+}
+
 Device::Device(const std::string& name, void* stream, const std::string& folder) : functions_(host_functions()) {
     auto colon = name.find(':');
     std::string kind = name.substr(0, colon), number = colon == std::string::npos ? "0" : name.substr(colon + 1);
@@ -41,20 +47,14 @@ Device::Device(const std::string& name, void* stream, const std::string& folder)
     index_ = std::atoi(number.c_str());
     EngineError error = {};
     context_ = functions_->open(index_, stream, &error);
-    if (context_ == nullptr) throw Failure(error.code, std::string(error.sentence) + ".");
+    if (context_ == nullptr) fail(error);
 }
 
 Device::~Device() { functions_->close(context_); }
 
 void Device::read(void* to, const void* from, size_t bytes) const {
     EngineError error = {};
-    if (!functions_->read(context_, to, from, bytes, &error))
-        throw Failure(error.code, std::string(error.sentence) + ".");
-}
-
-void Device::wait() const {
-    EngineError error = {};
-    if (!functions_->wait(context_, &error)) throw Failure(error.code, std::string(error.sentence) + ".");
+    if (!functions_->read(context_, to, from, bytes, &error)) fail(error);
 }
 
 }  // namespace accelaes

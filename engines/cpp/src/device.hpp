@@ -11,6 +11,9 @@ namespace accelaes {
 
 const DeviceFunctions* host_functions();
 
+// What a shared object says of a failure, as a sentence; `before` it where the failure is.
+[[noreturn]] void fail(const EngineError& error, const std::string& before = "");
+
 class Device {
    public:
     // "cpu", "cuda" or "cuda:1", and a stream of the caller's or null; CUDA's functions are in `folder`.
@@ -31,7 +34,6 @@ class Device {
     }
     // From the device's memory, when all before it is done.
     void read(void* to, const void* from, size_t bytes) const;
-    void wait() const;
 
    private:
     const DeviceFunctions* functions_;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 
 #include "mechanisms.hpp"
 
@@ -24,6 +25,8 @@ struct EngineDevice {
     const DeviceFunctions* functions;
     void* context;
     int index;
+
+    bool on_host() const { return std::strcmp(functions->kind, "cpu") == 0; }
 };
 
 struct EngineFormat {

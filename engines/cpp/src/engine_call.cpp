@@ -129,7 +129,7 @@ Place Run::input_of(const Spec& spec, const Call& call, int64_t first, int64_t m
     if (spec.name == "timestep") return {timestep_.data() + first, Type::f32, left(1)};
     if (spec.name == "focus_index") return {call.focus + first * call.n, Type::i64, left(call.n)};
     if (spec.name == "background_index") return {call.background + first * m, Type::i64, left(m)};
-    if (spec.name == "observed_index") return {observed_.data(), Type::i64, observed_.size()};
+    if (spec.name == "observed_index") return {everything_.data(), Type::i64, everything_.size()};
     if (spec.name == "token_weights") return {weights_.data() + first * text_tokens_, Type::f32, left(text_tokens_)};
     auto found = given_.find(spec.name);
     if (found != given_.end()) return of_rows(found->second, first);

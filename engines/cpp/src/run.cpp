@@ -33,10 +33,9 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
     for (auto* of_images : {&affinity_, &mask_, &score_}) *of_images = buffer({plan_.images, N});
     std::vector<int64_t> all(running_.size());
     for (size_t k = 0; k < all.size(); ++k) all[k] = static_cast<int64_t>(k) % N;
-    for (auto* of_all : {&everything_, &observed_, &chosen_}) {
-        *of_all = Buffer<int64_t>(device_, all.size());
-        device_(&DeviceFunctions::write, of_all->data(), all.data(), of_all->bytes());
-    }
+    everything_ = Buffer<int64_t>(device_, all.size());
+    device_(&DeviceFunctions::write, everything_.data(), all.data(), everything_.bytes());
+    chosen_ = Buffer<int64_t>(device_, room({plan_.images, N}));
     auto in_its_type = [&](const Spec& spec, int64_t numbers) {
         size_t bytes = spec.type == Type::f32 ? 0 : width_of(spec.type) * room({plan_.rows, numbers});
         return Raw{spec.type, Buffer<char>(device_, bytes)};
@@ -139,8 +138,8 @@ bool Run::next(accelaes_step* found) {
     }
     if (symbol == 'D') {
         dense(i);
-    } else if (symbol >= '0' && symbol <= '9') {
-        partial(symbol - '0');
+    } else if (left_out_by(symbol) >= 0) {
+        partial(left_out_by(symbol));
     } else if (symbol != '.') {
         sparse(i, sets_.at(symbol));
     }

@@ -25,6 +25,9 @@ inline double seconds() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// The block range that a plan's symbol leaves out; -1: none.
+inline int left_out_by(char symbol) { return symbol >= '0' && symbol <= '9' ? symbol - '0' : -1; }
+
 // Where a tensor of the engine is, the type that it is of there, and how many numbers there are from there on.
 struct Place {
     const void* data;
@@ -159,7 +162,7 @@ class Run {
     std::map<char, Sets> sets_;
     Buffer<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
     Buffer<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_, scalars_;
-    Buffer<int64_t> everything_, observed_, chosen_;
+    Buffer<int64_t> everything_, chosen_;
     Buffer<char> hidden_;  // the latents in the engine's type, where that isn't fp32
     Raw raw_focus_, raw_background_;
     Type hidden_type_ = Type::f32;

@@ -41,8 +41,8 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
     if (symbols.empty() || symbols.front() != 'D')
         refuse("The plan \"" + symbols + "\" doesn't begin with a dense step; begin it with D.");
     for (char symbol : symbols) {
-        if (symbol >= '0' && symbol <= '9') {
-            if (static_cast<size_t>(symbol - '0') < manifest.ranges.size()) continue;
+        if (left_out_by(symbol) >= 0) {
+            if (static_cast<size_t>(left_out_by(symbol)) < manifest.ranges.size()) continue;
             refuse("The plan \"" + symbols + "\" leaves out block range " + symbol + ", and the bundle has " +
                    std::to_string(manifest.ranges.size()) + "; build it with --block-ranges, or take another preset.");
         }
@@ -112,7 +112,7 @@ int64_t RunPlan::most_background(const Manifest& manifest) const {
 std::set<size_t> RunPlan::left_out() const {
     std::set<size_t> found;
     for (char symbol : symbols) {
-        if (symbol >= '0' && symbol <= '9') found.insert(static_cast<size_t>(symbol - '0'));
+        if (left_out_by(symbol) >= 0) found.insert(static_cast<size_t>(left_out_by(symbol)));
     }
     return found;
 }
@@ -136,7 +136,7 @@ size_t RunPlan::bytes(const Manifest& manifest) const {
     converts(manifest.outputs, "background_prediction", static_cast<int64_t>(room({m, w})));
     return kept + converted + Programs::bytes(*preset, rows, gated) +
            Cache::bytes(manifest, rows, n, m, preset->has("carry")) + sizeof(float) * numbers +
-           sizeof(int64_t) * room({5 * rows, N});
+           sizeof(int64_t) * room({3 * rows + images, N});
 }
 
 size_t RunPlan::host_bytes(const Manifest& manifest) const {

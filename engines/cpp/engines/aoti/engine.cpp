@@ -283,7 +283,7 @@ void* open(const char* library, const char* const* built_with, const EngineDevic
         if (versions.count("SparseQueryAttention") > 0)
             throw Refused{ACCELAES_INPUT,
                           "The bundle's engine calls the attention plugin, which this runtime doesn't have"};
-        bool on_host = std::string(device->functions->kind) == "cpu";
+        bool on_host = device->on_host();
         if (on_host != (versions.count("cpu") > 0))
             throw Refused{ACCELAES_INPUT, std::string("The bundle's engine is compiled for ") +
                                               (on_host ? "a GPU, and options.device is a CPU; give cuda"

@@ -73,17 +73,15 @@ struct Engine {
     Engine(const void* const* table, const EngineDevice& of) : library{table}, device(of) {
         library.good(ort::create_env, 3 /* errors alone */, "accelaes", environment.out());
         library.good(ort::create_memory_info, "Cpu", 1 /* arena */, 0, 0 /* default */, host.out());
-        if (on_host()) return;
+        if (device.on_host()) return;
         library.good(ort::create_memory_info, "Cuda", 0 /* device */, device.index, 0 /* default */, beside.out());
         library.good(ort::create_run_options, running.out());
         library.good(ort::add_run_config_entry, running.get(), "disable_synchronize_execution_providers", "1");
     }
 
-    bool on_host() const { return std::string(device.functions->kind) == "cpu"; }
-
     // Graphs run on the device's stream.
     void place(ort::SessionOptions* options) const {
-        if (on_host()) return;
+        if (device.on_host()) return;
         Held<ort::CudaOptions> cuda(library, ort::release_cuda_provider_options);
         library.good(ort::create_cuda_provider_options, cuda.out());
         std::string index = std::to_string(device.index);
@@ -132,9 +130,9 @@ struct Bound {
             size_t count = 1;
             for (int axis = 0; axis < tensor.rank; ++axis) count *= static_cast<size_t>(tensor.shape[axis]);
             if (k >= in && count == 0) continue;  // nothing to fetch
-            fetched = fetched || (k >= in && tensor.on_host && !engine.on_host());
+            fetched = fetched || (k >= in && tensor.on_host && !engine.device.on_host());
             size_t bytes = count * accelaes::width_of(tensor.type);
-            bool on_host = tensor.on_host || engine.on_host();
+            bool on_host = tensor.on_host || engine.device.on_host();
             const ort::MemoryInfo* memory = on_host ? engine.host.get() : engine.beside.get();
             Held<ort::Value>& value = values.emplace_back(library, ort::release_value);
             library.good(ort::create_tensor_with_data, memory, tensor.data, bytes, tensor.shape,
@@ -149,7 +147,7 @@ struct Bound {
         const ort::RunOptions* running = engine.running.get();
         const ort::IoBinding* bound = binding.get();
         std::unique_lock<std::mutex> turn(engine.turns, std::defer_lock);
-        if (!engine.on_host()) turn.lock();
+        if (!engine.device.on_host()) turn.lock();
         engine.library.good(ort::run_with_binding, graph.session.get(), running, bound);
         EngineError error = {};
         if (fetched && !engine.device.functions->wait(engine.device.context, &error))
@@ -170,7 +168,7 @@ void* open(const char* library, const char* const*, const EngineDevice* device, 
             throw Refused{ACCELAES_MISSING,
                           std::string(name) + " is no ONNX Runtime; give its libonnxruntime.so as options.library"};
         }
-        bool on_host = std::string(device->functions->kind) == "cpu";
+        bool on_host = device->on_host();
         const void* const* table = base()->get_api(on_host ? ort::api_version : ort::cuda_api_version);
         if (table == nullptr) {
             throw Refused{ACCELAES_MISSING, std::string("ONNX Runtime ") + base()->version() + " is older than 1." +
@@ -201,7 +199,8 @@ void unbind(void* bound) { delete static_cast<Bound*>(bound); }
 void close_graph(void* graph) { delete static_cast<Graph*>(graph); }
 void close(void* engine) { delete static_cast<Engine*>(engine); }
 
-const accelaes::EngineFormat format = {accelaes::engine_version, false, open, open_graph, bind, run, unbind, close_graph, close};
+const accelaes::EngineFormat format = {
+    accelaes::engine_version, false, open, open_graph, bind, run, unbind, close_graph, close};
 
 }  // namespace
 
