@@ -8,14 +8,8 @@
 
 namespace {
 
-using accelaes::Carried;
 using accelaes::DeviceFunctions;
 using accelaes::EngineError;
-using accelaes::Move;
-using accelaes::Moved;
-using accelaes::Patches;
-using accelaes::Places;
-using accelaes::Type;
 
 struct Device {
     int index;
@@ -103,42 +97,6 @@ void copy(void* device, void* to, const void* from, size_t bytes) {
     if (bytes > 0) cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, entered(device).stream);
 }
 
-void fill(void* device, float* to, size_t count, float number) {
-    accelaes::cuda::fill(entered(device).stream, to, count, number);
-}
-
-void convert(void* device, void* to, Type to_type, const void* from, Type from_type, size_t count) {
-    accelaes::cuda::convert(entered(device).stream, to, to_type, from, from_type, count);
-}
-
-void choose(void* device, const float* score, int64_t images, int64_t tokens, int64_t n, int64_t copies, int64_t* focus,
-            int64_t* background) {
-    accelaes::cuda::choose(entered(device).stream, score, images, tokens, n, copies, focus, background);
-}
-
-void mark(void* device, float* marks, Places places) { accelaes::cuda::mark(entered(device).stream, marks, places); }
-
-void gather(void* device, const Moved* moved, size_t count, Places places) {
-    accelaes::cuda::gather(entered(device).stream, moved, count, places);
-}
-
-void scatter(void* device, const Moved* moved, size_t count, Places places) {
-    accelaes::cuda::scatter(entered(device).stream, moved, count, places);
-}
-
-void carry(void* device, const Carried* carried, size_t count, Places places, const float* distance) {
-    accelaes::cuda::carry(entered(device).stream, carried, count, places, distance);
-}
-
-void unpatchify(void* device, Patches patches, const float* tokens, float* latents) {
-    accelaes::cuda::unpatchify(entered(device).stream, patches, tokens, latents);
-}
-
-void move(void* device, Move by, const float* prediction, float* latents, float* sample, const float* earlier,
-          size_t count) {
-    accelaes::cuda::move(entered(device).stream, by, prediction, latents, sample, earlier, count);
-}
-
 const DeviceFunctions functions = {accelaes::device_version,
                                    "cuda",
                                    open,
@@ -150,16 +108,18 @@ const DeviceFunctions functions = {accelaes::device_version,
                                    read,
                                    wait,
                                    copy,
-                                   fill,
-                                   convert,
-                                   choose,
-                                   mark,
-                                   gather,
-                                   scatter,
-                                   carry,
-                                   unpatchify,
-                                   move};
+                                   accelaes::cuda::fill,
+                                   accelaes::cuda::convert,
+                                   accelaes::cuda::choose,
+                                   accelaes::cuda::mark,
+                                   accelaes::cuda::gather,
+                                   accelaes::cuda::scatter,
+                                   accelaes::cuda::carry,
+                                   accelaes::cuda::unpatchify,
+                                   accelaes::cuda::move};
 
 }  // namespace
+
+cudaStream_t accelaes::cuda::stream_of(void* device) { return entered(device).stream; }
 
 extern "C" ACCELAES_API const DeviceFunctions* accelaes_device() { return &functions; }

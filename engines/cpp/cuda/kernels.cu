@@ -218,36 +218,37 @@ void move_all(cudaStream_t stream, const Moved* moved, size_t count, const Place
 
 }  // namespace
 
-void fill(cudaStream_t stream, float* to, size_t count, float number) {
-    if (count > 0) launch(fill_numbers, blocks(count), dim3(small_block), stream, to, count, number);
+void fill(void* device, float* to, size_t count, float number) {
+    if (count > 0) launch(fill_numbers, blocks(count), dim3(small_block), stream_of(device), to, count, number);
 }
 
-void convert(cudaStream_t stream, void* to, Type to_type, const void* from, Type from_type, size_t count) {
+void convert(void* device, void* to, Type to_type, const void* from, Type from_type, size_t count) {
     if (count > 0)
-        launch(convert_numbers, blocks(count), dim3(small_block), stream, to, to_type, from, from_type, count);
+        launch(convert_numbers, blocks(count), dim3(small_block), stream_of(device), to, to_type, from, from_type,
+               count);
 }
 
-void choose(cudaStream_t stream, const float* score, int64_t images, int64_t tokens, int64_t n, int64_t copies,
-            int64_t* focus, int64_t* background) {
-    launch_together(choose_tokens, dim3(static_cast<unsigned>(images)), dim3(choosing), stream, score, images,
-                    static_cast<int>(tokens), static_cast<int>(n), copies, focus, background);
+void choose(void* device, const float* score, int64_t images, int64_t tokens, int64_t n, int64_t copies, int64_t* focus,
+            int64_t* background) {
+    launch_together(choose_tokens, dim3(static_cast<unsigned>(images)), dim3(choosing), stream_of(device), score,
+                    images, static_cast<int>(tokens), static_cast<int>(n), copies, focus, background);
 }
 
-void mark(cudaStream_t stream, float* marks, Places places) {
-    fill(stream, marks, static_cast<size_t>(places.rows * places.tokens), 0.0f);
+void mark(void* device, float* marks, Places places) {
+    fill(device, marks, static_cast<size_t>(places.rows * places.tokens), 0.0f);
     auto count = static_cast<size_t>(places.rows * places.count);
-    if (count > 0) launch(mark_places, blocks(count), dim3(small_block), stream, marks, places);
+    if (count > 0) launch(mark_places, blocks(count), dim3(small_block), stream_of(device), marks, places);
 }
 
-void gather(cudaStream_t stream, const Moved* moved, size_t count, Places places) {
-    move_all<false>(stream, moved, count, places);
+void gather(void* device, const Moved* moved, size_t count, Places places) {
+    move_all<false>(stream_of(device), moved, count, places);
 }
 
-void scatter(cudaStream_t stream, const Moved* moved, size_t count, Places places) {
-    move_all<true>(stream, moved, count, places);
+void scatter(void* device, const Moved* moved, size_t count, Places places) {
+    move_all<true>(stream_of(device), moved, count, places);
 }
 
-void carry(cudaStream_t stream, const Carried* carried, size_t count, Places places, const float* distance) {
+void carry(void* device, const Carried* carried, size_t count, Places places, const float* distance) {
     if (places.count == 0) return;
     auto alike = [](const Carried& a, const Carried& b) {
         return a.heads == b.heads && a.width == b.width && a.type == b.type;
@@ -261,20 +262,22 @@ void carry(cudaStream_t stream, const Carried* carried, size_t count, Places pla
         }
         dim3 grid = blocks(static_cast<size_t>(places.count * first->width));
         grid.y = static_cast<unsigned>(places.rows * first->heads), grid.z = static_cast<unsigned>(own);
-        launch(carry_rows, grid, dim3(small_block), stream, addresses, places, first->heads, first->width, first->type,
-               distance);
+        launch(carry_rows, grid, dim3(small_block), stream_of(device), addresses, places, first->heads, first->width,
+               first->type, distance);
     });
 }
 
-void unpatchify(cudaStream_t stream, Patches patches, const float* tokens, float* latents) {
+void unpatchify(void* device, Patches patches, const float* tokens, float* latents) {
     auto count = static_cast<size_t>(patches.images * patches.tokens * patches.token_width());
-    if (count > 0) launch(unpatchify_numbers, blocks(count), dim3(small_block), stream, patches, tokens, latents);
+    if (count > 0)
+        launch(unpatchify_numbers, blocks(count), dim3(small_block), stream_of(device), patches, tokens, latents);
 }
 
-void move(cudaStream_t stream, Move by, const float* prediction, float* latents, float* sample, const float* earlier,
+void move(void* device, Move by, const float* prediction, float* latents, float* sample, const float* earlier,
           size_t count) {
     if (count > 0)
-        launch(move_numbers, blocks(count), dim3(small_block), stream, by, prediction, latents, sample, earlier, count);
+        launch(move_numbers, blocks(count), dim3(small_block), stream_of(device), by, prediction, latents, sample,
+               earlier, count);
 }
 
 }  // namespace accelaes::cuda

@@ -31,12 +31,6 @@ std::vector<int64_t> sized(const Spec& spec, int64_t rows, int64_t text) {
     return shape;
 }
 
-int64_t count_of(const std::vector<int64_t>& shape) {
-    int64_t count = 1;
-    for (int64_t size : shape) count = static_cast<int64_t>(room({count, size}));
-    return count;
-}
-
 // Calls of a component's graph on the host's numbers, int64 and fp32 as they are and of 16 bits converted.
 class Call {
    public:
@@ -71,7 +65,7 @@ class Call {
     void add(std::vector<Tensor>& to, const Spec& spec, bool of_its_type, Number* numbers, size_t there,
              int64_t first) {
         auto& shape = shapes_.emplace_back(sized(spec, rows_, text_));
-        auto count = static_cast<size_t>(count_of(shape));
+        size_t count = room(shape);
         size_t skip = count / static_cast<size_t>(rows_) * static_cast<size_t>(first);
         if (!of_its_type || skip > there || count > there - skip)
             refuse("The bundle's " + spec.name +
@@ -97,7 +91,7 @@ class Call {
 // Numbers of all rows of an output.
 Numbers empty(const Spec& spec, int64_t rows, int64_t text) {
     Numbers made{sized(spec, rows, text), {}};
-    made.data.resize(static_cast<size_t>(count_of(made.shape)));
+    made.data.resize(room(made.shape));
     return made;
 }
 

@@ -16,12 +16,8 @@ class Tensors {
 
     void add(std::vector<Tensor>& to, const Spec& spec, const Place& place) {
         auto& shape = shapes_.emplace_back();
-        size_t numbers = 1;
-        for (const auto& size : spec.shape) {
-            shape.push_back(size.letter == 0 ? size.fixed : sized(size.letter));
-            numbers = room({static_cast<int64_t>(numbers), shape.back()});
-        }
-        if (place.type != spec.type || numbers > place.numbers)
+        for (const auto& size : spec.shape) shape.push_back(size.letter == 0 ? size.fixed : sized(size.letter));
+        if (place.type != spec.type || room(shape) > place.numbers)
             refuse("The engine's tensor " + spec.name +
                    " is of another type or size than this release has it; build the bundle again.");
         to.push_back({spec.name.c_str(), place.type, const_cast<void*>(place.data), shape.data(),

@@ -49,13 +49,8 @@ int64_t Programs::sized(char letter, const std::string& program) const {
 Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens_half, int gate_half, bool output) {
     std::string name = spec.name;
     if (output && !name.empty() && name.back() == '\'') name.pop_back();
-    shapes_.emplace_back();
-    size_t numbers = 1, rest = 1;
-    for (const auto& size : spec.shape) {
-        shapes_.back().push_back(size.letter != 0 ? sized(size.letter, program) : size.fixed);
-        numbers = room({static_cast<int64_t>(numbers), shapes_.back().back()});
-        if (&size != &spec.shape.front()) rest = room({static_cast<int64_t>(rest), shapes_.back().back()});
-    }
+    auto& shape = shapes_.emplace_back();
+    for (const auto& size : spec.shape) shape.push_back(size.letter != 0 ? sized(size.letter, program) : size.fixed);
     float* data = nullptr;
     size_t there = 0;
     auto known = state_.find(name);
@@ -64,7 +59,8 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
         auto& buffer = known->second[static_cast<size_t>(output ? 1 - half : half)];
         // A score looks at the conditional rows alone.
         bool conditional = !spec.shape.empty() && spec.shape.front().letter == 'b';
-        size_t skip = conditional ? std::min(buffer.size(), room({first_conditional_, static_cast<int64_t>(rest)})) : 0;
+        auto rest = conditional ? static_cast<int64_t>(room(shape)) / images_ : 0;
+        size_t skip = std::min(buffer.size(), room({first_conditional_, rest}));
         data = buffer.data() + skip, there = buffer.size() - skip;
     } else {
         auto place = places_.find(name);
@@ -72,10 +68,10 @@ Tensor Programs::tensor(const Spec& spec, const std::string& program, int tokens
             refuse("The preset " + preset_.name + " wants a tensor " + name + ", which this release doesn't know.");
         std::tie(data, there) = place->second;
     }
-    if (spec.type != Type::f32 || numbers > there)
+    if (spec.type != Type::f32 || room(shape) > there)
         refuse("The preset " + preset_.name + " has a tensor " + spec.name +
                " of another type or size than this release has it; build the bundle again.");
-    return {spec.name.c_str(), Type::f32, data, shapes_.back().data(), static_cast<int>(shapes_.back().size()), false};
+    return {spec.name.c_str(), Type::f32, data, shape.data(), static_cast<int>(shape.size()), false};
 }
 
 void Programs::bind() {

@@ -10,16 +10,6 @@
 #include "text/characters.hpp"
 
 namespace accelaes {
-namespace {
-
-size_t product(const std::vector<int64_t>& shape) {
-    size_t count = 1;
-    for (int64_t size : shape) count *= static_cast<size_t>(size);
-    return count;
-}
-
-}  // namespace
-
 void Run::input(const accelaes_tensor* tensors, size_t count) {
     std::map<std::string, Text> texts;
     take_all(tensors, count, texts);
@@ -213,7 +203,7 @@ void Run::take(const accelaes_tensor& tensor) {
         if (!fits)
             refuse(name + " has the shape " + said() + ", which the engine doesn't take for " +
                    std::to_string(plan_.rows) + " rows; give it as inspect --tensors lists it.");
-        size_t count = product(shape), bytes = width_of(spec.type) * count;
+        size_t count = room(shape), bytes = width_of(spec.type) * count;
         const void* from = tensor.data;
         std::vector<uint16_t> halves;
         if (!spec.is_int64() && spec.type != Type::f32) {
