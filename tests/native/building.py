@@ -60,6 +60,14 @@ def ctest(folder: Path, bundle: Path, golden: Path, *options: str, **environment
     return done.stdout
 
 
+def golden_program(
+    library: Path, verb: str, bundle: Path, folder: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """engines/cpp/tests/golden.cpp on a folder of trajectories."""
+    command = [library.parent / "accelaes_golden", verb, bundle, ONNXRUNTIME, folder, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
 @pytest.fixture(scope="session")
 def native(library: Path) -> Native:
     return Native(library)

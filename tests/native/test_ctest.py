@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from accelaes_export.bundle.reading import Bundle
 from tests.campaigns.size import attempts
 from tests.native import golden
-from tests.native.building import ONNXRUNTIME, SOURCES, ctest
+from tests.native.building import SOURCES, ctest, golden_program
 from tests.native.reference import setting
 
 pytestmark = pytest.mark.xdist_group("native")
@@ -35,8 +34,7 @@ def test_its_own_tests_pass(library: Path, bundle: Bundle, trajectories: Path) -
 
 
 def test_what_it_writes_is_pythons(library: Path, bundle: Bundle, trajectories: Path) -> None:
-    program = library.parent / "accelaes_golden"
-    subprocess.run([program, "write", bundle.path, ONNXRUNTIME, trajectories], check=True)
+    assert golden_program(library, "write", bundle.path, trajectories).returncode == 0
     assert golden.furthest_apart(trajectories) < golden.ALLOWED
 
 
@@ -51,8 +49,7 @@ def test_what_is_apart_is_found(
     arrays = load_file(path)
     arrays[f"step.4.{name}"] = arrays[f"step.4.{name}"] + np.array(apart, arrays[f"step.4.{name}"].dtype)
     save_file(arrays, path, described)
-    command = [library.parent / "accelaes_golden", "check", bundle.path, ONNXRUNTIME, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = golden_program(library, "check", bundle.path, tmp_path)
     assert done.returncode == 1 and f"step 4: {said}" in done.stderr.replace("other focus", "focus")
 
 

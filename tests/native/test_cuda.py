@@ -5,7 +5,6 @@ tests/native/cuda_on_cpu stands in for CUDA's runtime; a GPU runs the same progr
 
 from __future__ import annotations
 
-import os
 import shutil
 import struct
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 from accelaes_export.bundle.reading import Bundle
 from tests.campaigns.size import attempts
 from tests.native import golden
-from tests.native.building import ONNXRUNTIME, SOURCES, build
+from tests.native.building import ONNXRUNTIME, SOURCES, build, golden_program
 from tests.native.library import Native, NativeError
 
 pytestmark = pytest.mark.xdist_group("native")
@@ -35,18 +34,6 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_cuda(library: Path, engines: Path, bundle: Path, folder: Path, *options: str) -> str:
-    """What the golden program says of a folder's trajectories on that device."""
-    command = [library.parent / "accelaes_golden", "check", bundle, ONNXRUNTIME, folder, *options]
-    environment = {**os.environ, "ACCELAES_REAL_FORMAT": str(library.parent / "libaccelaes_onnxruntime.so")}
-    chosen = ["--device", "cuda", "--engines", engines]
-    done = subprocess.run(
-        list(map(str, [*command, *chosen])), capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    return done.stdout
-
-
 def test_its_kernels_do_what_the_cpu_does_bit_for_bit(library: Path, engines: Path) -> None:
     done = subprocess.run(
         [library.parent / "accelaes_device", engines, "1", "60"], capture_output=True, text=True, check=False
@@ -56,8 +43,11 @@ def test_its_kernels_do_what_the_cpu_does_bit_for_bit(library: Path, engines: Pa
 
 def test_whole_trajectories_on_it_are_pythons(library: Path, engines: Path, bundle: Bundle, tmp_path: Path) -> None:
     count = golden.write_all(bundle, tmp_path / "golden", attempts(100))
-    said = on_cuda(library, engines, bundle.path, tmp_path / "golden")
-    assert said.startswith(f"{count} settings, ")
+    options = ["--device", "cuda", "--engines", str(engines)]
+    real = str(library.parent / "libaccelaes_onnxruntime.so")
+    done = golden_program(library, "check", bundle.path, tmp_path / "golden", *options, ACCELAES_REAL_FORMAT=real)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout.startswith(f"{count} settings, ")
 
 
 @pytest.fixture(scope="module")

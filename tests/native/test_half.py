@@ -6,16 +6,14 @@ Minutes: make test-native.
 from __future__ import annotations
 
 import random
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from accelaes_export.building.builder import build as build_bundle
 from accelaes_export.bundle.reading import Bundle
 from tests.native import golden
-from tests.native.building import ONNXRUNTIME
+from tests.native.building import golden_program
 from tests.runtime.complete_bundle import DrawsNatively
 
 pytestmark = [pytest.mark.native, pytest.mark.xdist_group("half")]
@@ -38,8 +36,7 @@ def test_trajectories_are_pythons_and_focus_tokens_the_same(library: Path, bundl
     """Drift's scores are changes of predictions: where two are nearly equal, a rounding chooses the other token."""
     presets = ("dense", "accelaes")
     golden.write_all(bundle, tmp_path / "golden", (random.Random(k) for k in range(20)), presets)
-    command: list[Any] = [library.parent / "accelaes_golden", "check", bundle.path, ONNXRUNTIME, tmp_path / "golden"]
-    done = subprocess.run([*command, "--within", str(WITHIN)], capture_output=True, text=True, check=False)
+    done = golden_program(library, "check", bundle.path, tmp_path / "golden", "--within", str(WITHIN))
     assert done.returncode == 0, done.stderr
 
 

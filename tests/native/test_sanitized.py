@@ -15,7 +15,7 @@ import pytest
 
 from accelaes_export.bundle.reading import Bundle
 from tests.native import golden
-from tests.native.building import ONNXRUNTIME, SOURCES, build, ctest
+from tests.native.building import ONNXRUNTIME, SOURCES, build, ctest, golden_program
 
 pytestmark = [pytest.mark.native, pytest.mark.xdist_group("native")]
 
@@ -56,8 +56,7 @@ def test_a_hundred_settings_and_eight_threads_touch_nothing_out_of_place(
 
 
 def test_a_hundred_settings_written_natively_are_pythons(checked: Path, bundle: Bundle, trajectories: Path) -> None:
-    program = checked.parent / "accelaes_golden"
-    subprocess.run([program, "write", bundle.path, ONNXRUNTIME, trajectories], check=True)
+    assert golden_program(checked, "write", bundle.path, trajectories).returncode == 0
     assert golden.furthest_apart(trajectories) < golden.ALLOWED
 
 
