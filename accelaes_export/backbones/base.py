@@ -132,6 +132,7 @@ class Backbone(ABC):
         block_lists: the model's lists of blocks, in the order they are computed in.
         read_parts: of the first block, which `forward` reads beside calling it.
         text_padded_to: pipelines pad prompts to a multiple of so many tokens; None: to their own window.
+        encoded_text: positions of a text that pipelines encode before they cut it; None: as many as the engine has.
         masks_padding: whether pipelines mask the padding when they encode a prompt.
         cleaning: what pipelines do to a prompt before it is tokenised, as they are called by default.
         text_stream: whether blocks carry the text along and return it, before the image (joint models).
@@ -144,6 +145,7 @@ class Backbone(ABC):
     guidance: Guidance
     timestep_limit: float = 1000.0
     text_padded_to: int | None = None
+    encoded_text: int | None = None
     masks_padding: bool = False
     cleaning: Cleaning = "none"
     built_in: tuple[str, ...] = ()
@@ -193,7 +195,8 @@ class Backbone(ABC):
 
         Args:
             encoded: their outputs and their tokenizers' masks, as `text_encoder.last_hidden_state` and
-                `tokenizer.attention_mask`; nothing of encoders that a checkpoint was saved without.
+                `tokenizer.attention_mask`, without ids that have no position in the transformer; nothing of encoders
+                that a checkpoint was saved without.
             length: of the last run of text positions.
 
         Raises:
@@ -204,9 +207,13 @@ class Backbone(ABC):
             "--components: run then reads them from the checkpoint."
         )
 
-    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae_config: Mapping[str, Any]) -> torch.Tensor:
-        """Denoised latents as the VAE's decoder takes them: [b, C, Hl, Wl]."""
-        return latents / vae_config["scaling_factor"] + (vae_config.get("shift_factor") or 0.0)
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae: Any) -> torch.Tensor:
+        """Denoised latents as the VAE's decoder takes them: [b, C, Hl, Wl], or [b, C, Fl, Hl, Wl].
+
+        Args:
+            vae: the model, whose config and buffers may be read.
+        """
+        return latents / vae.config["scaling_factor"] + (vae.config.get("shift_factor") or 0.0)
 
     def fixed(self, config: Mapping[str, Any], latents: Latents) -> dict[str, Any]:
         """Arguments of the call that the graph has one value of."""

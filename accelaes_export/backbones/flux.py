@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import rotated_pairs, split_heads
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
+from accelaes_export.backbones.vae_latents import unpacked
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
@@ -85,12 +86,8 @@ class FluxBackbone(Backbone):
             "pooled_projections": encoded["text_encoder.pooler_output"],
         }
 
-    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae_config: Mapping[str, Any]) -> torch.Tensor:
-        """Unpacked first: a token's numbers are channel, row and column within the patch."""
-        (rows, columns), p = geometry.grid, geometry.patch
-        grid = latents.reshape(latents.shape[0], rows, columns, geometry.channels, p, p)
-        z = grid.permute(0, 3, 1, 4, 2, 5).reshape(latents.shape[0], geometry.channels, rows * p, columns * p)
-        return super().decoder_latents(z, geometry, vae_config)
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae: Any) -> torch.Tensor:
+        return super().decoder_latents(unpacked(latents, geometry), geometry, vae)
 
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim

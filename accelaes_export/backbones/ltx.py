@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import projected, rotated_pairs, split_heads, text_attention, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_frames, check_sides
+from accelaes_export.backbones.vae_latents import denormalised, unpacked
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
@@ -69,6 +70,11 @@ class LTXBackbone(Backbone):
             "encoder_hidden_states": encoded["text_encoder.last_hidden_state"],
             "encoder_attention_mask": encoded["tokenizer.attention_mask"],
         }
+
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae: Any) -> torch.Tensor:
+        return denormalised(
+            unpacked(latents, geometry), vae.latents_mean, vae.latents_std / vae.config["scaling_factor"]
+        )
 
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim

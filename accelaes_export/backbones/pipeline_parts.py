@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 VAE = "vae"
-VAE_CLASSES = ("AutoencoderKL",)
+# diffusers' classes, and what pipelines read of them beside their config: plain attributes, and buffers.
+VAE_CLASSES: Mapping[str, tuple[str, ...]] = {
+    "AutoencoderKL": (),
+    "AutoencoderKLQwenImage": ("temperal_downsample",),
+    "AutoencoderKLWan": (),
+    "AutoencoderKLLTXVideo": ("spatial_compression_ratio", "temporal_compression_ratio", "latents_mean", "latents_std"),
+}
 # transformers' classes, and what pipelines read of their outputs; `output[0]` first.
 ENCODER_OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "CLIPTextModel": ("last_hidden_state", "pooler_output", f"{HIDDEN}-2"),
@@ -35,6 +41,7 @@ ENCODER_OUTPUTS: Mapping[str, tuple[str, ...]] = {
     "UMT5EncoderModel": ("last_hidden_state",),
     "GemmaModel": ("last_hidden_state", f"{HIDDEN}-2"),
     "Gemma2Model": ("last_hidden_state", f"{HIDDEN}-2"),
+    "Qwen2_5_VLForConditionalGeneration": (f"{HIDDEN}-1",),
 }
 # Others leave float16's range inside, trained as they were in bfloat16.
 HALF_PRECISION = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -243,6 +250,11 @@ def _part(root: Path, name: str, kind: str, known: Collection[str], stem: str, v
     taken, files = component_files(folder, stem, variant)
     part = Part(name, kind, folder, _json(folder / "config.json"), files, taken)
     part.check()
+    if part.config.get("timestep_conditioning"):
+        raise InputError(
+            f"The {name} of {root} takes a timestep (timestep_conditioning), and a bundle's takes latents alone: leave "
+            f"{name} out of --components; run then reads it from the checkpoint."
+        )
     return part
 
 
@@ -269,10 +281,15 @@ def _stored_name(name: str, stored: set[str]) -> str | None:
     """What the files call a parameter; None where they don't have it."""
     if name.endswith("embed_tokens.weight") and name not in stored and "shared.weight" in stored:
         return "shared.weight"
-    if name == "shared.weight" and name not in stored:
+    if name in ("shared.weight", "lm_head.weight") and name not in stored:
         return next((other for other in sorted(stored) if other.endswith("embed_tokens.weight")), None)
     if name in stored:
         return name
+    bare = name.replace(
+        ".language_model.", "."
+    )  # of models that see too: transformers writes them as it once named them
+    if bare in stored:
+        return bare
     longer = [other for other in stored if other.endswith(f".{name}")]
     shorter = [other for other in stored if name.endswith(f".{other}")]
     return next(iter([*longer, *shorter]), None) if len(longer) + len(shorter) == 1 else None

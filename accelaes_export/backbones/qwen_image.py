@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import rotated_pairs, split_heads, text_bias
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_sides, no_frames
+from accelaes_export.backbones.vae_latents import denormalised, unpacked
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
@@ -44,8 +45,12 @@ class QwenImageBackbone(Backbone):
         "guidance",
         "attention_kwargs",
     )
-    guidance = Guidance(layout="separate", argument="true_cfg_scale")
+    guidance = Guidance(layout="separate", argument="true_cfg_scale", rescaled=True)
     timestep_limit = 1.0
+    text_padded_to = 1  # to the longest prompt of a call
+    encoded_text = _LONGEST_TEXT
+    masks_padding = True
+    cleaning = "other"  # a prompt is put into a template
     built_in = ("img_shapes", "txt_seq_lens")
     text_stream = True
 
@@ -83,6 +88,18 @@ class QwenImageBackbone(Backbone):
             TensorSpec(name="encoder_hidden_states", dtype=dtype, shape=("B", "M", config["joint_attention_dim"])),
             TensorSpec(name="encoder_hidden_states_mask", dtype=dtype, shape=("B", "M"), kind="mask", optional=True),
         )
+
+    def text_conditioning(
+        self, encoded: Mapping[str, torch.Tensor], config: Mapping[str, Any], length: int
+    ) -> dict[str, torch.Tensor]:
+        """Behind a prompt's end there are zeros, which the mask hides."""
+        states, mask = encoded["text_encoder.hidden_states.-1"], encoded["tokenizer.attention_mask"]
+        return {"encoder_hidden_states": states * mask.unsqueeze(-1), "encoder_hidden_states_mask": mask}
+
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae: Any) -> torch.Tensor:
+        """A picture is a video of one frame to its VAE."""
+        z = unpacked(latents, geometry).unsqueeze(2)
+        return denormalised(z, vae.config["latents_mean"], vae.config["latents_std"])
 
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim

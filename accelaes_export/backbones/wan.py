@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from accelaes_export.backbones.attention import projected, rotated_pairs, split_heads, text_attention
 from accelaes_export.backbones.base import AttentionSite, Backbone, Focus, PartSite
 from accelaes_export.backbones.geometry import check_frames, check_sides
+from accelaes_export.backbones.vae_latents import denormalised
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.tensors import TensorSpec
@@ -75,6 +76,9 @@ class WanBackbone(Backbone):
         """Behind a prompt's end there are zeros."""
         states, mask = encoded["text_encoder.last_hidden_state"], encoded["tokenizer.attention_mask"]
         return {"encoder_hidden_states": states * mask.unsqueeze(-1)}
+
+    def decoder_latents(self, latents: torch.Tensor, geometry: Latents, vae: Any) -> torch.Tensor:
+        return denormalised(latents, vae.config["latents_mean"], vae.config["latents_std"])
 
     def sites(self, model: Any) -> Sequence[AttentionSite | PartSite]:
         heads, head_dim = model.config.num_attention_heads, model.config.attention_head_dim

@@ -156,11 +156,11 @@ def _encoder(name: str, record: TextEncoder, graph: OpenedGraph, part: Part, dev
     from accelaes_export.graph.components import encoder_output
 
     numbers = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, record.config["vocab_size"], (2, record.length), generator=numbers)
+    model: Any = part.load(record.dtype).to(device).float()
+    ids = torch.randint(0, model.get_input_embeddings().num_embeddings, (2, record.length), generator=numbers)
     mask = torch.ones_like(ids)
     mask[1, record.length // 2 :] = 0  # a padded text
     text = {INPUT_IDS: ids.to(device), ATTENTION_MASK: mask.to(device)}
-    model: Any = part.load(record.dtype).to(device).float()
     with torch.no_grad():
         expected = model(**text, output_hidden_states=True)
     wanted = {spec.name: encoder_output(expected, spec.name) for spec in record.graph.outputs}
@@ -184,7 +184,7 @@ def _vae(
     with torch.no_grad():
         expected = model.decode(z, return_dict=False)[0]
         moments = model.encode(sample).latent_dist.parameters
-    shown = ((expected * 0.5 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+    shown = ((expected * 0.5 + 0.5).clamp(0, 1) * 255).movedim(1, -1).reshape(made[IMAGE].shape)
     apart = (made[IMAGE].float() - shown).abs()
     levels = apart.mean().item()
     return [
@@ -194,7 +194,8 @@ def _vae(
             type(model).__name__,
             f"{levels:.2g} levels of 255 on average, {apart.max().item():.2g} at most",
             f"{0.5 + LEVELS[dtype]:g} on average",  # rounding to whole levels is up to half of one
-            levels <= 0.5 + LEVELS[dtype] and tuple(made[IMAGE].shape[1:3]) == tuple(geometry.latents.size.values()),
+            levels <= 0.5 + LEVELS[dtype]
+            and tuple(made[IMAGE].shape[-3:-1]) == tuple(geometry.latents.size.values())[:2],
         ),
         _parity(
             "vae encoder",
@@ -218,9 +219,11 @@ def _conditioning(bundle: Bundle, components: Components, theirs: Any) -> Compon
     record = components.conditioning
     assert record is not None
     wanted = _given_to_transformer(bundle, theirs)
-    (prompt,) = as_tokenised(theirs, [PROMPT], clean_caption=True)
+    (cleaned,) = as_tokenised(theirs, [PROMPT], clean_caption=True)
     given = {}
     for name, encoder in components.encoders.items():
+        templates = [run.template for run in bundle.manifest.text if encoder.tokenizer in run.tokenizers]
+        prompt = templates[0].format(cleaned) if templates else cleaned
         room = (
             {"padding": "max_length"}
             if encoder.padded_to is None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accelaes_export.backbones.pipeline_parts import HALF_PRECISION, VAE, Part, PipelineParts, tokenizer_of
+from accelaes_export.backbones.pipeline_parts import HALF_PRECISION, VAE, VAE_CLASSES, Part, PipelineParts, tokenizer_of
 from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.building.stages import StageStore, stage_key
 from accelaes_export.building.tokenizers import portable_form
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FOLDER = "components"
 """In the bundle."""
 _RECORD = "components.json"
-_GRAPHS_VERSION = 2  # raise whenever an exported graph changes for the same component
+_GRAPHS_VERSION = 3  # raise whenever an exported graph changes for the same component
 _LEAST_ROWS = 8  # texts a call: words are embedded many at a time
 
 
@@ -210,6 +210,12 @@ class _Maker:
                 self._job.graph.contract,
                 graphs,
                 {name: encoder.length for name, encoder in encoders.items()},
+                {
+                    name: segment.drop
+                    for name, encoder in encoders.items()
+                    for segment in text
+                    if encoder.tokenizer in segment.tokenizers
+                },
                 runs=len(text),
                 last=text[-1].length,
                 rows=self._rows,
@@ -220,7 +226,7 @@ class _Maker:
         """Ids of a prompt: the positions its tokenizer fills, or as many as its encoder takes; None: nothing tells."""
         for segment in self._job.inputs.recipe.text:
             if tokenizer in segment.tokenizers:
-                return segment.drop + segment.length
+                return segment.drop + (self._job.inputs.backbone.encoded_text or segment.length)
         for name, part in self._parts.encoders.items():
             length = part.config.get("max_position_embeddings")
             if tokenizer_of(name) == tokenizer and isinstance(length, int):
@@ -237,7 +243,15 @@ class _Maker:
             graphs = vae_graphs(job.inputs.backbone, job.graph.latents, model, dtype, rows)
             latents, decoder, encoder = (self._compiled(graph) for graph in graphs)
             config = {name: value for name, value in model.config.items() if not name.startswith("_")}
-        whole = Autoencoder(kind=part.kind, config=config, weights_sha256=part.weights_sha256, dtype=dtype)
+        read = {name: getattr(model, name) for name in VAE_CLASSES[part.kind]}
+        whole = Autoencoder(
+            kind=part.kind,
+            config=config,
+            weights_sha256=part.weights_sha256,
+            dtype=dtype,
+            attributes={name: value for name, value in read.items() if not hasattr(value, "tolist")},
+            buffers={name: tuple(value.tolist()) for name, value in read.items() if hasattr(value, "tolist")},
+        )
         return whole, AutoencoderGraphs(latents=latents, decoder=decoder, encoder=encoder, rows=rows)
 
     def _compiled(self, graph: ComponentGraph) -> GraphRecord:

@@ -104,7 +104,7 @@ def _graphs(job: BuildJob, policy: Policy) -> tuple[PolicyGraph, ...]:
     from accelaes_export.policies.programs import programs_of
 
     latents, contract, guidance = job.graph.latents, job.graph.contract, job.inputs.backbone.guidance
-    picture = picture_of(latents, guidance.channels, component=BACKGROUND_PREDICTION in contract.has)
+    picture = picture_of(latents, guidance, component=BACKGROUND_PREDICTION in contract.has)
     guided = guidance.layout != "none"
     sizes = Sizes((1 + guided) * contract.batch, contract.batch, latents.tokens, latents.token_width)
     return policy_graphs(programs_of(policy, picture), sizes)

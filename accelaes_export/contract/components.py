@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from accelaes_export.contract.presets import GraphRecord
 from accelaes_export.contract.records import Record
@@ -78,12 +78,19 @@ class TextEncoder(Record):
 
 
 class Autoencoder(Record):
-    """The VAE, as much of it as doesn't depend on a picture's size; `weights_sha256` as of a text encoder."""
+    """The VAE, as much of it as doesn't depend on a picture's size; `weights_sha256` as of a text encoder.
+
+    Attributes:
+        attributes: what pipelines read of it beside its config, as plain data.
+        buffers: the same, of vectors of numbers.
+    """
 
     kind: str
     config: dict[str, Any]
     weights_sha256: str
     dtype: Literal["fp32", "fp16", "bf16"]
+    attributes: dict[str, Any] = Field(default_factory=dict)
+    buffers: dict[str, tuple[FiniteFloat, ...]] = Field(default_factory=dict)
 
 
 class AutoencoderGraphs(Record):
@@ -94,6 +101,9 @@ class AutoencoderGraphs(Record):
         decoder: `z` to `sample` [b, 3, H, W], about -1 to 1, and `image` [b, H, W, 3], whole numbers from 0 to 255 (in
             fp32: TensorRT has no bytes).
         encoder: `sample` to `moments` [b, 2C, Hl, Wl], mean and log of the variance.
+
+    VAEs of videos have a further axis for frames: `z` and `moments` [b, C, Fl, Hl, Wl], `sample` [b, 3, F, H, W] and,
+    where there are frames in the latents, `image` [b, F, H, W, 3].
         rows: images a call, at most.
     """
 

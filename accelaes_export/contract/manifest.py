@@ -12,7 +12,7 @@ from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count
 from accelaes_export.policies.drift_plans import DriftSchedule
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 class Source(Record):
@@ -39,11 +39,13 @@ class Guidance(Record):
             round; or there is a call for each, the conditional one first; or one pass only (distilled).
         channels: how many of a prediction's leading channels are guided; the rest are the conditional row's. None: all.
         argument: of the pipeline's call, with the scale; `true_cfg_scale` counts with a negative prompt alone.
+        rescaled: whether every token of a guided prediction is scaled to the length of the conditional one's.
     """
 
     layout: Literal["uncond_cond", "cond_uncond", "separate", "none"]
     channels: Count | None = None
     argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
+    rescaled: bool = False
 
     @property
     def pairs(self) -> bool:

@@ -13,6 +13,7 @@ from accelaes_export.contract.geometry import Latents
 if TYPE_CHECKING:
     import torch
 
+    from accelaes_export.contract.manifest import Guidance
     from accelaes_export.policies.programs import Picture
 
 
@@ -59,11 +60,11 @@ def by_cell(tokens: torch.Tensor, latents: Latents) -> torch.Tensor:
     return tokens.unflatten(-1, (-1, C))
 
 
-def picture_of(latents: Latents, guided_channels: int | None, *, component: bool) -> Picture:
+def picture_of(latents: Latents, guidance: Guidance, *, component: bool) -> Picture:
     """What a policy's programs need to know of pictures of this size.
 
     Args:
-        guided_channels: how many leading channels the family's pipelines guide; None: all.
+        guidance: as the family's pipelines apply it.
         component: the form of the focus step.
     """
     from accelaes_export.policies.programs import Picture
@@ -72,7 +73,8 @@ def picture_of(latents: Latents, guided_channels: int | None, *, component: bool
         latents=latents.shape,
         grid=latents.grid,
         channels=latents.out_channels,
-        guided_channels=guided_channels,
+        guided_channels=guidance.channels,
+        rescaled=guidance.rescaled,
         cells=partial(by_cell, latents=latents),
         component=component,
     )

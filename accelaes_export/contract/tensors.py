@@ -24,7 +24,8 @@ from accelaes_export.contract.records import Record
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """How many of something there are, or how large a dimension is: engines count in 32 bits."""
 
-Dimension = Count | Literal["B", "b", "n", "m", "M", "a"]
+Dimension = Count | Literal["B", "b", "n", "m", "M", "a"] | Annotated[str, Field(pattern=r"^M-[1-9][0-9]{0,8}$")]
+"""A size, a letter, or "M-34": a text whose first 34 ids have no position in the transformer."""
 DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
 
 FOCUS_INDEX = "focus_index"
@@ -56,7 +57,12 @@ class TensorSpec(Record):
 
     def sized(self, sizes: dict[str, int]) -> tuple[int, ...]:
         """The shape with every letter replaced by its size in `sizes`, e.g. ``{"B": 2, "n": 72, ...}``."""
-        return tuple(d if isinstance(d, int) else sizes[d] for d in self.shape)
+        return tuple(d if isinstance(d, int) else _size(d, sizes) for d in self.shape)
+
+
+def _size(dimension: str, sizes: dict[str, int]) -> int:
+    letter, _, less = dimension.partition("-")
+    return sizes[letter] - int(less or 0)
 
 
 class CacheEntry(Record):

@@ -30,6 +30,8 @@ from accelaes_export.errors import BuildError, InputError, first_line
 from accelaes_export.graph.export import quiet, write_onnx
 
 _MODEL = "model."  # where a graph's module has the component
+_SIZE_WORDS = {2: "pictures of {}x{}", 3: "videos of {}x{} and {} frames"}
+_LEAST = {"b": 1, "M": 2}
 _EXAMPLE = {"b": 2, "M": 6}  # sizes that are traced: 0 and 1 would be taken for constants
 
 
@@ -41,6 +43,7 @@ class ComponentGraph:
         module: takes the inputs, as many arguments, and gives the outputs, both in order.
         largest: sizes of the letters b and M.
         read: the component's weights by name, for those the module was made without.
+        dropped: ids at a text's beginning that M counts and no output has.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ComponentGraph:
     outputs: tuple[TensorSpec, ...]
     largest: Mapping[str, int]
     read: Read = field(default=lambda _: None)
+    dropped: int = 0
 
     def trace(self) -> torch.export.ExportedProgram:
         """As a torch program on the CPU; large matrices that weren't there are memory nobody has written.
@@ -56,9 +60,8 @@ class ComponentGraph:
         Raises:
             BuildError: tracing failed.
         """
-        least = {"b": 1, "M": 2}
         letters = {
-            letter: torch.export.Dim(letter, min=least[letter], max=max(2, most))
+            letter: torch.export.Dim(letter, min=self._with_dropped(_LEAST)[letter], max=max(2, most))
             for letter, most in self.largest.items()
         }
         shapes = tuple(
@@ -96,13 +99,17 @@ class ComponentGraph:
 
     def _example(self) -> tuple[torch.Tensor, ...]:
         numbers = torch.Generator().manual_seed(0)
-        sizes = {letter: min(_EXAMPLE[letter], max(2, most)) for letter, most in self.largest.items()}
+        example = self._with_dropped(_EXAMPLE)
+        sizes = {letter: min(example[letter], max(2, most)) for letter, most in self.largest.items()}
         return tuple(
             torch.ones(spec.sized(sizes), dtype=torch.int64)
             if spec.dtype == "int64"
             else torch.randn(spec.sized(sizes), generator=numbers).to(torch_dtype(spec.dtype))
             for spec in self.inputs
         )
+
+    def _with_dropped(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        return {**sizes, "M": sizes["M"] + self.dropped}
 
 
 class _Encoder(torch.nn.Module):
@@ -141,14 +148,20 @@ def encoder_graph(
 
 
 class _Conditioning(torch.nn.Module):
-    def __init__(self, join: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    def __init__(
+        self, join: Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]], dropped: Mapping[str, int]
+    ) -> None:
         super().__init__()
-        self.join = join
+        self.join, self._dropped = join, dropped
         self.names: list[str] = []
         self.outputs: tuple[TensorSpec, ...] = ()
 
+    def placed(self, encoded: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Without the ids that have no position."""
+        return {name: x[:, self._dropped[name] :] if name in self._dropped else x for name, x in encoded.items()}
+
     def forward(self, *encoded: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        made = self.join(dict(zip(self.names, encoded, strict=True)))
+        made = self.join(self.placed(dict(zip(self.names, encoded, strict=True))))
         made = {spec.name: made[spec.name].to(torch_dtype(spec.dtype)) for spec in self.outputs}
         return tuple(tensor.clone() for tensor in made.values())  # an output isn't an input
 
@@ -174,6 +187,7 @@ def conditioning_graph(
     contract: GraphContract,
     encoders: Mapping[str, ComponentGraph],
     lengths: Mapping[str, int],
+    dropped: Mapping[str, int],
     *,
     runs: int,
     last: int,
@@ -183,22 +197,27 @@ def conditioning_graph(
 
     Args:
         lengths: ids of a prompt, by encoder.
+        dropped: of these, how many at the beginning have no position, by encoder.
         runs: of text positions that the engine has. Of several, each has its own length; of one, any.
         last: positions of the last of them.
     """
-    several = runs > 1
+    several, less = runs > 1, 0 if runs > 1 else max(dropped.values(), default=0)
 
     def located(encoder: str, spec: TensorSpec, name: str) -> TensorSpec:
         shape = tuple(lengths[encoder] if several and d == "M" else d for d in spec.shape)
         return spec.model_copy(update={"name": name, "shape": shape})
 
     given: dict[str, TensorSpec] = {}
+    cut: dict[str, int] = {}
     for encoder, graph in encoders.items():
         specs = {f"{encoder}.{spec.name}": spec for spec in graph.outputs}
         specs[f"{tokenizer_of(encoder)}.{ATTENTION_MASK}"] = graph.inputs[1]
         given |= {name: located(encoder, spec, name) for name, spec in specs.items()}
-    module = _Conditioning(lambda encoded: backbone.text_conditioning(encoded, config, last))
-    example = _Noted({name: torch.zeros(spec.sized(_EXAMPLE)) for name, spec in given.items()})
+        if dropped.get(encoder):
+            cut |= {name: dropped[encoder] for name, spec in specs.items() if "M" in spec.shape}
+    module = _Conditioning(lambda encoded: backbone.text_conditioning(encoded, config, last), cut)
+    sizes = {**_EXAMPLE, "M": _EXAMPLE["M"] + less}
+    example = _Noted(module.placed({name: torch.zeros(spec.sized(sizes)) for name, spec in given.items()}))
     made = module.join(example)
     module.names = list(example.read)
     wanted = {spec.name: spec for spec in contract.inputs if spec.name in made}
@@ -214,17 +233,19 @@ def conditioning_graph(
                 f"The text encoders make {name} {list(tensor.shape[1:])} wide, and the transformer takes "
                 f"{list(rest)}: they aren't of one pipeline."
             )
-        shape = tuple(tensor.shape[axis] if several and d == "M" else d for axis, d in enumerate(rest, 1))
+        behind = f"M-{less}" if less else "M"
+        shape = tuple(d if d != "M" else tensor.shape[axis] if several else behind for axis, d in enumerate(rest, 1))
         outputs.append(wanted[name].model_copy(update={"shape": ("b", *shape)}))
     module.outputs = tuple(outputs)
-    largest = {"b": rows} | ({} if several else {"M": last})
-    return ComponentGraph("conditioning", module, tuple(given[name] for name in module.names), module.outputs, largest)
+    largest = {"b": rows} | ({} if several else {"M": last + less})
+    taken = tuple(given[name] for name in module.names)
+    return ComponentGraph("conditioning", module, taken, module.outputs, largest, dropped=less)
 
 
 class _DecoderLatents(torch.nn.Module):
-    def __init__(self, backbone: Backbone, latents: Latents, config: Mapping[str, Any]) -> None:
+    def __init__(self, backbone: Backbone, latents: Latents, model: Any) -> None:
         super().__init__()
-        self._unscaled = lambda given: backbone.decoder_latents(given, latents, config)
+        self._unscaled = lambda given: backbone.decoder_latents(given, latents, model)
 
     def forward(self, *latents: torch.Tensor) -> torch.Tensor:
         z: torch.Tensor = self._unscaled(latents[0])
@@ -232,15 +253,16 @@ class _DecoderLatents(torch.nn.Module):
 
 
 class _Decoder(torch.nn.Module):
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, *, video: bool) -> None:
         super().__init__()
         self.model = model
-        self._dtype = dtype
+        self._dtype, self._video = dtype, video
 
     def forward(self, *z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         sample = self.model.decode(z[0].to(self._dtype), return_dict=False)[0].float()
-        image = ((sample * 0.5 + 0.5).clamp(0, 1) * 255).round()  # as diffusers' image processor
-        return sample, image.permute(0, 2, 3, 1)
+        shown = sample if self._video or sample.dim() == 4 else sample[:, :, 0]
+        image = ((shown * 0.5 + 0.5).clamp(0, 1) * 255).round()  # as diffusers' image processor
+        return sample, image.movedim(1, -1)
 
 
 class _ImageEncoder(torch.nn.Module):
@@ -260,27 +282,39 @@ def vae_graphs(
     """What decoding takes of the denoised latents, the decoder, and the encoder; of at most `rows` pictures.
 
     Raises:
-        InputError: a VAE that makes pictures of another size than the recipe says.
+        InputError: a VAE that makes pictures or videos of another size than the recipe says.
     """
-    computed, channels = torch_dtype(dtype), model.config["latent_channels"]
-    pixels = tuple(side * latents.vae_scale for side in (latents.height, latents.width))
-    z = TensorSpec(name=Z, dtype="fp32", shape=("b", channels, latents.height, latents.width))
-    sample = TensorSpec(name=SAMPLE, dtype="fp32", shape=("b", 3, *pixels))
-    image = TensorSpec(name=IMAGE, dtype="fp32", shape=("b", *pixels, 3))
-    moments = TensorSpec(name=MOMENTS, dtype="fp32", shape=("b", 2 * channels, latents.height, latents.width))
-    given = TensorSpec(name=LATENTS, dtype="fp32", shape=("b", *latents.shape))
-    decoder, encoder = _Decoder(model, computed), _ImageEncoder(model, computed)
-    unscale = _DecoderLatents(backbone, latents, model.config)
+    computed, frames = torch_dtype(dtype), latents.size.get("num_frames")
+    unscale, encoder = _DecoderLatents(backbone, latents, model), _ImageEncoder(model, computed)
+    decoder = _Decoder(model, computed, video=frames is not None)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-        made = decoder(torch.ones(z.sized({"b": 1})))[0]
-    if tuple(made.shape[2:]) != pixels:
-        raise InputError(
-            f"The VAE makes pictures of {made.shape[2]}x{made.shape[3]} of such latents, and the recipe says "
-            f"{pixels[0]}x{pixels[1]} (vae_scale {latents.vae_scale}): correct the recipe, or leave vae out."
-        )
+        z = unscale(torch.ones(1, *latents.shape))
+        sample, image = decoder(z)
+        moments = encoder(sample)
+    _check_size(latents, sample)
+
+    def spec(name: str, shape: Sequence[int]) -> TensorSpec:
+        return TensorSpec(name=name, dtype="fp32", shape=("b", *shape))
+
+    taken, given = spec(Z, z.shape[1:]), spec(LATENTS, latents.shape)
+    made = spec(SAMPLE, sample.shape[1:])
+    shown, distribution = spec(IMAGE, image.shape[1:]), spec(MOMENTS, moments.shape[1:])
     most = {"b": rows}
     return (
-        ComponentGraph("vae_latents", unscale, (given,), (z,), most),
-        ComponentGraph("vae_decoder", decoder, (z,), (sample, image), most),
-        ComponentGraph("vae_encoder", encoder, (sample,), (moments,), most),
+        ComponentGraph("vae_latents", unscale, (given,), (taken,), most),
+        ComponentGraph("vae_decoder", decoder, (taken,), (made, shown), most),
+        ComponentGraph("vae_encoder", encoder, (made,), (distribution,), most),
     )
+
+
+def _check_size(latents: Latents, sample: torch.Tensor) -> None:
+    """InputError unless a VAE makes [1, 3, F, H, W] or [1, 3, H, W] of the size that latents stand for."""
+    wanted = tuple(latents.size.values())
+    pixels = tuple(sample.shape[-2:])
+    found = pixels if sample.dim() == 4 or latents.frames is None else (*pixels, sample.shape[2])
+    if found != wanted:
+        raise InputError(
+            f"The VAE makes {_SIZE_WORDS[len(found)].format(*found)} of such latents, and the recipe says "
+            f"{_SIZE_WORDS[len(wanted)].format(*wanted)} (vae_scale {latents.vae_scale}): correct the recipe, or leave "
+            "vae out."
+        )

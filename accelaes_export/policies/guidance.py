@@ -13,6 +13,15 @@ def guided(uncond: torch.Tensor, cond: torch.Tensor, scale: float | torch.Tensor
     return uncond + scale * (cond - uncond)
 
 
+def at_length_of(cond: torch.Tensor, guided: torch.Tensor) -> torch.Tensor:
+    """`guided` [b, N, d], every token scaled to the length of `cond`'s, as Qwen-Image's pipelines do.
+
+    A token that is all zeros stays so.
+    """
+    wanted, found = (torch.linalg.vector_norm(each, dim=-1, keepdim=True) for each in (cond, guided))
+    return guided * torch.where(found > 0, wanted / found, 1.0)
+
+
 def spatial(uncond: torch.Tensor, cond: torch.Tensor, mask: torch.Tensor, guidance: SpatialGuidance) -> torch.Tensor:
     """Eq. 11: every token guided by its own scale g = background + (focus - background) M.
 

@@ -30,7 +30,7 @@ import torch
 from accelaes_export.policies.base import Extrapolation, Gate, Policy, Selector, SpatialGuidance
 from accelaes_export.policies.cache_clocks import CacheClocks, carried, made
 from accelaes_export.policies.gating import GateState
-from accelaes_export.policies.guidance import guided, softened_mask, spatial, with_free_channels
+from accelaes_export.policies.guidance import at_length_of, guided, softened_mask, spatial, with_free_channels
 from accelaes_export.policies.history_state import HistoryState, estimated, merged, predicted, taken_in
 
 Tensors = Mapping[str, Any]
@@ -68,6 +68,7 @@ class Picture:
         grid: token rows and columns.
         channels: of a token's cell.
         guided_channels: how many of them are guided; None: all.
+        rescaled: whether a guided prediction is scaled to the conditional one's length, token by token.
         cells: [b, N, w] predictions as the channels of each of a token's cells, [b, N, P, C].
         component: whether an engine's sparse step predicts the background as well.
     """
@@ -76,6 +77,7 @@ class Picture:
     grid: tuple[int, int]
     channels: int
     guided_channels: int | None
+    rescaled: bool
     cells: Callable[[torch.Tensor], torch.Tensor]
     component: bool
 
@@ -185,6 +187,8 @@ def _guide(picture: Picture, by_region: SpatialGuidance | None) -> Program:
         else:
             soft = softened_mask(tensors["mask"], picture.grid, by_region.softness)
             everywhere = spatial(uncond, cond, soft, by_region)
+        if picture.rescaled:
+            everywhere = at_length_of(cond, everywhere)
         return {"guided": with_free_channels(everywhere, cond, picture.guided_channels, picture.channels)}
 
     name, more = ("guide", {"scale": ()}) if by_region is None else (GUIDE_BY_REGION, {"mask": ("b", "N")})

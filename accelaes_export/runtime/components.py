@@ -16,6 +16,7 @@ from accelaes_export.contract.components import (
     INPUT_IDS,
     MOMENTS,
     SAMPLE,
+    Autoencoder,
     AutoencoderGraphs,
     Components,
     TextEncoder,
@@ -53,7 +54,7 @@ def components_of(bundle: Bundle) -> dict[str, Any]:
     for name, encoder in components.encoders.items():
         found[name] = BundledTextEncoder(name, encoder, bundle.graph(encoder.graph), device, dtype)
     if components.vae is not None and bundle.manifest.geometry.vae is not None:
-        found["vae"] = BundledAutoencoder(bundle, components.vae.config, bundle.manifest.geometry.vae, device, dtype)
+        found["vae"] = BundledAutoencoder(bundle, components.vae, bundle.manifest.geometry.vae, device, dtype)
     return found
 
 
@@ -245,22 +246,33 @@ class BundledAutoencoder(_StandIn):
     def __init__(
         self,
         bundle: Bundle,
-        config: dict[str, Any],
+        record: Autoencoder,
         graphs: AutoencoderGraphs,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__("vae", component_config(config, "The VAE of this bundle"), device, dtype)
+        super().__init__("vae", component_config(record.config, "The VAE of this bundle"), device, dtype)
+        for name, value in record.attributes.items():
+            setattr(self, name, value)
+        for name, numbers in record.buffers.items():
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32, device=device))
         self._graphs = graphs
         self._decoder, self._encoder = bundle.graph(graphs.decoder), bundle.graph(graphs.encoder)
         self._size = bundle.manifest.geometry.latents.asked_for
 
-    def decode(self, z: torch.Tensor, return_dict: bool = True, **others: Any) -> Any:
-        """[b, C, Hl, Wl] to pictures [b, 3, H, W].
+    def decode(self, z: torch.Tensor, temb: Any = None, return_dict: bool = True, **_: Any) -> Any:
+        """[b, C, Hl, Wl] to pictures [b, 3, H, W], or [b, C, Fl, Hl, Wl] to videos [b, 3, F, H, W].
+
+        Args:
+            temb: a timestep, as some VAEs of videos take; a bundle's has none.
 
         Raises:
-            InputError: latents of another size.
+            InputError: latents of another size, or a timestep.
         """
+        if isinstance(temb, bool):  # AutoencoderKL's second argument is `return_dict`
+            temb, return_dict = None, temb
+        if temb is not None:
+            raise InputError("The bundle's VAE takes no timestep; call decode with latents alone.")
         sample = self._run(self._decoder, self._graphs.decoder, {Z: z})[SAMPLE]
         if not return_dict:
             return (sample,)
@@ -269,7 +281,7 @@ class BundledAutoencoder(_StandIn):
         return DecoderOutput(sample=sample)
 
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:
-        """Pictures [b, 3, H, W] to the distribution of their latents.
+        """Pictures [b, 3, H, W], or videos [b, 3, F, H, W], to the distribution of their latents.
 
         Raises:
             InputError: pictures of another size.

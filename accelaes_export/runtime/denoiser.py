@@ -95,7 +95,7 @@ class Denoiser:
     def _programs_of(self, policy: Policy) -> dict[str, Compute]:
         """A policy's programs by name, as they stand."""
         component = BACKGROUND_PREDICTION in self.session.contract.has
-        picture = picture_of(self.latents, self.guidance.channels, component=component)
+        picture = picture_of(self.latents, self.guidance, component=component)
         return {program.name: program.compute for program in programs_of(policy, picture)}
 
     def _deciding(self, run: Run) -> Decisions | None:

@@ -178,7 +178,7 @@ def test_traced_programs_do_what_python_does_in_every_kind_of_family(family, for
     latents, contract, guidance = step.latents, step.contract, tiny.backbone.guidance
     options = {"drift": {"budget": 7, "cache_reach": 0.5}, "accelaes": {"mask_step": 1, "warmup": 2}}.get(policy, {})
     made = from_name(policy, options)
-    picture = picture_of(latents, guidance.channels, component=BACKGROUND_PREDICTION in contract.has)
+    picture = picture_of(latents, guidance, component=BACKGROUND_PREDICTION in contract.has)
     graphs = policy_graphs(programs_of(made, picture), Sizes(4, 2, latents.tokens, latents.token_width))
 
     def traced(graph):

@@ -8,6 +8,7 @@ import torch
 
 from accelaes_export.backends import backend
 from accelaes_export.contract.geometry import Latents
+from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.patches import picture_of
 from accelaes_export.contract.presets import NEW
 from accelaes_export.graph.policy_export import Sizes, policy_graphs, save_programs
@@ -48,7 +49,8 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("programs")
     programs, graphs = {}, {}
     for name, component in CASES:
-        picture = picture_of(LATENTS, 3 if name == "regions, soft" else None, component=component)
+        guidance = Guidance(layout="uncond_cond", channels=3 if name == "regions, soft" else None)
+        picture = picture_of(LATENTS, guidance, component=component)
         programs[name, component] = programs_of(POLICIES[name], picture)
         graphs[name, component] = policy_graphs(programs[name, component], SIZES)
     save_programs({graph.fingerprint: graph for own in graphs.values() for graph in own}, folder)

@@ -47,6 +47,7 @@ class Facts(Sized):
         ("encodes", c_int),
         ("picture_height", c_int),
         ("picture_width", c_int),
+        ("picture_frames", c_int),
     ]
 
 
@@ -231,9 +232,9 @@ class NativeRun:
         data = self.native.lib.accelaes_run_latents(self.handle, byref(count))
         return np.ctypeslib.as_array(data, (count.value,)).copy()
 
-    def picture(self, height: int, width: int, images: int = 1) -> np.ndarray:
-        """[b, height, width, 3] bytes."""
-        pixels = np.zeros((images, height, width, 3), np.uint8)
+    def picture(self, height: int, width: int, images: int = 1, frames: int = 1) -> np.ndarray:
+        """[b, height, width, 3] bytes, of videos [b, frames, height, width, 3]."""
+        pixels = np.zeros((images, *([frames] if frames > 1 else []), height, width, 3), np.uint8)
         place = pixels.ctypes.data_as(c_void_p)
         self.native.check(self.native.lib.accelaes_run_picture(self.handle, place, c_size_t(pixels.nbytes)))
         return pixels

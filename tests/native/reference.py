@@ -86,6 +86,9 @@ def walk(bundle: Bundle, given: Setting, *, watched: bool = True) -> Iterator[tu
         )
         if given.guided:
             whole = guided(uncond, cond, given.scale)
+            if guidance.rescaled:
+                length, wanted = (torch.norm(each, dim=-1, keepdim=True) for each in (whole, cond))
+                whole = whole * (wanted / length)
             cond = with_free_channels(whole, cond, guidance.channels, geometry.latents.out_channels)
         prediction = unpatchify(cond, geometry.latents)
         if not geometry.latents.packed:

@@ -57,7 +57,7 @@ def without_presets(document: dict) -> None:
         (lambda f: shutil.rmtree(f), "is not a bundle: it has no manifest.json; give the folder"),
         (lambda f: (f / "manifest.json").write_text("{"), "is damaged"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "is damaged"),
-        (lambda f: rewritten(f, lambda d: d.update(schema_version=9)), "has schema 9, and this library reads schema 8"),
+        (lambda f: rewritten(f, lambda d: d.update(schema_version=10)), "has schema 10, and this library reads schema"),
         (lambda f: rewritten(f, lambda d: d["files"].update({"../x": {"sha256": "", "size": 1}})), "outside the"),
         (lambda f: (f / "focus_step.onnx").write_bytes(b"x"), "focus_step.onnx is truncated: 1 bytes"),
         (lambda f: (f / "fingerprint.json").unlink(), "lacks fingerprint.json; copy it again"),
@@ -81,7 +81,7 @@ def test_a_bundle_that_is_not_whole_is_refused(native, copied, spoil, said):
 
 
 def test_a_sentence_is_utf8_whatever_bytes_a_file_had(native, copied):
-    (copied / "manifest.json").write_bytes(b'{"schema_version": 8, "\xff\x1b[31m": 1}')
+    (copied / "manifest.json").write_bytes(b'{"schema_version": 9, "\xff\x1b[31m": 1}')
     with pytest.raises(NativeError, match="is damaged") as raised:
         native.open(copied, library=LIBRARY)
     assert "\x1b" not in str(raised.value)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import SpatialGuidance
-from accelaes_export.policies.guidance import guided, softened_mask, spatial
+from accelaes_export.policies.guidance import at_length_of, guided, softened_mask, spatial
 
 torch.set_num_threads(1)
 
@@ -49,6 +49,19 @@ def test_a_hard_mask_gives_each_region_plain_guidance_at_its_scale():
     result = spatial(uncond, cond, mask, SpatialGuidance(6.0, 4.5))
     expected = torch.where(mask[..., None] == 1, guided(uncond, cond, 6.0), guided(uncond, cond, 4.5))
     assert torch.equal(result, expected)
+
+
+def test_a_guided_prediction_is_scaled_to_the_length_of_the_conditional_one():
+    uncond, cond, _ = predictions(0)
+    whole = guided(uncond, cond, 4.0)
+    whole[0, 2] = 0
+    result = at_length_of(cond, whole)
+    for image in range(2):
+        for token in range(6):
+            length = math.sqrt(sum(x * x for x in whole[image, token].tolist()))
+            wanted = math.sqrt(sum(x * x for x in cond[image, token].tolist()))
+            expected = [x * wanted / length if length else 0.0 for x in whole[image, token].tolist()]
+            assert result[image, token].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_predictions_dtype_is_kept():

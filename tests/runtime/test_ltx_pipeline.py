@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 from PIL import Image
 
 import accelaes_export as ax
-from accelaes_export.building.verification import verify
 from accelaes_export.errors import InputError
 from accelaes_export.policies import AccelAes, Dense, StepCache, StepKind
 from accelaes_export.runtime.arguments import is_of_size
-from accelaes_export.runtime.components import BundledTextEncoder
 from accelaes_export.runtime.generate import generate, load_pipeline
 from tests.families.ltx import FAMILY
 from tests.policies.small_tokenizers import t5_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.runtime.complete_bundle import CompleteBundle, DrawsNatively
 from tests.trajectories import sampled
 
 PROMPT = "an intricate red star, plain blue background"
@@ -52,6 +54,11 @@ def save_tiny_ltx(folder):
     return folder
 
 
+def build_tiny_ltx(checkpoint, output, **options):
+    tiny = {"resolution": (128, 96), "frames": 3, "dtype": "fp32", "buckets": "0.5", "affinity_every": 1}
+    return ax.build(checkpoint, model="ltx-video", output=output, **tiny | options)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return save_tiny_ltx(tmp_path_factory.mktemp("ltx") / "checkpoint")
@@ -59,9 +66,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
-    tiny = {"resolution": (128, 96), "frames": 3, "dtype": "fp32", "buckets": "0.5", "affinity_every": 1}
-    output = tmp_path_factory.mktemp("ltx-bundle") / "bundle"
-    return ax.build(checkpoint, model="ltx-video", output=output, components="text,tokenizers", **tiny)
+    return build_tiny_ltx(
+        checkpoint, tmp_path_factory.mktemp("ltx-bundle") / "bundle", components="all", presets="dense,drift:budget=4"
+    )
 
 
 @pytest.fixture
@@ -137,17 +144,17 @@ def test_wrong_uses_are_told_in_one_sentence(pipe, bundle):
             sample(pipe, **wrong)
 
 
-def test_its_text_encoder_is_the_bundles_and_its_vae_the_checkpoints(bundle):
-    compared = {result.name: result.passed for result in verify(bundle).components}
-    assert compared == {"text_encoder": True, "conditioning": True, "a picture": True}
-    assert bundle.manifest.components.lacking() == ("vae",) and not bundle.manifest.complete
-    pipe = load_pipeline(bundle)
-    assert isinstance(pipe.text_encoder, BundledTextEncoder)
-    assert type(pipe.vae).__name__ == "AutoencoderKLLTXVideo"
+class TestAlone(CompleteBundle, DrawsNatively):
+    asked_for = PROMPT
+    encoders = ("text_encoder",)
 
 
-def test_a_vae_of_videos_is_refused_in_a_sentence(checkpoint, tmp_path):
+def test_a_vae_that_takes_a_timestep_is_refused_in_a_sentence(checkpoint, tmp_path):
+    """Published since version 0.9.1 of the model."""
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    config = tmp_path / "checkpoint" / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"timestep_conditioning": True}))
     with pytest.raises(
-        InputError, match=r"The vae of .* is a AutoencoderKLLTXVideo, and those that can be part of a bundle are Auto"
+        InputError, match=r"takes a timestep \(timestep_conditioning\), .* leave vae out of --components"
     ):
-        ax.build(checkpoint, model="ltx-video", output=tmp_path / "bundle", components="vae", dtype="fp32")
+        build_tiny_ltx(tmp_path / "checkpoint", tmp_path / "bundle", components="vae")

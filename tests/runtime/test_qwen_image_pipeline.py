@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,8 +15,10 @@ from accelaes_export.backbones.checkpoints import complete_config
 from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
+from tests.native.library import NativeError
 from tests.policies.small_tokenizers import qwen_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
+from tests.runtime.complete_bundle import CompleteBundle, DrawsNatively
 from tests.trajectories import follows, sampled
 
 PROMPT = "an intricate red star on the left"
@@ -24,6 +27,7 @@ NEGATIVE = "blurry"
 HEIGHT, WIDTH = 32, 24  # 8 x 6 tokens, as the tiny VAE halves both sides once
 SIZE = {"height": HEIGHT, "width": WIDTH}
 GUIDED = {"true_cfg_scale": 4.0, "negative_prompt": NEGATIVE}
+PRESETS = "dense,stepcache,drift:budget=4"
 ACCELAES = AccelAes(mask_step=2, warmup=3)  # DDD.b.Db
 # What the pipeline writes before a prompt makes 34 tokens of the published tokenizer, and of one that has these words.
 TEMPLATE_WORDS = (
@@ -71,20 +75,26 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def tiny_build(checkpoint, output, length=512):
+def tiny_build(checkpoint, output, length=512, **options):
     recipe = recipes.load("qwen-image")
     (segment,) = recipe.model_dump()["text"]
     tiny = recipe.override(vae_scale=2, text=[segment | {"length": length}], steps=8, policy={"name": "stepcache"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipes, "load", lambda _: tiny)
         return ax.build(
-            checkpoint, model="qwen-image", output=output, dtype="fp32", resolution=(HEIGHT, WIDTH), affinity_every=1
+            checkpoint,
+            model="qwen-image",
+            output=output,
+            dtype="fp32",
+            resolution=(HEIGHT, WIDTH),
+            affinity_every=1,
+            **options,
         )
 
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint):
-    return tiny_build(checkpoint, checkpoint.parent / "bundle")
+    return tiny_build(checkpoint, checkpoint.parent / "bundle", components="all", presets=PRESETS)
 
 
 @pytest.fixture(scope="module")
@@ -260,3 +270,34 @@ def test_what_can_not_be_built_is_told_before_anything_is_written(checkpoint, tm
     with pytest.raises(ax.InputError, match="takes 64 numbers a token and predicts 64 channels"):
         backbone.latents(complete_config(backbone, {"out_channels": None}), (1024, 1024), 8)
     assert not list(tmp_path.iterdir())
+
+
+class TestAlone(CompleteBundle, DrawsNatively):
+    asked_for = PROMPT
+    encoders = ("text_encoder",)
+
+    @pytest.fixture(autouse=True)
+    def texts(self, parts, make):
+        """What the pipeline makes of both texts before it reads them."""
+        self.tokenizer, template = parts["tokenizer"], make().prompt_template_encode
+        self.texts = [template.format(text) for text in (self.asked_for, " ")]
+
+    def ids(self, **options):
+        found = self.tokenizer(self.texts, return_tensors="np", padding=True, **options)
+        return {f"tokenizer.{name}": array.astype(np.int64) for name, array in found.items()}
+
+    def begin(self, run, opened):
+        """A prompt stands in a template, so ids are given; the shorter text is padded behind its end."""
+        run.input(**self.ids())
+
+    def test_ids_that_can_not_be_its_are_refused_in_a_sentence(self, bundle, native):
+        opened = native.open(bundle.path, **self.opening)
+        run = opened.run(None, None, preset=b"dense", seed=3)
+        with pytest.raises(NativeError, match=r"hides ids before some that it shows; pad texts behind their ends"):
+            run.input(**self.ids(padding_side="left"))
+        with pytest.raises(NativeError, match=r"have 34 ids, the first 34 of which stand before every prompt"):
+            run.input(**{name: array[:, :34] for name, array in self.ids().items()})
+        with pytest.raises(NativeError, match=r"rewrites prompts before it reads them.*give the ids"):
+            run.prompt(self.asked_for)
+        run.free()
+        opened.close()

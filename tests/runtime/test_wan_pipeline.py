@@ -8,14 +8,12 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export.backbones import backbone_of
-from accelaes_export.building.verification import verify
-from accelaes_export.errors import InputError
 from accelaes_export.policies import AccelAes, Dense, SpatialGuidance, StepCache, StepKind
-from accelaes_export.runtime.components import BundledTextEncoder
 from accelaes_export.runtime.generate import generate, load_pipeline
 from accelaes_export.runtime.images import mask_overlays
 from tests.families.wan import FAMILY
 from tests.policies.small_tokenizers import t5_tokenizer
+from tests.runtime.complete_bundle import CompleteBundle
 from tests.trajectories import difference, sampled
 
 PROMPT = "an intricate red star, plain blue background"
@@ -57,7 +55,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("wan-bundle") / "bundle"
-    return build_tiny_wan(checkpoint, output, components="text,tokenizers")
+    return build_tiny_wan(checkpoint, output, components="all")
 
 
 def load(checkpoint):
@@ -284,17 +282,6 @@ def test_what_cannot_be_built_is_refused_before_anything_is_written(checkpoint, 
         ax.build(checkpoint, model="sd3", output=tmp_path / "no")
 
 
-def test_its_text_encoder_is_the_bundles_and_its_vae_the_checkpoints(bundle):
-    compared = {result.name: result.passed for result in verify(bundle).components}
-    assert compared == {"text_encoder": True, "conditioning": True, "a picture": True}
-    assert bundle.manifest.components.lacking() == ("vae",) and not bundle.manifest.complete
-    pipe = load_pipeline(bundle)
-    assert isinstance(pipe.text_encoder, BundledTextEncoder)
-    assert type(pipe.vae).__name__ == "AutoencoderKLWan"
-
-
-def test_a_vae_of_videos_is_refused_in_a_sentence(checkpoint, tmp_path):
-    with pytest.raises(
-        InputError, match=r"The vae of .* is a AutoencoderKLWan, and those that can be part of a bundle are Auto"
-    ):
-        build_tiny_wan(checkpoint, tmp_path / "bundle", components="all")
+class TestAlone(CompleteBundle):
+    asked_for = PROMPT
+    encoders = ("text_encoder",)

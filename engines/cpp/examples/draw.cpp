@@ -75,11 +75,16 @@ void draw(const char* folder, const char* text, const Options& given) {
     for (const auto& [own, weight] : run.words()) std::printf("%s %.2f\n", own.c_str(), weight);
 
     auto facts = bundle.facts();
-    auto pixels = run.picture(static_cast<size_t>(facts.picture_height) * static_cast<size_t>(facts.picture_width) * 3);
-    std::ofstream file(given.at("--output"), std::ios::binary);
-    file << png(pixels.data(), facts.picture_width, facts.picture_height) << std::flush;
-    if (!file) throw accelaes::Error(ACCELAES_FAILED, (given.at("--output") + " can't be written").c_str());
-    std::printf("Wrote %s\n", given.at("--output").c_str());
+    auto pixels = run.picture(accelaes::picture_bytes(facts));
+    for (int frame = 0; frame < facts.picture_frames; ++frame) {
+        std::string path = given.at("--output");  // of a video, a file for every frame: out.png becomes out-0.png, ...
+        if (facts.picture_frames > 1) path.insert(std::min(path.rfind('.'), path.size()), "-" + std::to_string(frame));
+        const auto* first = pixels.data() + pixels.size() / static_cast<size_t>(facts.picture_frames) * frame;
+        std::ofstream file(path, std::ios::binary);
+        file << png(first, facts.picture_width, facts.picture_height) << std::flush;
+        if (!file) throw accelaes::Error(ACCELAES_FAILED, (path + " can't be written").c_str());
+        std::printf("Wrote %s\n", path.c_str());
+    }
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ std::string drawn(const accelaes::Bundle& bundle, const httplib::Request& reques
     while (run.next().second) {
     }
     auto facts = bundle.facts();
-    auto pixels = run.picture(static_cast<size_t>(facts.picture_height) * static_cast<size_t>(facts.picture_width) * 3);
+    auto pixels = run.picture(accelaes::picture_bytes(facts));
     return png(pixels.data(), facts.picture_width, facts.picture_height);
 }
 

@@ -64,6 +64,7 @@ typedef struct accelaes_facts {
     int presets;                       /* how many there are */
     int encodes;                       /* whether the bundle has text encoders: a run may be given ids */
     int picture_height, picture_width; /* 0 where the bundle has no VAE */
+    int picture_frames;                /* of a video; 1 for pictures */
 } accelaes_facts;
 
 ACCELAES_API void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts);
@@ -164,7 +165,8 @@ ACCELAES_API accelaes_status* accelaes_run_next(accelaes_run* run, accelaes_step
  * where the device has failed. */
 ACCELAES_API const float* accelaes_run_latents(const accelaes_run* run, size_t* count);
 
-/* The latents as they are now as pictures, [b, height, width, 3] bytes, which `size` is the number of. */
+/* The latents as they are now as pictures, [b, height, width, 3] bytes, or videos, [b, frames, height, width, 3], which
+ * `size` is the number of. */
 ACCELAES_API accelaes_status* accelaes_run_picture(const accelaes_run* run, unsigned char* pixels, size_t size);
 
 /* The focus index [b, n] of the last sparse step, in the process's memory; NULL, and `n` 0, before one. */

@@ -86,7 +86,8 @@ class Run {
         const int64_t* index = accelaes_run_focus(run_.get(), &n);
         return n == 0 ? std::vector<int64_t>() : std::vector<int64_t>(index, index + int64_t{images} * n);
     }
-    // The latents as they are now, as pictures [b, height, width, 3] of `bytes` in all.
+    // The latents as they are now, as pictures [b, height, width, 3] or videos [b, frames, height, width, 3] of `bytes`
+    // in all.
     std::vector<unsigned char> picture(size_t bytes) const {
         std::vector<unsigned char> pixels(bytes);
         check(accelaes_run_picture(run_.get(), pixels.data(), pixels.size()));
@@ -98,6 +99,12 @@ class Run {
    private:
     std::unique_ptr<accelaes_run, void (*)(accelaes_run*)> run_;
 };
+
+// Of one picture, or of the frames of one video.
+inline size_t picture_bytes(const accelaes_facts& facts) {
+    return size_t{3} * static_cast<size_t>(facts.picture_frames) * static_cast<size_t>(facts.picture_height) *
+           static_cast<size_t>(facts.picture_width);
+}
 
 class Bundle {
    public:

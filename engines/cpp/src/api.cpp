@@ -163,6 +163,7 @@ void accelaes_bundle_facts(const accelaes_bundle* bundle, accelaes_facts* facts)
     found.encodes = manifest.conditioned.has_value();
     found.picture_height = static_cast<int>(manifest.picture_height);
     found.picture_width = static_cast<int>(manifest.picture_width);
+    found.picture_frames = static_cast<int>(manifest.picture_frames);
     hand_over(facts, found, facts->size);
 }
 

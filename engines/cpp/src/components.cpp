@@ -26,7 +26,11 @@ std::vector<int64_t> sized(const Spec& spec, int64_t rows, int64_t text) {
         if (size.letter != 0 && size.letter != 'b' && size.letter != 'M')
             refuse("A component's tensor " + spec.name + " has the letter " + std::string(1, size.letter) +
                    ", which this release doesn't know.");
-        shape.push_back(size.letter == 'b' ? rows : size.letter == 'M' ? text : size.fixed);
+        int64_t own = size.letter == 'b' ? rows : size.letter == 'M' ? text : size.fixed;
+        if (own <= size.less)
+            refuse("The texts have " + std::to_string(own) + " ids, the first " + std::to_string(size.less) +
+                   " of which stand before every prompt: give those, and the prompt's behind them.");
+        shape.push_back(own - size.less);
     }
     return shape;
 }
@@ -88,6 +92,19 @@ class Call {
     std::deque<Taken> taken_;
 };
 
+// Where ids before a prompt have no position, padding stands behind it: the first positions are cut off.
+void check_padding(const Program& joined, const std::map<std::string, Text>& texts) {
+    bool cut = false;
+    for (const auto& spec : joined.outputs)
+        cut = cut || std::any_of(spec.shape.begin(), spec.shape.end(), [](const Size& size) { return size.less > 0; });
+    for (const auto& [name, text] : texts) {
+        for (size_t k = 1; cut && k < text.mask.size(); ++k) {
+            if (k % static_cast<size_t>(text.length) != 0 && text.mask[k] > text.mask[k - 1])
+                refuse(name + ".attention_mask hides ids before some that it shows; pad texts behind their ends.");
+        }
+    }
+}
+
 // Numbers of all rows of an output.
 Numbers empty(const Spec& spec, int64_t rows, int64_t text) {
     Numbers made{sized(spec, rows, text), {}};
@@ -135,6 +152,7 @@ std::map<std::string, Numbers> encoded(const Bundle& bundle, const std::map<std:
             made[encoder.name + "." + name] = std::move(numbers);
         made[encoder.tokenizer + "." + attention_mask].shape = {rows, text->second.length};
     }
+    check_padding(joined, texts);
     // Where the graph takes any text length, it is that of the tensors that have one.
     int64_t length = 0;
     for (const auto& spec : joined.inputs) {

@@ -16,7 +16,8 @@ class Tensors {
 
     void add(std::vector<Tensor>& to, const Spec& spec, const Place& place) {
         auto& shape = shapes_.emplace_back();
-        for (const auto& size : spec.shape) shape.push_back(size.letter == 0 ? size.fixed : sized(size.letter));
+        for (const auto& size : spec.shape)
+            shape.push_back(size.letter == 0 ? size.fixed : sized(size.letter) - size.less);
         if (place.type != spec.type || room(shape) > place.numbers)
             refuse("The engine's tensor " + spec.name +
                    " is of another type or size than this release has it; build the bundle again.");

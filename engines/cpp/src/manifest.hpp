@@ -11,10 +11,11 @@
 
 namespace accelaes {
 
-// A size of a shape: a number, or a letter that varies (then `fixed` is 0).
+// A size of a shape: a number, or a letter that varies (then `fixed` is 0), less so many.
 struct Size {
     char letter = 0;
     int64_t fixed = 0;
+    int64_t less = 0;
 };
 
 struct Spec {
@@ -162,8 +163,8 @@ struct Manifest {
     std::vector<Encoder> encoders;
     std::optional<Program> conditioned;  // encoders' outputs to the engine's conditioning
     std::optional<Vae> vae;
-    std::optional<Scheduler> scheduler;             // with components alone
-    int64_t picture_height = 0, picture_width = 0;  // 0 without a VAE
+    std::optional<Scheduler> scheduler;                                 // with components alone
+    int64_t picture_frames = 0, picture_height = 0, picture_width = 0;  // 0 without a VAE
 
     int64_t token_width() const { return patch_frames * patch * patch * out_channels; }
 };

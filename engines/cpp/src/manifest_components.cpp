@@ -87,10 +87,9 @@ Scheduler scheduler_of(const json& components) {
     const auto& index = components.at("pipeline");
     const auto& config = components.at("scheduler");
     std::string pipeline = index.at("_class_name"), kind = index.at("scheduler").at(1);
-    bool flux = pipeline.rfind("Flux", 0) == 0;
+    auto is_of = [&](const char* family) { return pipeline.rfind(family, 0) == 0; };
     if (kind == "DDIMScheduler" || kind == "DPMSolverMultistepScheduler") {
-        bool known = pipeline.rfind("PixArt", 0) == 0 || pipeline.rfind("DiT", 0) == 0;
-        if (known)
+        if (is_of("PixArt") || is_of("DiT"))
             read_diffusion(config, kind, scheduler);
         else
             scheduler.unknown = kind + " as " + pipeline + " calls it";
@@ -100,14 +99,15 @@ Scheduler scheduler_of(const json& components) {
         scheduler.unknown = kind;
         return scheduler;
     }
-    if (!flux && pipeline.rfind("StableDiffusion3", 0) != 0) {
+    bool by_sigma = is_of("Flux") || is_of("QwenImage"), from_one = by_sigma || is_of("LTX");
+    if (!from_one && !is_of("StableDiffusion3")) {
         scheduler.unknown = "sigmas as " + pipeline + " gives them to its scheduler";
         return scheduler;
     }
     auto on = [&](const char* option) { return is_on(config, option); };
     auto number = [&](const char* option, double otherwise) { return number_of(config, option, otherwise); };
     if (on("stochastic_sampling")) scheduler.unknown = kind + " with stochastic_sampling";
-    scheduler.from_one = scheduler.called_by_sigma = flux;
+    scheduler.from_one = from_one, scheduler.called_by_sigma = by_sigma;
     scheduler.shift = number("shift", 1);
     scheduler.train = number("num_train_timesteps", 1000);
     scheduler.dynamic = on("use_dynamic_shifting");
@@ -169,9 +169,11 @@ void read_components(Manifest& manifest, const json& given) {
     }
     std::vector<int64_t> wanted = manifest.latent_shape;
     wanted.insert(wanted.begin(), 0);
-    if (manifest.vae->rows < 1 || taken != wanted || made.size() != 4 || made[3] != 3 || made[1] < 1 || made[2] < 1)
+    if (made.size() == 4) made.insert(made.begin() + 1, 1);  // a picture is a video of one frame
+    if (manifest.vae->rows < 1 || taken != wanted || made.size() != 5 || made[4] != 3 ||
+        std::any_of(made.begin() + 1, made.end(), [](int64_t size) { return size < 1; }))
         refuse("The bundle's VAE is for other latents than its engine's; build it again.");
-    manifest.picture_height = made[1], manifest.picture_width = made[2];
+    manifest.picture_frames = made[1], manifest.picture_height = made[2], manifest.picture_width = made[3];
 }
 
 }  // namespace accelaes

@@ -11,9 +11,12 @@ namespace {
 
 Size size_of(const json& given) {
     if (given.is_string()) {
-        auto letter = given.get<std::string>();
-        if (letter.size() != 1) throw json::type_error::create(302, "a shape's letter is " + letter, &given);
-        return {letter[0], 0};
+        auto written = given.get<std::string>();
+        bool digits = written.size() > 2 && written.size() < 12 && written.compare(1, 1, "-") == 0 &&
+                      written.find_first_not_of("0123456789", 2) == std::string::npos;
+        if (written.size() != 1 && !digits)
+            throw json::type_error::create(302, "a shape's letter is " + written, &given);
+        return {written[0], 0, digits ? std::stoll(written.substr(2)) : 0};
     }
     int64_t fixed = whole(given);
     if (fixed < 1 || fixed > INT32_MAX) throw json::type_error::create(302, "a shape has a size out of range", &given);

@@ -97,10 +97,12 @@ void Run::picture(uint8_t* pixels, size_t size) const {
     if (!manifest_.vae)
         refuse(
             "The bundle has no VAE to make pictures with; take the latents, or build it again with --components vae.");
-    size_t wanted = room({plan_.images, manifest_.picture_height, manifest_.picture_width, 3});
+    size_t wanted =
+        room({plan_.images, manifest_.picture_frames, manifest_.picture_height, manifest_.picture_width, 3});
     if (size != wanted)
-        refuse("The pictures are " + std::to_string(wanted) + " bytes, [b, height, width, 3], and there is room for " +
-               std::to_string(size) + ".");
+        refuse("The pictures are " + std::to_string(wanted) + " bytes, " +
+               (manifest_.picture_frames > 1 ? "[b, frames, height, width, 3]" : "[b, height, width, 3]") +
+               ", and there is room for " + std::to_string(size) + ".");
     if (!begun_) refuse("The run has no latents yet; give its input first.");
     const float* made = latents();
     decode(*bundle_, {made, made + latents_.size()}, plan_.images, pixels);

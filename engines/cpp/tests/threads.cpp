@@ -24,7 +24,7 @@ std::vector<unsigned char> drawn(const accelaes::Bundle& bundle, int which) {
     run.prompt({prompt});
     while (run.next().second) {
     }
-    return run.picture(static_cast<size_t>(facts.picture_height) * static_cast<size_t>(facts.picture_width) * 3);
+    return run.picture(accelaes::picture_bytes(facts));
 }
 
 // A run that another thread stops; whether it was stopped before its end.
