@@ -21,7 +21,7 @@ class GraphRequest:
     Attributes:
         name: its files' stem.
         inputs, outputs: its tensors, whose letters vary.
-        largest: the letters' largest sizes; the smallest are 1.
+        largest: the letters' largest sizes.
         targets: as the engine was compiled for.
         destination: an existing folder that receives the files.
         onnx: the graph, for backends that read ONNX.
@@ -39,6 +39,11 @@ class GraphRequest:
     onnx: Path | None = None
     program: torch.export.ExportedProgram | None = None
     weight: Callable[[str], torch.Tensor | None] | None = None
+
+    @property
+    def least(self) -> dict[str, int]:
+        """The letters' smallest sizes: 1, and of "M-34" one more than what is left out."""
+        return {letter: 1 + max(spec.less(letter) for spec in self.outputs) for letter in self.largest}
 
     @property
     def onnx_file(self) -> Path:

@@ -59,10 +59,20 @@ class TensorSpec(Record):
         """The shape with every letter replaced by its size in `sizes`, e.g. ``{"B": 2, "n": 72, ...}``."""
         return tuple(d if isinstance(d, int) else _size(d, sizes) for d in self.shape)
 
+    def less(self, letter: str) -> int:
+        """How much smaller a size of the shape is than `letter`: 34 of "M-34"; 0 where none is."""
+        parts = [_parts(d) for d in self.shape if isinstance(d, str)]
+        return max((less for own, less in parts if own == letter), default=0)
+
 
 def _size(dimension: str, sizes: dict[str, int]) -> int:
+    letter, less = _parts(dimension)
+    return sizes[letter] - less
+
+
+def _parts(dimension: str) -> tuple[str, int]:
     letter, _, less = dimension.partition("-")
-    return sizes[letter] - int(less or 0)
+    return letter, int(less or 0)
 
 
 class CacheEntry(Record):

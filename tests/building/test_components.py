@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -27,7 +28,7 @@ from accelaes_export.building.components import component_dtype
 from accelaes_export.building.verification import verify
 from accelaes_export.bundle.reading import MANIFEST, open_bundle
 from accelaes_export.cli import main
-from accelaes_export.contract.components import parse_components
+from accelaes_export.contract.components import component_files, parse_components
 from accelaes_export.errors import BundleError, InputError
 from accelaes_export.graph.components import encoder_graph, encoder_output
 from accelaes_export.policies.clip import ClipScorer
@@ -213,6 +214,45 @@ def test_components_are_of_the_transformers_variant_where_they_have_it(tmp_path)
             assert part.files[0].name.count("fp16") == (part.variant == "fp16")
     assert found[None] == {"text_encoder": "", "text_encoder_2": "fp16", "vae": ""}
     assert found["fp16"] == {"text_encoder": "", "text_encoder_2": "fp16", "vae": "fp16"}
+
+
+def hub_cache(folder: Path, name: str, checkpoint: Path) -> None:
+    """A hub repository as huggingface_hub keeps it: a commit's folder of links to blobs, and a branch."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    snapshot, blobs = repository / "snapshots" / ("0" * 40), repository / "blobs"
+    blobs.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    for k, path in enumerate(sorted(path for path in checkpoint.rglob("*") if path.is_file())):
+        link = snapshot / path.relative_to(checkpoint)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, blobs / f"{k:040x}")
+        link.symlink_to(os.path.relpath(blobs / f"{k:040x}", link.parent))
+
+
+def test_components_of_a_hub_id_are_those_of_the_pipeline_in_the_cache(complete_bundle, tmp_path, monkeypatch):
+    hub_cache(tmp_path / "hub", "somebody/shapes", SHAPES)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    options = {"components": "all", "presets": "none", "verify": False}
+    bundle = ax.build("somebody/shapes", model="shapes", output=tmp_path / "bundle", **options)
+    assert (bundle.manifest.source.kind, bundle.manifest.source.location) == ("hub", "somebody/shapes")
+    assert bundle.manifest.source.revision == "0" * 40 and bundle.manifest.complete
+    own, shipped = (one.manifest.components for one in (bundle, complete_bundle))
+    assert {name: encoder.weights_sha256 for name, encoder in own.encoders.items()} == {
+        name: encoder.weights_sha256 for name, encoder in shipped.encoders.items()
+    }
+    assert all(not (bundle.path / file).is_symlink() for file in component_files(own, bundle.manifest.geometry.vae))
+    some = ax.build(
+        "somebody/shapes", model="shapes", output=tmp_path / "some", **options | {"components": "tokenizers"}
+    )
+    assert type(load_pipeline(some).vae).__name__ == "AutoencoderKL", "the rest is the hub's"
+    shutil.rmtree(tmp_path / "hub")
+    assert load_pipeline(bundle).vae is not None, "a complete bundle asks no hub"
+    with pytest.raises(
+        ax.MissingComponentError, match="pipeline 'somebody/shapes' can't be loaded.* with --checkpoint"
+    ):
+        load_pipeline(some)
 
 
 def test_run_reads_what_a_bundle_lacks_of_the_variant_it_was_built_of(tmp_path):

@@ -41,7 +41,7 @@ def build_graph(library: Library, request: GraphRequest, targets: tuple[str, ...
         raise BuildError(f"{flavour.name} can't read {request.name}: {said or library.messages.quote()}.")
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
-    least, most = dict.fromkeys(request.largest, 1), dict(request.largest)
+    least, most = request.least, dict(request.largest)
     for spec in request.inputs:
         if any(isinstance(d, str) for d in spec.shape):
             profile.set_shape(spec.name, spec.sized(least), spec.sized(most), spec.sized(most))
