@@ -55,6 +55,7 @@ class _Stack:
         self._full = workspace.zeros(f"all {self._names[0]}", self._shape(tokens), dtype)
         self._earlier = workspace.zeros(f"earlier {self._names[0]}", self._shape(tokens), dtype) if keeps_two else None
         self.full = self._by_name(self._full)
+        self._named: dict[tuple[str, int], dict[str, torch.Tensor]] = {}  # by suffix and count
 
     def _shape(self, count: int) -> tuple[int, ...]:
         K, B, heads, head_dim = self._size
@@ -80,7 +81,14 @@ class _Stack:
 
     def fresh(self, n: int) -> dict[str, torch.Tensor]:
         """Buffers by name for n tokens."""
-        return self._by_name(self.empty("", n))
+        return self._buffers("", n)
+
+    def _buffers(self, suffix: str, count: int) -> dict[str, torch.Tensor]:
+        """Those of `empty`, by name."""
+        if (suffix, count) not in self._named:
+            named = self._by_name(self.empty(suffix, count))
+            self._named[suffix, count] = {name + suffix: tensor for name, tensor in named.items()}
+        return self._named[suffix, count]
 
     def write(self, index: torch.Tensor) -> None:
         """Write the buffers of n tokens back at index [B, n]."""
@@ -94,8 +102,8 @@ class _Stack:
     ) -> dict[str, torch.Tensor]:
         """The rows at index [B, m] by name, read anew if `gather`, and carried on `distance` [B, m] gaps."""
         m = index.shape[1]
-        target = self.empty("_bg", m)
         if gather and m:
+            target = self.empty("_bg", m)
             rows = self._rows(index)
             torch.index_select(_by_row(self._full), 1, rows, out=_by_row(target))
             if distance is not None and self._earlier is not None:
@@ -103,7 +111,7 @@ class _Stack:
                 torch.index_select(_by_row(self._earlier), 1, rows, out=_by_row(before))
                 beyond = distance[None, :, None, :, None].to(self._dtype)
                 target.add_(torch.sub(target, before, out=before).mul_(beyond))
-        return {f"{name}_bg": tensor for name, tensor in self._by_name(target).items()}
+        return self._buffers("_bg", m)
 
 
 def _by_row(stack: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -58,6 +58,36 @@ class Run:
             return now
         step = self.clock[i + 1] - now if i + 1 < len(self.clock) else now - self.clock[i - 1]
         return now + theta * step
+
+    def cache_is_read(self, i: int, *, past: int = 0) -> bool:
+        """Whether a sparse step to come reads what is cached at step i, which `past` dense steps between leave there.
+
+        A gate may skip what the plan calls dense.
+        """
+        for kind in self._kinds[i + 1 :]:
+            if kind is StepKind.SPARSE:
+                return True
+            if kind is StepKind.DENSE and not self._gated:
+                if not past:
+                    return False
+                past -= 1
+        return False
+
+    def history_is_read(self, i: int) -> bool:
+        """Whether a step after i may be predicted from what is known after it; what all tokens' own predictions are fed
+        to the scheduler as is read by nobody."""
+        extrapolates = self.policy.extrapolation.theta and self.first_order
+        if extrapolates or self.policy.spatial_guidance is not None or self._gated:
+            return True
+        return any(kind in (StepKind.SKIP, StepKind.SPARSE) for kind in self._kinds[i + 1 :])
+
+    @cached_property
+    def _kinds(self) -> tuple[StepKind, ...]:
+        return tuple(step.kind for step in self.plan)
+
+    @cached_property
+    def _gated(self) -> bool:
+        return self.policy.gate() is not None
 
 
 @dataclass(frozen=True)
@@ -167,7 +197,8 @@ class Trajectory:
             tokens = self._dense(i, now) if kind is StepKind.DENSE else self._partial(i, now)
             if mask is None and target == self._run.clock[i]:
                 # A copy: the next step writes over the engine's output, and a callback may keep this one.
-                return kind, unpatchify(tokens, self._latents).clone()
+                made = unpatchify(tokens, self._latents)
+                return kind, made.clone() if made.data_ptr() == tokens.data_ptr() else made
         elif kind is StepKind.SPARSE:
             self._sparse(i, n, now)
         prediction = self._programs["extrapolate"]({**self._known, "target": target})["predicted"]  # [B, N, w]
@@ -176,7 +207,8 @@ class Trajectory:
     def _dense(self, i: int, now: StepInputs) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
         assert self._cache is not None
-        written = self._cache.renewing()
+        kept = self._run.cache_is_read(i, past=int("carry" in self._programs))
+        written: Mapping[str, torch.Tensor] = self._cache.renewing() if kept else {}
         for blocks in self._ranges.values():
             written = {**written, **self._calls.changes(now, blocks)}
         tokens = self._engine(i, self._everything, self._nothing, now, written)[FOCUS_PREDICTION]
@@ -196,6 +228,8 @@ class Trajectory:
         self, i: int, computed: torch.Tensor, *, cached: torch.Tensor, running: torch.Tensor | None = None
     ) -> None:
         """Take in what step i computed: predictions [B, N, w], `running` [B, N] where that isn't all of them."""
+        if running is None and not self._run.history_is_read(i):
+            return
         name = "advance" if running is None else "advance_focus"
         tensors = {**self._known, "computed": computed.float(), "now": self._run.clock[i], "cached": cached}
         self._known = self._programs[name](tensors if running is None else {**tensors, "running": running})
@@ -209,7 +243,9 @@ class Trajectory:
             self._sets = _TokenSets(focus, *self._calls.tokens(rows, background_of(rows, self._latents.tokens)))
         sets = self._sets
         # A one-shot mask always computes the same tokens, so nobody would read what they write back.
-        fresh = self._cache.fresh(n) if self._chosen.selector.moving else {}
+        past = int("carry" in self._programs)
+        kept = self._chosen.selector.moving and self._run.cache_is_read(i, past=past)
+        fresh = self._cache.fresh(n) if kept else {}
         outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
             self._cache.write(sets.focus_rows)
