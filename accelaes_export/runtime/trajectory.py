@@ -207,14 +207,19 @@ class Trajectory:
     def _dense(self, i: int, now: StepInputs) -> torch.Tensor:
         """Compute every token: the model's own output [B, N, w]."""
         assert self._cache is not None
-        kept = self._run.cache_is_read(i, past=int("carry" in self._programs))
-        written: Mapping[str, torch.Tensor] = self._cache.renewing() if kept else {}
+        written: Mapping[str, torch.Tensor] = self._cache.renewing() if self._keeps(i) else {}
         for blocks in self._ranges.values():
             written = {**written, **self._calls.changes(now, blocks)}
         tokens = self._engine(i, self._everything, self._nothing, now, written)[FOCUS_PREDICTION]
         self._filled = True
         self._advance(i, tokens, cached=self._all)
         return tokens
+
+    def _keeps(self, i: int) -> bool:
+        """Whether what step i makes for the cache is fetched. A GPU's engine writes it in any case, and a kind of call
+        less is a captured graph less."""
+        on_gpu = self._session.workspaces.cuda is not None
+        return on_gpu or self._run.cache_is_read(i, past=int("carry" in self._programs))
 
     def _partial(self, i: int, now: StepInputs) -> torch.Tensor:
         """Compute every token without a range of blocks, which adds what it did at the last dense step: [B, N, w]."""
@@ -243,9 +248,7 @@ class Trajectory:
             self._sets = _TokenSets(focus, *self._calls.tokens(rows, background_of(rows, self._latents.tokens)))
         sets = self._sets
         # A one-shot mask always computes the same tokens, so nobody would read what they write back.
-        past = int("carry" in self._programs)
-        kept = self._chosen.selector.moving and self._run.cache_is_read(i, past=past)
-        fresh = self._cache.fresh(n) if kept else {}
+        fresh = self._cache.fresh(n) if self._chosen.selector.moving and self._keeps(i) else {}
         outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
             self._cache.write(sets.focus_rows)

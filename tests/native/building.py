@@ -17,6 +17,12 @@ SOURCES = Path(__file__).parents[2] / "engines" / "cpp"
 ONNXRUNTIME = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
 
 
+PARTS = ("src", "include", "engines")
+CUDA_ON_CPU = Path(__file__).parent / "cuda_on_cpu"
+CUDA = ("-x", "c++", SOURCES / "cuda" / "device.cu", SOURCES / "cuda" / "kernels.cu", CUDA_ON_CPU / "memory.cpp")
+"""What libaccelaes_cuda.so is made of where a CPU stands in for a GPU."""
+
+
 def missing() -> str:
     """What building it takes that isn't here."""
     lacking = [tool for tool in ("cmake", "ninja", "g++", "pkg-config") if shutil.which(tool) is None]
@@ -49,6 +55,15 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(shared(tmp_path_factory) / "native", "-DACCELAES_TESTS=ON")
 
 
+def stand_in(library: Path, *sources: object, strict: bool = False) -> None:
+    """Compile a shared object by g++, with the headers that stand in for NVIDIA's."""
+    headers = (CUDA_ON_CPU, CUDA_ON_CPU.with_name("tensorrt_on_cpu"), *(SOURCES / part for part in PARTS))
+    command = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"]
+    command += ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror"] if strict else []
+    command += [word for folder in headers for word in ("-I", str(folder))]
+    subprocess.run([*command, *map(str, sources), "-ldl", "-o", str(library)], check=True)
+
+
 def ctest(folder: Path, bundle: Path, golden: Path, *options: str, **environment: str) -> str:
     """What ctest says of the build in `folder`, all of whose tests passed."""
     given = {"BUNDLE": bundle, "LIBRARY": ONNXRUNTIME, "GOLDEN": golden}
@@ -61,10 +76,10 @@ def ctest(folder: Path, bundle: Path, golden: Path, *options: str, **environment
 
 
 def golden_program(
-    library: Path, verb: str, bundle: Path, folder: Path, *options: str, **environment: str
+    library: Path, verb: str, bundle: Path, folder: Path, *options: str, runtime: Path = ONNXRUNTIME, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """engines/cpp/tests/golden.cpp on a folder of trajectories."""
-    command = [library.parent / "accelaes_golden", verb, bundle, ONNXRUNTIME, folder, *options]
+    command = [library.parent / "accelaes_golden", verb, bundle, runtime, folder, *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 

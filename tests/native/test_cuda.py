@@ -15,22 +15,18 @@ import pytest
 from accelaes_export.bundle.reading import Bundle
 from tests.campaigns.size import attempts
 from tests.native import golden
-from tests.native.building import ONNXRUNTIME, SOURCES, build, golden_program
+from tests.native.building import CUDA, CUDA_ON_CPU, ONNXRUNTIME, build, golden_program, stand_in
 from tests.native.library import Native, NativeError
 
 pytestmark = pytest.mark.xdist_group("native")
-HERE = Path(__file__).parent / "cuda_on_cpu"
 
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with libaccelaes_cuda.so, and ONNX Runtime's format for its memory."""
     folder = tmp_path_factory.mktemp("cuda")
-    common = ["g++", "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-I", HERE, "-I", SOURCES / "src"]
-    kernels = [SOURCES / "cuda" / "device.cu", SOURCES / "cuda" / "kernels.cu", HERE / "memory.cpp"]
-    for name, sources in (("cuda", ["-x", "c++", *kernels]), ("onnxruntime", [HERE / "format.cpp"])):
-        command = [*common, "-I", SOURCES / "include", *sources, "-ldl", "-o", folder / f"libaccelaes_{name}.so"]
-        subprocess.run(list(map(str, command)), check=True)
+    stand_in(folder / "libaccelaes_cuda.so", *CUDA)
+    stand_in(folder / "libaccelaes_onnxruntime.so", CUDA_ON_CPU / "format.cpp")
     return folder
 
 

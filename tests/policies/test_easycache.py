@@ -40,7 +40,7 @@ def expected(latents: np.ndarray, outputs: np.ndarray, policy: EasyCache) -> str
 
 
 def decisions_of(policy: EasyCache, *like: int) -> Decisions:
-    picture = Picture((), (1, 1), 1, None, lambda tokens: tokens, component=False)
+    picture = Picture((), (1, 1), 1, None, rescaled=False, cells=lambda tokens: tokens, component=False)
     programs = {program.name: program.compute for program in programs_of(policy, picture)}
     unseen = partial(nothing_seen, policy.gate(), prediction=torch.zeros(like))
     return Decisions(programs["decide"], programs["observe"], unseen)

@@ -63,7 +63,7 @@ void close(void* device) {
     delete &own;
 }
 
-void* stream(void* device) { return static_cast<Device*>(device)->stream; }
+void* stream(void* device) { return entered(device).stream; }
 
 void* allocate(void* device, size_t bytes) {
     Device& own = entered(device);

@@ -61,7 +61,7 @@ struct DeviceFunctions {
     // `stream`: the caller's, or null for one of its own; `index` of the device among its kind.
     void* (*open)(int index, void* stream, EngineError* error);
     void (*close)(void* device);
-    // The stream that work is done on; null on a CPU.
+    // The stream that work is done on, whose device becomes the calling thread's; null on a CPU.
     void* (*stream)(void* device);
     // Zeroed; null where there is too little memory.
     void* (*allocate)(void* device, size_t bytes);

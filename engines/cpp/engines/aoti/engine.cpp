@@ -15,8 +15,8 @@
 
 #include "aoti/package.hpp"
 #include "aoti/torch.hpp"
-#include "aoti/weights.hpp"
 #include "format.hpp"
+#include "weights.hpp"
 
 namespace aoti {
 namespace {
@@ -27,6 +27,8 @@ using accelaes::GraphFiles;
 using accelaes::guarded;
 using accelaes::Refused;
 using accelaes::Tensor;
+using accelaes::Weight;
+using accelaes::Weights;
 
 struct ModelContainer;
 struct ConstantPair {

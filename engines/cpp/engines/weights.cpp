@@ -1,4 +1,4 @@
-#include "aoti/weights.hpp"
+#include "weights.hpp"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -11,11 +11,8 @@
 #include "format.hpp"
 #include "whole_numbers.hpp"
 
-namespace aoti {
+namespace accelaes {
 namespace {
-
-using accelaes::Refused;
-using accelaes::whole;
 
 [[noreturn]] void damaged(const std::string& path, const std::string& what) {
     throw Refused{ACCELAES_INPUT, path + " is no safetensors file (" + what + "); build the bundle again"};
@@ -79,4 +76,4 @@ Weights::Weights(const std::string& path) {
 
 Weights::~Weights() { munmap(mapped_, size_); }
 
-}  // namespace aoti
+}  // namespace accelaes

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-namespace aoti {
+namespace accelaes {
 
 struct Weight {
     std::string dtype;  // as safetensors writes it: F32, I64, ...
@@ -32,4 +32,4 @@ class Weights {
     std::map<std::string, Weight> all_;
 };
 
-}  // namespace aoti
+}  // namespace accelaes
