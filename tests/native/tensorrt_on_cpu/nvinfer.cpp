@@ -213,8 +213,11 @@ class Context : public nvinfer1::IExecutionContext {
         for (const auto& one : engine_.tensors) {
             auto address = addresses_.find(one.name);
             if (address == addresses_.end()) return complain(one.name + " has no address");
-            if (one.input && shapes_.count(one.name) == 0) return complain(one.name + " has no shape");
-            kept[k] = one.input ? shapes_.at(one.name) : getTensorShape(one.name.c_str());
+            auto told = shapes_.find(one.name);  // unless it is fixed
+            kept[k] = told == shapes_.end() ? getTensorShape(one.name.c_str()) : told->second;
+            for (int32_t axis = 0; axis < kept[k].nbDims; ++axis) {
+                if (kept[k].d[axis] < 0) return complain(one.name + " has no shape");
+            }
             (one.input ? in : out)
                 .push_back({one.name.c_str(), one.type, address->second, kept[k].d, kept[k].nbDims, true});
             ++k;
