@@ -19,18 +19,21 @@ from safetensors.torch import load_file, save_file
 
 import accelaes_export as ax
 from accelaes_export import recipes
+from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import resolve
 from accelaes_export.backbones.pipeline_parts import Part, PipelineParts
 from accelaes_export.backbones.sd3 import SD3Backbone
 from accelaes_export.backbones.weight_files import DIFFUSERS, TRANSFORMERS
 from accelaes_export.backends import backend
+from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.building.components import component_dtype
 from accelaes_export.building.verification import verify
 from accelaes_export.bundle.reading import MANIFEST, open_bundle
 from accelaes_export.cli import main
-from accelaes_export.contract.components import component_files, parse_components
+from accelaes_export.contract.components import HIDDEN, component_files, parse_components
+from accelaes_export.contract.tensors import TensorSpec
 from accelaes_export.errors import BundleError, InputError
-from accelaes_export.graph.components import encoder_graph, encoder_output
+from accelaes_export.graph.components import ComponentGraph, conditioning_graph, encoder_graph, encoder_output
 from accelaes_export.policies.clip import ClipScorer
 from accelaes_export.policies.words import split_words
 from accelaes_export.recipes import shipped_folder
@@ -438,3 +441,42 @@ def text() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_recipe_may_ask_for_them():
     assert recipes.load("shapes").override(components="all").components == ("text", "vae", "tokenizers")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_ids_without_a_position_are_left_out_of_the_conditioning(tmp_path, batch):
+    """34 before every prompt of Qwen-Image's; the shorter text is padded behind."""
+    import onnxruntime
+
+    states = TensorSpec(name=f"{HIDDEN}-1", dtype="fp32", shape=("b", "M", 16))
+    mask = TensorSpec(name="attention_mask", dtype="int64", shape=("b", "M"))
+    encoder = ComponentGraph("text_encoder", torch.nn.Identity(), (mask, mask), (states,), {"b": 4, "M": 60})
+    wanted = (
+        TensorSpec(name="encoder_hidden_states", dtype="fp32", shape=("B", "M", 16)),
+        TensorSpec(name="encoder_hidden_states_mask", dtype="fp32", shape=("B", "M"), kind="mask", optional=True),
+    )
+    made = conditioning_graph(
+        backbone_of("qwen-image"),
+        {},
+        SimpleNamespace(inputs=wanted),
+        {"text_encoder": encoder},
+        {"text_encoder": 60},
+        {"text_encoder": 34},
+        runs=1,
+        last=26,
+        rows=4,
+    )
+    assert [spec.shape for spec in made.outputs] == [("b", "M-34", 16), ("b", "M-34")]
+    assert made.outputs[0].sized({"b": batch, "M": 60}) == (batch, 26, 16)
+    path = made.save_onnx(tmp_path)
+    request = GraphRequest(made.name, made.inputs, made.outputs, made.largest, ("sm89",), tmp_path, onnx=path)
+    assert request.least == {"b": 1, "M": 35}, "a text of the template alone has no positions"
+    given = torch.randn(batch, 41, 16), torch.ones(batch, 41, dtype=torch.int64)
+    given[1][-1, 38:] = 0
+    session = onnxruntime.InferenceSession(str(path))
+    text, kept = session.run(None, {spec.name: x.numpy() for spec, x in zip(made.inputs, given, strict=True)})
+    assert np.array_equal(kept, given[1][:, 34:].float().numpy())
+    assert np.array_equal(text, (given[0] * given[1].unsqueeze(-1))[:, 34:].numpy())
+    rtx = backend("tensorrt-rtx")
+    if rtx.availability().can_build:
+        assert rtx.compile_graph(request) == ("conditioning.engine",)

@@ -224,7 +224,7 @@ def test_the_dense_policy_follows_the_untouched_pipeline(checkpoint: Path, bundl
 
 @pytest.mark.native
 class TestAPictureNatively(DrawsNatively):
-    """From the prompt on: text encoders and VAE are packages too."""
+    """From the prompt on: text encoders and VAE are packages too, and every bucket has one of its own."""
 
     asked_for = PROMPT
     opening: ClassVar[dict[str, object]] = {"library": LIBTORCH, "allow_code": 1}
@@ -233,8 +233,29 @@ class TestAPictureNatively(DrawsNatively):
     def bundle(self, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> ax.Bundle:
         folder = tmp_path_factory.mktemp("aoti") / "complete"
         options = (
-            f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing "
+            f"--model shapes --checkpoint {checkpoint} --backend aoti --target cpu --compiling no-freezing,per-bucket "
             f"--presets dense,accelaes,drift:budget=12 --components text,vae,tokenizers -o {folder}"
         )
         command("build", *options.split())
+        packages = [name for name in ax.open(folder).manifest.backend.files if name.endswith(".pt2")]
+        assert len(packages) == 4
         return ax.open(folder)
+
+    def test_a_bucket_without_a_package_is_refused(self, native: Native, bundle: ax.Bundle, tmp_path: Path) -> None:
+        """Packages whose names don't say which bucket they are of, or say another's."""
+        for name, said in (
+            ("focus_step.x.pt2", "which bucket it is of"),
+            ("focus_step.n7.pt2", "no package for a call"),
+        ):
+            folder = Path(shutil.copytree(bundle.path, tmp_path / name))
+            manifest = json.loads((folder / "manifest.json").read_text())
+            (folder / "focus_step.n144.pt2").rename(folder / name)
+            files = manifest["backend"]["files"]
+            files[files.index("focus_step.n144.pt2")] = name
+            manifest["files"][name] = manifest["files"].pop("focus_step.n144.pt2")
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+            with pytest.raises(NativeError, match=said):
+                opened = native.open(folder, **self.opening)
+                run = opened.run(None, None, preset=b"dense", seed=3)
+                run.prompt(PROMPT)
+                run.next()

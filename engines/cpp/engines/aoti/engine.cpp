@@ -86,21 +86,14 @@ struct Engine {
     Engine(void* library, void* cuda, const EngineDevice& device) : torch(library, cuda, device) {}
 };
 
-class Graph {
+// A compiled graph.
+class Package {
    public:
-    Graph(Engine& engine, const GraphFiles& files)
-        : torch_(engine.torch), extracted_(files.paths[0], !torch_.on_host()) {
+    // `beside`: the file with its weights, or "".
+    Package(Engine& engine, const GraphFiles& files, const std::string& path, const std::string& beside)
+        : torch_(engine.torch), extracted_(path, !torch_.on_host()) {
         for (size_t k = 0; k < files.in; ++k) inputs_.emplace_back(files.inputs[k]);
         for (size_t k = 0; k < files.out; ++k) outputs_.emplace_back(files.outputs[k]);
-        std::string beside;
-        for (size_t k = 1; k < files.count; ++k) {
-            std::string path = files.paths[k];
-            if (path.size() > 4 && path.compare(path.size() - 4, 4, ".pt2") == 0)
-                throw Refused{ACCELAES_INPUT,
-                              "It has a package for each bucket, which this runtime doesn't take; build "
-                              "the bundle without compiling.per_bucket"};
-            beside = path;
-        }
         library_ = dlopen(extracted_.library().c_str(), RTLD_NOW | RTLD_LOCAL);
         if (library_ == nullptr)
             throw Refused{ACCELAES_INPUT, std::string("Its code can't be loaded (") + dlerror() + ")"};
@@ -113,9 +106,9 @@ class Graph {
             throw;
         }
     }
-    ~Graph() { close(); }
-    Graph(const Graph&) = delete;
-    Graph& operator=(const Graph&) = delete;
+    ~Package() { close(); }
+    Package(const Package&) = delete;
+    Package& operator=(const Package&) = delete;
 
     void run(const Tensor* inputs, size_t in, const Tensor* outputs, size_t out) {
         std::lock_guard<std::mutex> lock(running_);
@@ -250,15 +243,52 @@ class Graph {
     std::mutex running_;
 };
 
+// A graph in one package, or in one for each bucket, whose names say its focus tokens: focus_step.n72.pt2.
+class Graph {
+   public:
+    Graph(Engine& engine, const GraphFiles& files) {
+        std::vector<std::string> paths(files.paths, files.paths + files.count);
+        auto weights = std::stable_partition(paths.begin(), paths.end(), [](const std::string& path) {
+            return path.size() > 4 && path.compare(path.size() - 4, 4, ".pt2") == 0;
+        });
+        std::string beside = weights == paths.end() ? "" : *weights;
+        for (auto path = paths.begin(); path != weights; ++path) {
+            int64_t tokens = weights - paths.begin() == 1 ? 0 : tokens_of(*path);
+            packages_[tokens] = std::make_unique<Package>(engine, files, *path, beside);
+        }
+    }
+
+    Package& of(const std::vector<Tensor>& inputs) const {
+        if (packages_.size() == 1) return *packages_.begin()->second;
+        for (const auto& tensor : inputs) {
+            if (std::strcmp(tensor.name, "focus_index") != 0 || tensor.rank != 2) continue;
+            auto found = packages_.find(tensor.shape[1]);
+            if (found != packages_.end()) return *found->second;
+        }
+        throw Refused{ACCELAES_INPUT, "The engine has no package for a call of these sizes; build the bundle again"};
+    }
+
+   private:
+    static int64_t tokens_of(const std::string& path) {
+        size_t end = path.size() - 4, begin = path.rfind(".n", end - 1);
+        std::string digits = begin == std::string::npos ? "" : path.substr(begin + 2, end - begin - 2);
+        if (digits.empty() || digits.size() > 9 || digits.find_first_not_of("0123456789") != std::string::npos)
+            throw Refused{ACCELAES_INPUT, path + " doesn't say which bucket it is of; build the bundle again"};
+        return std::stoll(digits);
+    }
+
+    std::map<int64_t, std::unique_ptr<Package>> packages_;  // by focus tokens, where there are several
+};
+
 // Tensors of a graph's calls: torch's own are made anew for each, as a call takes them over.
 struct Bound {
-    Graph& graph;
     std::vector<Tensor> inputs, outputs;
+    Package& package;
     std::vector<std::string> names;
     std::vector<std::vector<int64_t>> shapes;
 
     Bound(Graph& of, const Tensor* in, size_t given, const Tensor* out, size_t made)
-        : graph(of), inputs(in, in + given), outputs(out, out + made) {
+        : inputs(in, in + given), outputs(out, out + made), package(of.of(inputs)) {
         names.reserve(given + made);
         shapes.reserve(given + made);
         for (auto* tensors : {&inputs, &outputs}) {
@@ -312,7 +342,7 @@ void* bind(void* graph, const Tensor* inputs, size_t in, const Tensor* outputs, 
 bool run(void* bound, EngineError* error) {
     return guarded(error, [&] {
         auto& own = *static_cast<Bound*>(bound);
-        own.graph.run(own.inputs.data(), own.inputs.size(), own.outputs.data(), own.outputs.size());
+        own.package.run(own.inputs.data(), own.inputs.size(), own.outputs.data(), own.outputs.size());
         return true;
     });
 }
