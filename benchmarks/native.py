@@ -5,21 +5,25 @@
 
 Both walk from noise to latents: text and picture aren't made. Printed are the medians of the rounds, and of their
 ratios with the 10th to 90th percentile; "outside" is what a step takes outside the engine, of its whole time: on a CPU,
-as a GPU's work is only queued by the calls that are timed. With `--device cuda` both are on the GPU; a bundle of
-AOTInductor runs with this torch, and the code of such a bundle is run.
+as a GPU's work is only queued by the calls that are timed. Natively that is all of a step; in Python a pipeline guides
+and takes the scheduler's step, so what the denoiser itself takes is told apart. With `--device cuda` both are on the
+GPU; a bundle of AOTInductor runs with this torch, and the code of such a bundle is run.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import torch
 
 import accelaes_export as ax
 from accelaes_export.measure.profiling.timing import spread
+from accelaes_export.runtime.denoiser import Denoiser
 from tests.native.library import Native, NativeBundle
 from tests.native.reference import Setting, setting, walk
 
@@ -33,17 +37,18 @@ def engine_library(bundle: ax.Bundle) -> Path:
     return next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so*"))
 
 
-class EngineClock:
-    """Seconds that Python's engine calls took."""
+class Clock:
+    """Seconds that the calls of a function took, which it stands for."""
 
-    def __init__(self, session: object) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.seconds = 0.0
-        self._run = session.run  # type: ignore[attr-defined]
+        self._function = function
 
-    def __call__(self, *args: object) -> None:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         begun = time.perf_counter()
-        self._run(*args)
+        found = self._function(*args, **options)
         self.seconds += time.perf_counter() - begun
+        return found
 
 
 def natively(opened: NativeBundle, given: Setting) -> tuple[float, float]:
@@ -78,30 +83,35 @@ def main() -> None:
         allow_code=1,
     )
     session = bundle.session()
-    clock = EngineClock(session)
-    session.run = clock  # type: ignore[method-assign]
+    engine = session.run = Clock(session.run)  # type: ignore[method-assign]
+    denoiser = Clock(Denoiser.step)
+    Denoiser.step = lambda *args, **options: denoiser(*args, **options)  # type: ignore[method-assign]
     for preset in bundle.manifest.geometry.presets:
         case = setting(bundle, preset, preset.plans[preset.steps], seed=1)
         python: list[tuple[float, float]] = []
+        inside: list[float] = []
         native: list[tuple[float, float]] = []
         for k in range(2 + given.rounds):
             for side in ("python", "native") if k % 2 else ("native", "python"):
                 if side == "native":
                     native.append(natively(opened, case))
                     continue
-                clock.seconds, begun = 0.0, time.perf_counter()
+                engine.seconds = denoiser.seconds = 0.0
+                begun = time.perf_counter()
                 for _ in walk(bundle, case, watched=False):
                     pass
-                python.append((time.perf_counter() - begun, clock.seconds))
-        python, native = python[2:], native[2:]  # the first two warm up
+                python.append((time.perf_counter() - begun, engine.seconds))
+                inside.append(1e3 * (denoiser.seconds - engine.seconds) / preset.steps)
+        python, native, inside = python[2:], native[2:], inside[2:]  # the first two warm up
         ratio = spread([own[0] / other[0] for own, other in zip(native, python, strict=True)])
         outside = [
             spread([1e3 * (whole - engine) / preset.steps for whole, engine in side]) for side in (python, native)
         ]
         share = spread([(whole - engine) / whole for whole, engine in native])
+        mine = f"outside {outside[0].median:.2f} ms a step (denoiser {spread(inside).median:.2f})"
         print(
-            f"{preset.name:20.20s} python {1e3 * spread([w for w, _ in python]).median:6.1f} ms, outside "
-            f"{outside[0].median:.2f} ms a step; native {1e3 * spread([w for w, _ in native]).median:6.1f} ms, outside "
+            f"{preset.name:20.20s} python {1e3 * spread([w for w, _ in python]).median:6.1f} ms, {mine}; "
+            f"native {1e3 * spread([w for w, _ in native]).median:6.1f} ms, outside "
             f"{outside[1].median:.2f} ({share.median:.1%}); native/python {ratio.median:.2f} "
             f"({ratio.p10:.2f} to {ratio.p90:.2f})"
         )
