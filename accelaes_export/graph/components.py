@@ -139,7 +139,8 @@ def encoder_graph(
     text = tuple(TensorSpec(name=each, dtype="int64", shape=("b", "M")) for each in (INPUT_IDS, ATTENTION_MASK))
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         ids = torch.ones(_EXAMPLE["b"], _EXAMPLE["M"], dtype=torch.int64)
-        shapes = [tuple(tensor.shape) for tensor in module(ids, ids)]
+        made = model(input_ids=ids, output_hidden_states=True)  # some look into a mask, which has no numbers here
+        shapes = [tuple(encoder_output(made, name).shape) for name in names]
     outputs = tuple(
         TensorSpec(name=each, dtype=dtype, shape=("b", "M", shape[-1]) if len(shape) == 3 else ("b", shape[-1]))
         for each, shape in zip(names, shapes, strict=True)

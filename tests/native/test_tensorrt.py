@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from accelaes_export.backends.tensorrt.flavour import RTX
 from accelaes_export.backends.tensorrt.profiles import profiles
@@ -219,3 +219,48 @@ def test_what_is_in_the_way_is_told_in_one_sentence(
     assert code == 4 and "layers of the attention plugin; name its library in ACCELAES_PLUGIN (docs/plugin.md)" in said
     monkeypatch.setenv("ACCELAES_PLUGIN", "libm.so.6")  # any library will do for the stand-in
     native.open(plugged, **given).close()
+
+
+def test_an_engine_that_would_write_more_than_the_manifest_says_is_refused(
+    native: Native, engines: Path, converted: Path, tmp_path: Path
+) -> None:
+    """Behind a manifest that agrees with the file: the engine's own sizes are asked for."""
+
+    def altered(change: Any) -> Path:
+        folder = Path(
+            shutil.copytree(with_weights_beside(Path(shutil.copytree(converted, tmp_path / "w"))), tmp_path / "a")
+        )
+        shutil.rmtree(tmp_path / "w")
+        manifest = json.loads((folder / MANIFEST).read_text())
+        change(folder, manifest)
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        return folder
+
+    def wider(folder: Path, manifest: dict[str, Any]) -> None:
+        name = manifest["backend"]["files"][0]
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(
+            data.replace(b"output focus_prediction fp32 B n 16\n", b"output focus_prediction fp32 B n 99\n")
+        )
+
+    folder = altered(wider)
+    opened = native.open(folder, **opening(engines, skip_hashes=1))
+    run = opened.run(None, None, preset=b"dense", seed=3)
+    run.prompt(PROMPT)
+    with pytest.raises(
+        NativeError, match="The engine's focus_prediction has another type or size than the manifest says"
+    ):
+        run.next()
+    run.free()
+    opened.close()
+    shutil.rmtree(folder)
+
+    def shorter(folder: Path, manifest: dict[str, Any]) -> None:
+        weights = load_file(folder / WEIGHTS_FILE)
+        first = sorted(weights)[0]
+        save_file({**weights, first: weights[first][:1].copy()}, folder / WEIGHTS_FILE)
+        size = (folder / WEIGHTS_FILE).stat().st_size
+        manifest["files"][WEIGHTS_FILE]["size"] = size
+
+    code, said = refused(native, altered(shorter), **opening(engines, skip_hashes=1))
+    assert (code, "is of another size; build the bundle again" in said) == (2, True), said

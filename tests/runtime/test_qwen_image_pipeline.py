@@ -52,7 +52,7 @@ def checkpoint(tmp_path_factory):
     text_config = {
         "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [2, 3, 3]},  # as published
     }  # fmt: skip
     vision_config = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32}
     text_encoder = Qwen2_5_VLForConditionalGeneration(

@@ -1,10 +1,5 @@
 #include "weights.hpp"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -28,24 +23,15 @@ uint64_t width_of(const std::string& dtype) {
 
 }  // namespace
 
-Weights::Weights(const std::string& path) {
-    int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    struct stat about {};
-    if (file < 0 || fstat(file, &about) != 0 || about.st_size < 8) {
-        if (file >= 0) close(file);
-        damaged(path, "it is too short, or not there");
-    }
-    size_ = static_cast<size_t>(about.st_size);
-    mapped_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);  // written by nobody
-    close(file);
-    if (mapped_ == MAP_FAILED) throw Refused{ACCELAES_FAILED, path + " can't be mapped into memory"};
+Weights::Weights(const std::string& path) : file_(path) {
+    if (file_.size() < 8) damaged(path, "it is too short");
     try {
-        auto* bytes = static_cast<char*>(mapped_);
+        char* bytes = file_.data();
         uint64_t length = 0;
         std::memcpy(&length, bytes, sizeof length);
-        if (length > size_ - 8) damaged(path, "its header is cut off");
+        if (length > file_.size() - 8) damaged(path, "its header is cut off");
         const auto header = nlohmann::json::parse(bytes + 8, bytes + 8 + length);
-        uint64_t room = size_ - 8 - length;
+        uint64_t room = file_.size() - 8 - length;
         for (const auto& [name, about_it] : header.items()) {
             if (name == "__metadata__") continue;
             Weight weight{about_it.at("dtype"), {}, nullptr, 0};
@@ -66,14 +52,8 @@ Weights::Weights(const std::string& path) {
             all_[name] = std::move(weight);
         }
     } catch (const nlohmann::json::exception& error) {
-        munmap(mapped_, size_);
         damaged(path, error.what());
-    } catch (...) {
-        munmap(mapped_, size_);
-        throw;
     }
 }
-
-Weights::~Weights() { munmap(mapped_, size_); }
 
 }  // namespace accelaes

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "mapped.hpp"
+
 namespace accelaes {
 
 struct Weight {
@@ -20,15 +22,11 @@ class Weights {
    public:
     // Refused for a damaged file.
     explicit Weights(const std::string& path);
-    ~Weights();
-    Weights(const Weights&) = delete;
-    Weights& operator=(const Weights&) = delete;
 
     const std::map<std::string, Weight>& all() const { return all_; }
 
    private:
-    void* mapped_ = nullptr;
-    size_t size_ = 0;
+    Mapped file_;
     std::map<std::string, Weight> all_;
 };
 

@@ -44,6 +44,7 @@ class ICudaEngine {
     virtual ~ICudaEngine() = default;
     virtual int32_t getNbIOTensors() const noexcept = 0;
     virtual const char* getIOTensorName(int32_t index) const noexcept = 0;
+    virtual Dims getTensorShape(const char* name) const noexcept = 0;  // -1 where it varies
     virtual DataType getTensorDataType(const char* name) const noexcept = 0;
     virtual int32_t getNbOptimizationProfiles() const noexcept = 0;
     virtual Dims getProfileShape(const char* name, int32_t profile, OptProfileSelector which) const noexcept = 0;

@@ -112,6 +112,13 @@ class Engine : public nvinfer1::ICudaEngine {
     const char* getIOTensorName(int32_t index) const noexcept override {
         return tensors[static_cast<size_t>(index)].name.c_str();
     }
+    Dims getTensorShape(const char* name) const noexcept override {
+        const auto& shape = find(name)->shape;
+        Dims made = {static_cast<int32_t>(shape.size()), {}};
+        for (size_t axis = 0; axis < shape.size(); ++axis)
+            made.d[axis] = std::isdigit(shape[axis][0]) ? std::stoll(shape[axis]) : -1;
+        return made;
+    }
     nvinfer1::DataType getTensorDataType(const char* name) const noexcept override {
         Type type = find(name)->type;
         return type == Type::i64    ? nvinfer1::DataType::kINT64

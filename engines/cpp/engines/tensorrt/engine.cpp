@@ -4,10 +4,6 @@
 // which the library makes, so it isn't linked.
 #include <NvInferRuntime.h>
 #include <dlfcn.h>
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -21,6 +17,7 @@
 #include <vector>
 
 #include "format.hpp"
+#include "mapped.hpp"
 #include "weights.hpp"
 
 #define ACCELAES_WRITTEN(number) #number
@@ -33,6 +30,7 @@ using accelaes::EngineDevice;
 using accelaes::EngineError;
 using accelaes::GraphFiles;
 using accelaes::guarded;
+using accelaes::Mapped;
 using accelaes::Refused;
 using accelaes::Tensor;
 using accelaes::Weights;
@@ -118,29 +116,6 @@ struct Engine {
     }
 };
 
-class Mapped {
-   public:
-    explicit Mapped(const std::string& path) {
-        int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-        struct stat about {};
-        if (file >= 0 && fstat(file, &about) == 0 && about.st_size > 0) {
-            size_ = static_cast<size_t>(about.st_size);
-            data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-        }
-        if (file >= 0) ::close(file);
-        if (data_ == MAP_FAILED) throw Refused{ACCELAES_INPUT, "It can't be read, or is empty; build the bundle again"};
-    }
-    Mapped(const Mapped&) = delete;
-    Mapped& operator=(const Mapped&) = delete;
-    ~Mapped() { munmap(data_, size_); }
-    const void* data() const { return data_; }
-    size_t size() const { return size_; }
-
-   private:
-    void* data_ = MAP_FAILED;
-    size_t size_ = 0;
-};
-
 struct Bound;
 
 // One of an engine's profiles: a context with its scratch memory, which calls share in turn.
@@ -173,6 +148,15 @@ struct Graph {
         if (files.count > 1) weights = loaded(files.paths[1]);
         check_names(files);
         profiles.resize(static_cast<size_t>(std::max(it->getNbOptimizationProfiles(), 1)));
+    }
+
+    size_t bytes_of(const std::string& name, const nvinfer1::Dims& shape) const {
+        size_t bytes = width_of(it->getTensorDataType(name.c_str()));
+        for (int axis = 0; axis < shape.nbDims; ++axis) {
+            if (shape.d[axis] < 0) throw Refused{ACCELAES_FAILED, "The engine doesn't say how large " + name + " is"};
+            bytes *= static_cast<size_t>(shape.d[axis]);
+        }
+        return bytes;
     }
 
     // The profile whose ranges these shapes lie in.
@@ -241,6 +225,11 @@ struct Graph {
         std::sort(found.begin(), found.end());
         if (wanted != found)
             throw Refused{ACCELAES_INPUT, "Its tensors are others than the manifest's; build the bundle again"};
+        if (weights == nullptr) return;
+        for (const auto& [name, room] : *weights) {
+            if (room.bytes() != std::max(bytes_of(name, it->getTensorShape(name.c_str())), size_t{1}))
+                throw Refused{ACCELAES_INPUT, "Its weight " + name + " is of another size; build the bundle again"};
+        }
     }
 };
 
@@ -314,6 +303,19 @@ struct Bound {
         return place;
     }
 
+    // As the engine has a tensor, once the shapes of the inputs are set.
+    size_t bytes_of(const Profile& of, const std::string& name) const {
+        return graph.bytes_of(name, of.context->getTensorShape(name.c_str()));
+    }
+
+    // An engine reads and writes as much as it says itself, whatever the manifest does.
+    void check_size(const Profile& of, const Place& one) const {
+        if (bytes_of(of, one.name) != one.bytes)
+            throw Refused{ACCELAES_INPUT,
+                          "The engine's " + one.name +
+                              " has another type or size than the manifest says; build the bundle again"};
+    }
+
     // The context is told of these tensors.
     void give(Profile& to) {
         Engine& engine = graph.engine;
@@ -328,6 +330,8 @@ struct Bound {
             for (const auto& [name, room] : *graph.weights)
                 engine.require(context.setTensorAddress(name.c_str(), room.data()), "the address of " + name);
         }
+        for (const auto& one : inputs) check_size(to, one);
+        for (const auto& one : outputs) check_size(to, one);
         for (const auto& name : graph.outputs) {
             auto asked =
                 std::find_if(outputs.begin(), outputs.end(), [&](const auto& one) { return one.name == name; });
@@ -338,12 +342,7 @@ struct Bound {
     }
 
     void* unread(Profile& of, const std::string& name) {
-        nvinfer1::Dims shape = of.context->getTensorShape(name.c_str());
-        size_t bytes = width_of(graph.it->getTensorDataType(name.c_str()));
-        for (int axis = 0; axis < shape.nbDims; ++axis) {
-            if (shape.d[axis] < 0) throw Refused{ACCELAES_FAILED, "The engine doesn't say how large " + name + " is"};
-            bytes *= static_cast<size_t>(shape.d[axis]);
-        }
+        size_t bytes = bytes_of(of, name);
         auto found = of.unread.find(name);
         if (found != of.unread.end() && found->second.bytes() < bytes) {
             of.unread.erase(found);
