@@ -285,9 +285,8 @@ def _stored_name(name: str, stored: set[str]) -> str | None:
         return next((other for other in sorted(stored) if other.endswith("embed_tokens.weight")), None)
     if name in stored:
         return name
-    bare = name.replace(
-        ".language_model.", "."
-    )  # of models that see too: transformers writes them as it once named them
+    # Of models that see too: transformers writes them as it once named them.
+    bare = name.replace(".language_model.", ".")
     if bare in stored:
         return bare
     longer = [other for other in stored if other.endswith(f".{name}")]

@@ -43,7 +43,6 @@ class ComponentGraph:
         module: takes the inputs, as many arguments, and gives the outputs, both in order.
         largest: sizes of the letters b and M.
         read: the component's weights by name, for those the module was made without.
-        dropped: ids at a text's beginning that M counts and no output has.
     """
 
     name: str
@@ -52,7 +51,6 @@ class ComponentGraph:
     outputs: tuple[TensorSpec, ...]
     largest: Mapping[str, int]
     read: Read = field(default=lambda _: None)
-    dropped: int = 0
 
     def trace(self) -> torch.export.ExportedProgram:
         """As a torch program on the CPU; large matrices that weren't there are memory nobody has written.
@@ -109,7 +107,8 @@ class ComponentGraph:
         )
 
     def _with_dropped(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        return {**sizes, "M": sizes["M"] + self.dropped}
+        """M counts ids at a text's beginning that no output has."""
+        return {**sizes, "M": sizes["M"] + max(spec.less("M") for spec in self.outputs)}
 
 
 class _Encoder(torch.nn.Module):
@@ -224,7 +223,7 @@ def conditioning_graph(
     wanted = {spec.name: spec for spec in contract.inputs if spec.name in made}
     if wanted.keys() != made.keys():
         raise BuildError(f"The text encoders make {', '.join(made.keys() - wanted.keys())}, which the engine has not.")
-    outputs = []
+    outputs, behind = [], f"M-{less}" if less else "M"
     for name, tensor in made.items():
         rest = wanted[name].shape[1:]
         if [d for d in rest if isinstance(d, int)] != [
@@ -234,13 +233,11 @@ def conditioning_graph(
                 f"The text encoders make {name} {list(tensor.shape[1:])} wide, and the transformer takes "
                 f"{list(rest)}: they aren't of one pipeline."
             )
-        behind = f"M-{less}" if less else "M"
         shape = tuple(d if d != "M" else tensor.shape[axis] if several else behind for axis, d in enumerate(rest, 1))
         outputs.append(wanted[name].model_copy(update={"shape": ("b", *shape)}))
     module.outputs = tuple(outputs)
     largest = {"b": rows} | ({} if several else {"M": last + less})
-    taken = tuple(given[name] for name in module.names)
-    return ComponentGraph("conditioning", module, taken, module.outputs, largest, dropped=less)
+    return ComponentGraph("conditioning", module, tuple(given[name] for name in module.names), module.outputs, largest)
 
 
 class _DecoderLatents(torch.nn.Module):
@@ -285,9 +282,9 @@ def vae_graphs(
     Raises:
         InputError: a VAE that makes pictures or videos of another size than the recipe says.
     """
-    computed, frames = torch_dtype(dtype), latents.size.get("num_frames")
+    computed = torch_dtype(dtype)
     unscale, encoder = _DecoderLatents(backbone, latents, model), _ImageEncoder(model, computed)
-    decoder = _Decoder(model, computed, video=frames is not None)
+    decoder = _Decoder(model, computed, video=latents.frames is not None)
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
         z = unscale(torch.ones(1, *latents.shape))
         sample, image = decoder(z)

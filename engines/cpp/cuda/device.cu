@@ -63,7 +63,7 @@ void close(void* device) {
     delete &own;
 }
 
-void* stream(void* device) { return entered(device).stream; }
+void* stream(void* device) { return accelaes::cuda::stream_of(device); }
 
 void* allocate(void* device, size_t bytes) {
     Device& own = entered(device);

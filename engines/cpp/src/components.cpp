@@ -97,8 +97,9 @@ void check_padding(const Program& joined, const std::map<std::string, Text>& tex
     bool cut = false;
     for (const auto& spec : joined.outputs)
         cut = cut || std::any_of(spec.shape.begin(), spec.shape.end(), [](const Size& size) { return size.less > 0; });
+    if (!cut) return;
     for (const auto& [name, text] : texts) {
-        for (size_t k = 1; cut && k < text.mask.size(); ++k) {
+        for (size_t k = 1; k < text.mask.size(); ++k) {
             if (k % static_cast<size_t>(text.length) != 0 && text.mask[k] > text.mask[k - 1])
                 refuse(name + ".attention_mask hides ids before some that it shows; pad texts behind their ends.");
         }
