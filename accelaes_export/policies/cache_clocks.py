@@ -40,5 +40,5 @@ def carried(clocks: CacheClocks, clock: Clock, reach: float) -> torch.Tensor:
     0 for tokens that were made once, or twice at one time.
     """
     gap = clocks.latest - clocks.before
-    known = (clocks.made >= 2) & (gap != 0)
-    return torch.where(known, (clock - clocks.latest) / torch.where(known, gap, 1.0), 0.0).clamp(max=reach)
+    known = (clocks.made >= 2) & gap.bool()
+    return torch.where(known, (clock - clocks.latest) / gap, 0.0).clamp(max=reach)

@@ -1,7 +1,7 @@
 """What is known of every token's computed predictions (Eq. 12-13): tensors of fixed shape, and pure functions of them.
 
-No function here waits for the device, branches on a value or changes what it is given. A clock value is a number, or a
-tensor of one: they are traced with the second.
+No function here waits for the device, branches on a value or changes what it is given. A quotient by zero is made as
+well, and then not taken. A clock value is a number, or a tensor of one: they are traced with the second.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def taken_in(
     """The state after a computed step.
 
     Args:
-        prediction: [b, N, d] fp32, which the new state keeps; of tokens that weren't computed their last (`merged`).
+        prediction: [b, N, d] fp32, which the new state keeps; of tokens that weren't computed their last.
         clock: when: the step index, or sigma. Any scale that moves one way.
         computed: [b, N] bool, the tokens that were; None: all.
         ran: [b, N] bool, those whose queries were computed, where that isn't `computed`: in component form a sparse
@@ -95,11 +95,6 @@ def taken_in(
     )
 
 
-def merged(state: HistoryState, prediction: torch.Tensor, computed: torch.Tensor) -> torch.Tensor:
-    """`prediction` [b, N, d] where `computed` [b, N] says so, and elsewhere, whatever it is there, the token's last."""
-    return torch.where(computed.unsqueeze(-1), prediction, state.predictions[0])
-
-
 def _moved_back(slots: tuple[torch.Tensor, ...], computed: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
     """All but the newest slot, [b, N, ...]: what stood in the one before it, of the tokens that were computed."""
     if computed is None:
@@ -114,8 +109,7 @@ def predicted(state: HistoryState, clock: Clock, extrapolation: Extrapolation) -
     With k the distance from a token's last computation and `gap` that between its last two, the order-1 form is
     E_last + (k / gap)(E_last - E_prev); order 2 adds the next term of Newton's or Taylor's series. k / gap is held at
     `extrapolation.reach`, of tokens that the latest computed step left out at `stale_reach`. A token with too few
-    computed predictions takes the highest order it has enough for. At k = 0 the result is the last prediction, bit for
-    bit.
+    computed predictions takes the highest order it has enough for. At k = 0 the result is the last prediction.
     """
     last = state.predictions[0]
     if extrapolation.order == 0:
@@ -132,21 +126,21 @@ def predicted(state: HistoryState, clock: Clock, extrapolation: Extrapolation) -
     moved = last + distance.unsqueeze(-1) * change
     if extrapolation.order == 2:
         earlier_gap = state.clocks[1] - state.clocks[2]
-        quadratic = linear & (state.known >= 3) & (earlier_gap != 0)
-        ratio = torch.where(quadratic, gap / torch.where(quadratic, earlier_gap, 1.0), 0.0)
+        quadratic = linear & (state.known >= 3) & earlier_gap.bool()
+        ratio = torch.where(quadratic, gap / earlier_gap, 0.0)
         if extrapolation.series == "newton":
             weight = distance * (distance + 1) * ratio / (1 + ratio)  # 0 where ratio is 0
         else:
             weight = torch.where(quadratic, distance * distance / 2, 0.0)
         earlier_change = state.predictions[1] - state.predictions[2]
         moved = moved + weight.unsqueeze(-1) * (change - ratio.unsqueeze(-1) * earlier_change)
-    return torch.where((distance == 0).unsqueeze(-1), last, moved)
+    return moved
 
 
 def came_true(state: HistoryState) -> torch.Tensor:
     """[b] fp32: how much of the changes foreseen so far came, 0 to 1; 0 while nothing could be foreseen."""
     known = state.foreseen > 0
-    return torch.where(known, state.agreed / torch.where(known, state.foreseen, 1.0), 0.0).clamp(0, 1)
+    return torch.where(known, state.agreed / state.foreseen, 0.0).clamp(0, 1)
 
 
 def estimated(state: HistoryState, clock: Clock, rows: slice = slice(None)) -> Estimates:
@@ -158,7 +152,7 @@ def estimated(state: HistoryState, clock: Clock, rows: slice = slice(None)) -> E
         moves = (state.known[rows] >= 2) & (gap > 0)
         change = (last - state.predictions[1][rows]).norm(dim=-1)
         # Nobody knows how fast a token moves that has one prediction: it comes first.
-        drift = torch.where(moves, change / torch.where(moves, gap, 1.0), torch.inf)
+        drift = torch.where(moves, change / gap, torch.inf)
     return Estimates(last.unsqueeze(2), drift, (clock - state.ran[rows]).abs(), state.drops[rows])
 
 
@@ -166,5 +160,5 @@ def _distance(state: HistoryState, clock: Clock) -> tuple[torch.Tensor, torch.Te
     """[b, N] of the gap between a token's last two computations, whether it has a slope, and k / gap at `clock`."""
     gap = state.clocks[0] - state.clocks[1]
     # Two computations at one clock value have no slope: such a token is held.
-    linear = (state.known >= 2) & (gap != 0)
-    return gap, linear, torch.where(linear, (clock - state.clocks[0]) / torch.where(linear, gap, 1.0), 0.0)
+    linear = (state.known >= 2) & gap.bool()
+    return gap, linear, torch.where(linear, (clock - state.clocks[0]) / gap, 0.0)

@@ -31,7 +31,7 @@ from accelaes_export.policies.base import Extrapolation, Gate, Policy, Selector,
 from accelaes_export.policies.cache_clocks import CacheClocks, carried, made
 from accelaes_export.policies.gating import GateState
 from accelaes_export.policies.guidance import at_length_of, guided, softened_mask, spatial, with_free_channels
-from accelaes_export.policies.history_state import HistoryState, estimated, merged, predicted, taken_in
+from accelaes_export.policies.history_state import HistoryState, estimated, predicted, taken_in
 
 Tensors = Mapping[str, Any]
 """Tensors by name, and numbers for those of shape ()."""
@@ -126,8 +126,9 @@ def _by_name(state: HistoryState) -> dict[str, torch.Tensor]:
 def _advance(how: Extrapolation, picture: Picture, *, sparse: bool) -> Program:
     """The state after a step in which all tokens were computed, or some.
 
-    `computed` [B, N, w] are the predictions. Where `running` [B, N] is 0 they may be anything in token form; in
-    component form a sparse step predicts all tokens. `cached` [B, N]: whose cached tensors were made and kept.
+    `computed` [B, N, w] are every token's latest predictions: where `running` [B, N] is 0 this step's as well in
+    component form, whose sparse steps predict all tokens, and the ones before in token form. `cached` [B, N]: whose
+    cached tensors were made and kept.
     """
     inputs: dict[str, Shape] = {"computed": PREDICTIONS, "now": ()}
     if sparse:
@@ -136,12 +137,10 @@ def _advance(how: Extrapolation, picture: Picture, *, sparse: bool) -> Program:
         inputs["cached"] = TOKENS
 
     def compute(tensors: Tensors) -> dict[str, torch.Tensor]:
-        state, computed, now = _history(tensors, how.order), tensors["computed"], tensors["now"]
+        state, latest, now = _history(tensors, how.order), tensors["computed"].clone(), tensors["now"]
         running = tensors["running"] > 0 if sparse else None
-        if running is None or picture.component:
-            after = taken_in(state, computed.clone(), now, ran=running, calibrated=how.calibrated)
-        else:
-            after = taken_in(state, merged(state, computed, running), now, running, calibrated=how.calibrated)
+        predicted_now = None if picture.component else running
+        after = taken_in(state, latest, now, predicted_now, running, calibrated=how.calibrated)
         found = _by_name(after)
         if how.cache_reach:
             clocks = made(CacheClocks(*(tensors[name] for name in _CACHE_CLOCKS)), now, tensors["cached"] > 0)

@@ -252,7 +252,7 @@ class Trajectory:
         outputs = self._engine(i, sets.focus_rows, sets.background_rows, now, fresh)
         if fresh:
             self._cache.write(sets.focus_rows)
-        computed = self._place.empty("computed", tuple(self._known["prediction.0"].shape), torch.float32)
+        computed = self._known["prediction.0"].clone()
         _put(computed, sets.focus_rows, outputs[FOCUS_PREDICTION])
         if BACKGROUND_PREDICTION in outputs:  # component form: the network predicts the background as well
             _put(computed, sets.background_rows, outputs[BACKGROUND_PREDICTION])

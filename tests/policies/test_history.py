@@ -244,10 +244,12 @@ def test_a_history_of_one_prediction_knows_no_drift():
     assert taken_in([(None, torch.zeros(1, 2, 1), 0.0)], 0).estimates(slice(None), 1.0).drift is None
 
 
-def test_the_last_prediction_comes_back_even_where_adding_nothing_would_change_it():
-    last, previous = torch.tensor([[[-0.0, 3e38]]]), torch.tensor([[[-1.0, -3e38]]])
-    history = taken_in([(None, previous, 0.0), (None, last, 1.0)], 1)
-    assert torch.equal(history.at(1.0, Extrapolation()).view(torch.int32), last.view(torch.int32))
+@pytest.mark.parametrize("extrapolation", [Extrapolation(), Extrapolation(order=2), Extrapolation(calibrated=True)])
+def test_at_its_own_clock_a_prediction_comes_back_exactly(extrapolation: Extrapolation):
+    magnitudes = torch.logspace(-38, 38, 77)
+    steps = [(None, (magnitudes * torch.randn(77)).reshape(1, 1, 77), float(k)) for k in range(3)]
+    history = taken_in(steps, extrapolation.order, calibrated=extrapolation.calibrated)
+    assert torch.equal(history.at(2.0, extrapolation), steps[-1][1])
 
 
 def test_the_history_neither_keeps_nor_hands_out_the_callers_tensors():
