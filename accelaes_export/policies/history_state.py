@@ -6,6 +6,7 @@ well, and then not taken. A clock value is a number, or a tensor of one: they ar
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -79,17 +80,17 @@ def taken_in(
         agreed = agreed * MEMORY + (distance * (change * (prediction - last)).sum(dim=2)).sum(dim=1)
         foreseen = foreseen * MEMORY + (distance.square() * change.square().sum(dim=2)).sum(dim=1)
     every = prediction.shape[:2]
-    when = clock.expand(every) if isinstance(clock, torch.Tensor) else prediction.new_full(every, clock)
+    everywhere = clock.expand(every) if isinstance(clock, torch.Tensor) else prediction.new_full(every, clock)
     ran = computed if ran is None else ran
     return HistoryState(
         predictions=(prediction, *_moved_back(state.predictions, computed)),
         clocks=(
-            when if computed is None else torch.where(computed, when, state.clocks[0]),
+            everywhere if computed is None else torch.where(computed, clock, state.clocks[0]),
             *_moved_back(state.clocks, computed),
         ),
         known=(state.known + (1 if computed is None else computed)).clamp(max=state.order + 1),
         drops=prediction.new_zeros(every) if ran is None else torch.where(ran, 0.0, state.drops + 1),
-        ran=when if ran is None else torch.where(ran, when, state.ran),
+        ran=everywhere if ran is None else torch.where(ran, clock, state.ran),
         agreed=agreed,
         foreseen=foreseen,
     )
@@ -115,10 +116,12 @@ def predicted(state: HistoryState, clock: Clock, extrapolation: Extrapolation) -
     if extrapolation.order == 0:
         return last.clone()
     gap, linear, distance = _distance(state, clock)
-    if extrapolation.reach is not None:
-        distance = distance.clamp(max=extrapolation.reach)
+    reach = math.inf if extrapolation.reach is None else extrapolation.reach
     if extrapolation.stale_reach is not None:
-        distance = torch.where(state.drops > 0, distance.clamp(max=extrapolation.stale_reach), distance)
+        stale_reach = min(reach, extrapolation.stale_reach)
+        distance = torch.minimum(distance, torch.where(state.drops > 0, stale_reach, reach))
+    elif extrapolation.reach is not None:
+        distance = distance.clamp(max=reach)
     distance = distance * extrapolation.trend
     if extrapolation.calibrated:
         distance = distance * came_true(state).unsqueeze(1)

@@ -83,7 +83,8 @@ class LargestDrift:
 def _log(measure: torch.Tensor) -> torch.Tensor:
     """log(measure [b, N] / the row's mean), at least log FLOOR; inf stays inf. Means are over finite values."""
     known = measure.isfinite()
-    mean = torch.where(known, measure, 0.0).sum(dim=1, keepdim=True) / known.sum(dim=1, keepdim=True).clamp(min=1)
+    counted = known.sum(dim=1, keepdim=True, dtype=measure.dtype).clamp(min=1)
+    mean = torch.where(known, measure, 0.0).sum(dim=1, keepdim=True) / counted
     relative = measure / mean.clamp(min=torch.finfo(measure.dtype).tiny)
     # Not `clamp`: without an upper bound it has the largest float for one in ONNX, and inf would be a number.
-    return torch.maximum(relative, torch.full_like(relative, FLOOR)).log()
+    return torch.maximum(relative, relative.new_full((), FLOOR)).log()

@@ -246,8 +246,8 @@ def test_a_history_of_one_prediction_knows_no_drift():
 
 @pytest.mark.parametrize("extrapolation", [Extrapolation(), Extrapolation(order=2), Extrapolation(calibrated=True)])
 def test_at_its_own_clock_a_prediction_comes_back_exactly(extrapolation: Extrapolation):
-    magnitudes = torch.logspace(-38, 38, 77)
-    steps = [(None, (magnitudes * torch.randn(77)).reshape(1, 1, 77), float(k)) for k in range(3)]
+    magnitudes = torch.logspace(-38, 36, 75)
+    steps = [(None, (magnitudes * torch.randn(75)).reshape(1, 1, 75), float(k)) for k in range(3)]
     history = taken_in(steps, extrapolation.order, calibrated=extrapolation.calibrated)
     assert torch.equal(history.at(2.0, extrapolation), steps[-1][1])
 
