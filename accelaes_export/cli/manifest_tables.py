@@ -125,9 +125,10 @@ def budgets(manifest: Manifest) -> Table:
         except InputError:  # not with the default policy's options
             continue
         far = policy.extrapolation
-        distances = (f"{far.theta:g}", f"{far.trend:g}", f"{far.cache_reach:g}")
+        learned = far.coefficients is not None
+        said = ("learned", "learned") if learned else (f"{far.theta:g}", f"{far.trend:g}")
         origin = "this model" if budget in defaults.plans else "every model"
-        table.add_row(f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *distances, str(plan), origin)
+        table.add_row(f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *said, f"{far.cache_reach:g}", str(plan), origin)
     table.caption, table.caption_justify = "other budgets get a plan by the rule of docs/method.md", "left"
     return table
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from accelaes_export.policies.accelaes import AccelAes
 from accelaes_export.policies.base import Extrapolation, Gate, ModelFacts, Policy, Selector, SpatialGuidance
+from accelaes_export.policies.coefficients import Coefficients, TokenClass
 from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
 from accelaes_export.policies.drift import Drift
 from accelaes_export.policies.drift_plans import DriftSchedule, listed_budgets
 from accelaes_export.policies.easycache import EasyCache
 from accelaes_export.policies.plan import Plan, Step, StepKind, bucket_letter
-from accelaes_export.policies.planned import PolicyWithDefaultPlan, PolicyWithPlan
+from accelaes_export.policies.planned import PolicyWithCoefficients, PolicyWithDefaultPlan, PolicyWithPlan
 from accelaes_export.policies.ras import RAS
 from accelaes_export.policies.registry import from_name, help_of, named, names, options_of
 from accelaes_export.policies.reuse import Fora, TaylorSeer
@@ -24,6 +25,7 @@ from accelaes_export.policies.teacache import TeaCache
 __all__ = [
     "RAS",
     "AccelAes",
+    "Coefficients",
     "DeltaDiT",
     "Dense",
     "Drift",
@@ -36,6 +38,7 @@ __all__ = [
     "ModelFacts",
     "Plan",
     "Policy",
+    "PolicyWithCoefficients",
     "PolicyWithDefaultPlan",
     "PolicyWithPlan",
     "Selector",
@@ -45,6 +48,7 @@ __all__ = [
     "StepKind",
     "TaylorSeer",
     "TeaCache",
+    "TokenClass",
     "bucket_letter",
     "from_name",
     "help_of",

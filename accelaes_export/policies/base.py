@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
+from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.words import WordScoring
 
@@ -45,6 +46,8 @@ class Extrapolation:
             steps and what came; 0 until there is something to compare.
         series: order 2 is "newton", the parabola through the last three, or "taylor", with backward differences for
             derivatives (TaylorSeer).
+        coefficients: learned weights of a token's last three predictions, in place of all of the above but
+            `cache_reach`; for one plan, with order 2, the clock "step" and θ 0.
 
     Raises:
         InputError: for an order, clock, reach, θ or series that isn't allowed.
@@ -59,6 +62,7 @@ class Extrapolation:
     trend: float = 1.0
     calibrated: bool = False
     series: Literal["newton", "taylor"] = "newton"
+    coefficients: Coefficients | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.order, bool) or self.order not in ORDERS:
@@ -85,6 +89,15 @@ class Extrapolation:
             raise InputError(f"calibrated is {self.calibrated!r}; give true or false.")
         if self.series not in SERIES:
             raise InputError(f"series is {self.series!r}; allowed are 'newton' and 'taylor': give one of them.")
+        if self.coefficients is not None and (self.order, self.clock, self.theta) != (2, "step", 0):
+            raise InputError(
+                "Learned coefficients weigh three predictions by steps; give order 2, clock step, theta 0."
+            )
+
+    @property
+    def leads(self) -> bool:
+        """Whether the scheduler is fed something else than what a step computed, even where all tokens were."""
+        return self.theta > 0 or self.coefficients is not None
 
 
 @dataclass(frozen=True)
@@ -247,6 +260,10 @@ class BasePolicy:
 
     def default_symbols(self, model: ModelFacts) -> str | None:
         """The plan that the model brings for runs of as many steps, or None for the policy's own."""
+        return None
+
+    def learned(self, model: ModelFacts, given: Collection[str]) -> Coefficients | None:
+        """What the model brings for that plan, unless the options that were `given` say how to extrapolate."""
         return None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +16,7 @@ from accelaes_export.policies.base import (
     SpatialGuidance,
     require_spatial_guidance,
 )
+from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.drift_plans import (
     FEW_STEPS,
     SHARE,
@@ -33,6 +34,10 @@ from accelaes_export.policies.words import THRESHOLD, Scope, WordScoring
 
 if TYPE_CHECKING:
     from accelaes_export.policies.base import Policy, Selector
+
+
+_EXTRAPOLATES = {"theta", "trend", "calibrated", "order", "clock", "stale_reach", "cache_reach"}
+"""Options that coefficients stand in for, or were fitted beside."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,11 @@ class Drift(BasePolicy):
         if listed is not None:
             return listed.symbols
         return str(self.plan(model.steps, model.buckets)) if model.steps <= FEW_STEPS else None
+
+    def learned(self, model: ModelFacts, given: Collection[str]) -> Coefficients | None:
+        """The coefficients of the model's plan for the budget."""
+        _, listed = self._schedule_of(model)
+        return None if listed is None or _EXTRAPOLATES & set(given) else listed.coefficients
 
     def _schedule_of(self, model: ModelFacts) -> tuple[float, DriftSchedule | None]:
         """The budget, on a model that may have been asked for none, and its plan for exactly that."""

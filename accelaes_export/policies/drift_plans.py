@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
+from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.plan import bucket_letter
 from accelaes_export.policies.schedule import MOST_STEPS
 
@@ -40,15 +41,17 @@ class DriftSchedule:
         symbols: one a step; letters stand for buckets: of the model that brings the schedule, or in TUNED a, b and c
             for n/N = .25, .5 and .75.
         theta, trend, cache_reach: as `Drift` has them.
+        coefficients: learned ones for this plan, in place of θ, trend and calibration.
 
     Raises:
-        InputError: for fewer than two symbols or a number outside its range.
+        InputError: for fewer than two symbols, a number outside its range or coefficients of another plan.
     """
 
     symbols: str
     theta: float
     trend: float
     cache_reach: float
+    coefficients: Coefficients | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # manifests and recipes hold schedules
 
@@ -60,6 +63,8 @@ class DriftSchedule:
                 raise InputError(f"{name} is {getattr(self, name)!r}; give a number from 0 to 1.")
         if not 0 <= self.cache_reach < math.inf:
             raise InputError(f"cache_reach is {self.cache_reach!r}; give a number of gaps of at least 0.")
+        if self.coefficients is not None:
+            self.coefficients.require_for(self.symbols)
 
 
 TUNED: dict[float, DriftSchedule] = {

@@ -6,13 +6,13 @@ well, and then not taken. A clock value is a number, or a tensor of one: they ar
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
 from accelaes_export.policies.base import Extrapolation
+from accelaes_export.policies.coefficients import DEPTH, Coefficients
 from accelaes_export.policies.estimates import Estimates
 
 MEMORY = 0.8
@@ -116,12 +116,10 @@ def predicted(state: HistoryState, clock: Clock, extrapolation: Extrapolation) -
     if extrapolation.order == 0:
         return last.clone()
     gap, linear, distance = _distance(state, clock)
-    reach = math.inf if extrapolation.reach is None else extrapolation.reach
+    if extrapolation.reach is not None:
+        distance = distance.clamp(max=extrapolation.reach)
     if extrapolation.stale_reach is not None:
-        stale_reach = min(reach, extrapolation.stale_reach)
-        distance = torch.minimum(distance, torch.where(state.drops > 0, stale_reach, reach))
-    elif extrapolation.reach is not None:
-        distance = distance.clamp(max=reach)
+        distance = torch.where(state.drops > 0, distance.clamp(max=extrapolation.stale_reach), distance)
     distance = distance * extrapolation.trend
     if extrapolation.calibrated:
         distance = distance * came_true(state).unsqueeze(1)
@@ -138,6 +136,25 @@ def predicted(state: HistoryState, clock: Clock, extrapolation: Extrapolation) -
         earlier_change = state.predictions[1] - state.predictions[2]
         moved = moved + weight.unsqueeze(-1) * (change - ratio.unsqueeze(-1) * earlier_change)
     return moved
+
+
+def weighed(
+    state: HistoryState, i: Clock, conditional: torch.Tensor, coefficients: Coefficients, table: torch.Tensor
+) -> torch.Tensor:
+    """Every token's prediction [b, N, d] fp32 at step i, by learned weights of its last three.
+
+    Args:
+        conditional: [b] fp32, 1 for rows of the conditional half.
+        table: the coefficients', on the state's device.
+    """
+    c0, c1, c2 = state.clocks
+    age = (i - c0).clamp(0, coefficients.ages - 1)
+    gap = torch.where(state.known >= 2, c0 - c1, 0.0).clamp(0, coefficients.gaps - 1)
+    earlier = torch.where(state.known >= 3, c1 - c2, 0.0).clamp(0, coefficients.gaps - 1)
+    place = (i * 2 + conditional).unsqueeze(1) * coefficients.ages + age
+    place = (place * coefficients.gaps + gap) * coefficients.gaps + earlier  # exact: far below 2^24
+    newest, before, first = table.reshape(-1, DEPTH, 1)[place.long()].unbind(dim=2)  # [b, N, 1]
+    return newest * state.predictions[0] + before * state.predictions[1] + first * state.predictions[2]
 
 
 def came_true(state: HistoryState) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Extrapolation, Policy, SpatialGuidance
+from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.words import WordScoring
 
@@ -102,6 +103,39 @@ class PolicyWithPlan(_Changed):
 
 
 @dataclass(frozen=True)
+class PolicyWithCoefficients(PolicyWithPlan):
+    """A policy with a plan and learned coefficients in place of how it extrapolates.
+
+    Attributes:
+        coefficients: of the plan's steps.
+
+    Raises:
+        InputError: for coefficients of another number of steps, or a policy whose own plan isn't the last word.
+    """
+
+    coefficients: Coefficients
+
+    def __post_init__(self) -> None:
+        self.coefficients.require_for(self.symbols)
+        if self.policy.gate() is not None:
+            raise InputError(
+                f"Policy {self.policy.name} decides during the run which steps are computed, and coefficients are "
+                "fitted to one plan; give another policy, or no coefficients."
+            )
+
+    @property
+    def extrapolation(self) -> Extrapolation:
+        own = self.policy.extrapolation
+        return Extrapolation(order=2, cache_reach=own.cache_reach, coefficients=self.coefficients)
+
+    def without_mask(self) -> Policy:
+        bare = self.policy.without_mask()
+        if bare.selector() is None:  # its plan is another one then
+            return PolicyWithPlan(self.policy, self.symbols).without_mask()
+        return replace(self, policy=bare)
+
+
+@dataclass(frozen=True)
 class PolicyWithDefaultPlan(PolicyWithPlan):
     """The same for a plan that nobody insists on: a run of another number of steps gets the policy's own."""
 
@@ -145,7 +179,7 @@ class PolicyWithoutMask(_Changed):
 def relies_on_the_solver(policy: Policy, plan: Plan) -> bool:
     """Whether predictions are carried over from one step to another, which holds where the scheduler adds no noise."""
     whole = all(step.kind is StepKind.DENSE for step in plan)
-    return not whole or policy.extrapolation.theta > 0 or policy.gate() is not None
+    return not whole or policy.extrapolation.leads or policy.gate() is not None
 
 
 def require_runnable(policy: Policy, plan: Plan) -> None:

@@ -3,6 +3,7 @@
     advance        what is known of the tokens, and what an engine computed of all -> what is known now
     advance_focus  the same after a sparse step
     extrapolate    what is known of the tokens                                     -> every token's prediction
+                   (with learned coefficients also of which half each row is)
     score          what is known of the conditional rows, affinity and mask        -> a number a token: the largest run
     guide          the predictions of both halves                                  -> the guided one
     guide_by_region  the same by the mask, where the policy guides by region
@@ -29,9 +30,10 @@ import torch
 
 from accelaes_export.policies.base import Extrapolation, Gate, Policy, Selector, SpatialGuidance
 from accelaes_export.policies.cache_clocks import CacheClocks, carried, made
+from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.gating import GateState
 from accelaes_export.policies.guidance import at_length_of, guided, softened_mask, spatial, with_free_channels
-from accelaes_export.policies.history_state import HistoryState, estimated, predicted, taken_in
+from accelaes_export.policies.history_state import HistoryState, estimated, predicted, taken_in, weighed
 
 Tensors = Mapping[str, Any]
 """Tensors by name, and numbers for those of shape ()."""
@@ -152,12 +154,29 @@ def _advance(how: Extrapolation, picture: Picture, *, sparse: bool) -> Program:
 
 
 def _extrapolate(how: Extrapolation) -> Program:
-    """Every token's prediction [B, N, w] at `target` on the clock."""
+    """Every token's prediction [B, N, w] at `target` on the clock; `conditional` [B]: 1 in rows of that half."""
+    if how.coefficients is not None:
+        return _weighed(how, how.coefficients)
 
     def compute(tensors: Tensors) -> dict[str, torch.Tensor]:
         return {"predicted": predicted(_history(tensors, how.order), tensors["target"], how)}
 
     return Program("extrapolate", {**state_shapes(how), "target": ()}, {"predicted": PREDICTIONS}, compute)
+
+
+def _weighed(how: Extrapolation, coefficients: Coefficients) -> Program:
+    """The same by learned weights, whose table is part of the program."""
+    tables: dict[torch.device, torch.Tensor] = {torch.device("cpu"): coefficients.table()}
+
+    def compute(tensors: Tensors) -> dict[str, torch.Tensor]:
+        device = tensors["conditional"].device
+        if device not in tables:
+            tables[device] = coefficients.table().to(device)
+        known = _history(tensors, how.order)
+        return {"predicted": weighed(known, tensors["target"], tensors["conditional"], coefficients, tables[device])}
+
+    inputs: dict[str, Shape] = {**state_shapes(how), "target": (), "conditional": ("B",)}
+    return Program("extrapolate", inputs, {"predicted": PREDICTIONS}, compute)
 
 
 def _score(how: Extrapolation, selector: Selector, picture: Picture) -> Program:

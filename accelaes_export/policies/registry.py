@@ -10,12 +10,13 @@ from typing import Any
 from accelaes_export.errors import InputError, did_you_mean
 from accelaes_export.policies.accelaes import AccelAes
 from accelaes_export.policies.base import BasePolicy, ModelFacts, Policy, SpatialGuidance
+from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
 from accelaes_export.policies.described import PolicyHelp, described
 from accelaes_export.policies.drift import Drift
 from accelaes_export.policies.easycache import EasyCache
-from accelaes_export.policies.planned import PolicyWithDefaultPlan, PolicyWithPlan
+from accelaes_export.policies.planned import PolicyWithCoefficients, PolicyWithDefaultPlan, PolicyWithPlan
 from accelaes_export.policies.ras import RAS
 from accelaes_export.policies.reuse import Fora, TaylorSeer
 from accelaes_export.policies.stepcache import StepCache
@@ -37,7 +38,8 @@ def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), mode
     """The policy called `name` with `options` in place of its defaults, suited to a model where one is given.
 
     ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it. ``plan``, which every
-    policy has, is a plan's symbols, carried out in place of the policy's own. Options and plans given by hand stay as
+    policy has, is a plan's symbols, carried out in place of the policy's own, and ``coefficients`` are learned ones for
+    it, as plain data or `Coefficients`. Options and plans given by hand stay as
     they are on every model; runs of another number of steps than a model's plan get the policy's own.
 
     Raises:
@@ -45,7 +47,7 @@ def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), mode
     """
     kind = _kind(name)
     options = dict(options)
-    symbols = options.pop("plan", None)
+    symbols, fitted = options.pop("plan", None), options.pop("coefficients", None)
     if model is not None:
         kind.check_on(options, model)
     _check_options(f"Policy {name}", kind, options)
@@ -59,8 +61,15 @@ def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), mode
     if symbols is not None:
         if not isinstance(symbols, str):
             raise InputError(f"plan is {symbols!r}; give one symbol a step, such as DDDD.b.D.b.")
+        if fitted is not None:
+            return PolicyWithCoefficients(policy, symbols, Coefficients.of(fitted))
         return PolicyWithPlan(policy, symbols)
+    if fitted is not None:
+        raise InputError("Coefficients were given without the plan they are for; give the plan's symbols as well.")
     own = None if model is None else policy.default_symbols(model)
+    learned = None if model is None else policy.learned(model, options)
+    if own is not None and learned is not None:
+        return PolicyWithCoefficients(policy, own, learned)
     made: Policy = policy if own is None else PolicyWithDefaultPlan(policy, own)
     return made
 
@@ -89,6 +98,9 @@ def options_of(policy: Policy) -> dict[str, Any]:
 
     A model's own plan for a budget is among them as one given by hand.
     """
+    if isinstance(policy, PolicyWithCoefficients):
+        own = options_of(PolicyWithPlan(policy.policy, policy.symbols))
+        return {**own, "coefficients": policy.coefficients.data()}
     if isinstance(policy, PolicyWithPlan):
         return {**options_of(policy.policy), "plan": policy.symbols}
     return asdict(policy)  # type: ignore[call-overload]

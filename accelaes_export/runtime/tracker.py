@@ -59,6 +59,10 @@ class Settings:
         self.encoded = EncodedPrompts()
 
 
+_FITTED = "FlowMatchEulerDiscreteScheduler"
+"""Whose steps learned coefficients are fitted to."""
+
+
 class _Text:
     """The embeddings a call is conditioned on, the halves of guidance pairs apart, and how often they were written to.
 
@@ -180,6 +184,15 @@ class RunTracker:
             clock = scheduler.sigmas[first : first + steps].tolist()
         # Multistep solvers, and those that evaluate twice a step, extrapolate by themselves.
         first_order = getattr(scheduler.config, "solver_order", 1) == 1 and getattr(scheduler, "order", 1) == 1
+        fitted = policy.extrapolation.coefficients
+        if fitted is not None:
+            sigmas = getattr(scheduler, "sigmas", torch.zeros(0))[first : first + steps + 1].tolist()
+            if type(scheduler).__name__ != _FITTED or not fitted.fit(sigmas):
+                raise InputError(
+                    f"The coefficients of policy {policy.name} were fitted to {_FITTED} with {steps} steps from sigma "
+                    f"{fitted.sigmas[0]:g} to {fitted.sigmas[-2]:g}, and the run is by {type(scheduler).__name__} with "
+                    "other noise levels; set the scheduler as it was, or take a policy without coefficients."
+                )
         self._run = Run(policy, plan, clock, self._mask.weights, first_order=first_order)
         self._denoiser.start(self._run)
         self._timesteps = scheduler.timesteps

@@ -59,6 +59,11 @@ class Run:
         step = self.clock[i + 1] - now if i + 1 < len(self.clock) else now - self.clock[i - 1]
         return now + theta * step
 
+    @property
+    def leads(self) -> bool:
+        """Whether the scheduler is fed something else than what a step computed, even where all tokens were."""
+        return self.policy.extrapolation.leads and self.first_order
+
     def cache_is_read(self, i: int, *, past: int = 0) -> bool:
         """Whether a sparse step to come reads what is cached at step i, which `past` dense steps between leave there.
 
@@ -76,8 +81,7 @@ class Run:
     def history_is_read(self, i: int) -> bool:
         """Whether a step after i may be predicted from what is known after it; what all tokens' own predictions are fed
         to the scheduler as is read by nobody."""
-        extrapolates = self.policy.extrapolation.theta and self.first_order
-        if extrapolates or self.policy.spatial_guidance is not None or self._gated:
+        if self.leads or self.policy.spatial_guidance is not None or self._gated:
             return True
         return any(kind in (StepKind.SKIP, StepKind.SPARSE) for kind in self._kinds[i + 1 :])
 
@@ -137,6 +141,7 @@ class Trajectory:
         self._workspace = workspace
         self._programs = programs
         self._chosen = sets
+        self._is_conditional = conditional
         # The selector's step by the one it is observed at: a prompt that came later has its mask built later.
         self._observed = {run.since + i: i for i in run.policy.affinity_steps(run.plan) if conditional}
         left_out = sorted({step.left_out for step in run.plan if step.left_out is not None})
@@ -158,6 +163,9 @@ class Trajectory:
         }
         self._none = self._known["known"]  # no tokens
         self._all = torch.ones_like(self._none)
+        self._halves = torch.zeros(rows, device=device)  # 1 in rows of the conditional half
+        if self._is_conditional:
+            self._halves[self._conditional] = 1.0
         self._calls = EngineCalls(self._session, self._place)
         self._cache = BackgroundCache(self._session.contract, self._place, keeps_two="carry" in self._programs)
         everything = torch.arange(latents.tokens, device=device).expand(rows, -1)
@@ -188,20 +196,21 @@ class Trajectory:
         to another batch layout).
         """
         if now.paired != self._paired:
+            self._paired = now.paired
             self._begin(now.hidden_states.shape[0])
-        self._paired = now.paired
         kind = StepKind.SKIP if skipped else self._run.plan[i].kind
         kind = kind if self._filled else StepKind.DENSE
         mask, target = self._mask(), self._run.target(i)
         if kind in (StepKind.DENSE, StepKind.PARTIAL):
             tokens = self._dense(i, now) if kind is StepKind.DENSE else self._partial(i, now)
-            if mask is None and target == self._run.clock[i]:
+            if mask is None and not self._run.leads:
                 # A copy: the next step writes over the engine's output, and a callback may keep this one.
                 made = unpatchify(tokens, self._latents)
                 return kind, made.clone() if made.data_ptr() == tokens.data_ptr() else made
         elif kind is StepKind.SPARSE:
             self._sparse(i, n, now)
-        prediction = self._programs["extrapolate"]({**self._known, "target": target})["predicted"]  # [B, N, w]
+        given = {**self._known, "target": target, "conditional": self._halves}
+        prediction = self._programs["extrapolate"](given)["predicted"]  # [B, N, w]
         return kind, unpatchify(self._guided(prediction, mask), self._latents)
 
     def _dense(self, i: int, now: StepInputs) -> torch.Tensor:

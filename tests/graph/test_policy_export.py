@@ -15,18 +15,32 @@ from accelaes_export.graph.policy_export import Sizes, policy_graphs, save_progr
 from accelaes_export.policies import (
     RAS,
     AccelAes,
+    Coefficients,
     Drift,
     EasyCache,
     SpatialGuidance,
     StepCache,
     TaylorSeer,
     TeaCache,
+    TokenClass,
+    from_name,
 )
 from accelaes_export.policies.programs import nothing_seen, programs_of, state_shapes
 
 LATENTS = Latents(channels=4, out_channels=4, height=8, width=6, patch=2, vae_scale=8)
 N, w = LATENTS.tokens, LATENTS.token_width
 SIZES = Sizes(B=4, b=2, N=N, w=w)
+
+FITTED = Coefficients(
+    tuple(1 - k / 12 for k in range(13)),
+    4.5,
+    tuple(
+        tuple(
+            TokenClass(age, gap, gap, (1.5, -0.5 * age, 0.1 * i), (1.2, 0.3, -0.5)) for age in (0, 1) for gap in (0, 1)
+        )
+        for i in range(12)
+    ),
+)
 # Every option that is in some program, at least once, in both forms.
 POLICIES = {
     "linear, carried on": StepCache(theta=0.3, calibrated=True),
@@ -39,6 +53,7 @@ POLICIES = {
     "ras, masked": RAS(metric="norm", mask_share=0.25),
     "teacache": TeaCache(threshold=0.4, coefficients=(0.5, 1.0, 0.1)),
     "easycache": EasyCache(threshold=0.5, warmup=2),
+    "learned": from_name("drift", {"budget": 8, "plan": "DDDbb.b.bDD.", "coefficients": FITTED}),
 }
 CASES = [(name, False) for name in POLICIES] + [("drift", True)]
 
@@ -104,12 +119,14 @@ def test_a_run_of_random_steps_goes_the_same_way(exported, case, images):
     eager, graphs = sides(exported, case, images)
     generator, rows = torch.Generator().manual_seed(7), 2 * images
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    affinity = draw(images, N).abs()
+    affinity, conditional = draw(images, N).abs(), torch.arange(rows).ge(images).float()
     mask = (affinity > affinity.median()).float()
     for i, sparse in enumerate([False, False, True, False, True, True, True]):
         now, kind = 10.0 - 1.5 * i if i % 2 else 10.0 - 1.25 * i, "advance_focus" if sparse else "advance"
         if kind not in eager.programs:
             continue
+        if case[0] == "learned":
+            now = float(i)  # coefficients are looked up by the step
         running = (draw(rows, N) > 0).float() if sparse else torch.ones(rows, N)
         computed = draw(rows, N, w)
         if not case[1]:
@@ -131,7 +148,8 @@ def test_a_run_of_random_steps_goes_the_same_way(exported, case, images):
             same(graphs.ask("carry", {"now": now}), eager.ask("carry", {"now": now}), (i, "carry"))
         given = {"computed": computed, "running": running, "cached": running * (i != 3), "now": now}
         same(graphs.change(kind, given), eager.change(kind, given), (i, kind))
-        wanted, found = (side.ask("extrapolate", {"target": now - 0.4}) for side in (eager, graphs))
+        given = {"target": now if case[0] == "learned" else now - 0.4, "conditional": conditional}
+        wanted, found = (side.ask("extrapolate", given) for side in (eager, graphs))
         same(found, wanted, (i, "extrapolate"))
         halves = dict(zip(("uncond", "cond"), wanted["predicted"].chunk(2), strict=True))
         for name, more in (("guide", {"scale": 4.5}), ("guide_by_region", {"mask": mask})):

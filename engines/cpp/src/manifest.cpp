@@ -15,7 +15,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int schema_version = 9;
+constexpr int schema_version = 10;
 constexpr std::streamoff largest = 64 << 20;  // bytes; manifests have less than one
 
 Preset preset_of(const json& given) {
@@ -35,6 +35,12 @@ Preset preset_of(const json& given) {
     preset.theta = given.at("theta");
     if ((clock != "sigma" && clock != "step") || !(preset.theta >= 0 && preset.theta <= 1)) {
         refuse("The preset " + preset.name + " has a clock or theta that is none; build the bundle again.");
+    }
+    if (given.at("options").contains("coefficients")) {
+        preset.sigmas = given.at("options").at("coefficients").at("sigmas").get<std::vector<double>>();
+        if (preset.plans.size() != 1 || static_cast<size_t>(preset.plans.begin()->first) + 1 != preset.sigmas.size()) {
+            refuse("The preset " + preset.name + " has coefficients of another plan; build the bundle again.");
+        }
     }
     preset.words = {given.at("words").at("threshold"), given.at("words").at("scope")};
     if (!given.at("focus").is_null()) {

@@ -49,6 +49,7 @@ struct Preset {
     std::map<int, std::string> plans;
     bool by_sigma = false;  // what the clock counts
     double theta = 0;
+    std::vector<double> sigmas;  // [T + 1] that its learned coefficients are for; none where it has none
     WordScoring words;
     std::optional<FocusChoice> focus;
     std::vector<Spec> state;

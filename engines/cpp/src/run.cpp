@@ -36,6 +36,8 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
     everything_ = Buffer<int64_t>(device_, all.size());
     device_(&DeviceFunctions::write, everything_.data(), all.data(), everything_.bytes());
     chosen_ = Buffer<int64_t>(device_, room({plan_.images, N}));
+    conditional_ = buffer({plan_.rows});
+    device_(&DeviceFunctions::fill, conditional_.data() + plan_.first_conditional, room({plan_.images}), 1.0f);
     auto in_its_type = [&](const Spec& spec, int64_t numbers) {
         size_t bytes = spec.type == Type::f32 ? 0 : width_of(spec.type) * room({plan_.rows, numbers});
         return Raw{spec.type, Buffer<char>(device_, bytes)};
@@ -70,6 +72,7 @@ Run::Run(std::shared_ptr<const Bundle> bundle, RunPlan plan)
     placed("uncond", predicted_, uncond_first ? 0 : second), placed("cond", predicted_, uncond_first ? second : 0);
     placed("score", score_), placed("affinity", affinity_), placed("mask", mask_), placed("distance", distance_);
     placed("latents", twice_);
+    placed("conditional", conditional_);
     number("now", Scalar::now), number("target", Scalar::target), number("step", Scalar::step);
     number("scale", Scalar::scale), number("wanted", Scalar::wanted);
     programs_.bind();

@@ -63,6 +63,9 @@ struct RunPlan {
     // Block ranges that steps leave out.
     std::set<size_t> left_out() const;
     size_t host_bytes(const Manifest& manifest) const;
+
+   private:
+    void require_fitted() const;
 };
 
 class Run {
@@ -161,7 +164,8 @@ class Run {
     std::map<std::string, Given> changes_;  // of block ranges at the last dense step, by their names
     std::map<char, Sets> sets_;
     Buffer<float> latents_, twice_, timestep_, weights_, affinity_rows_, affinity_, mask_, score_, distance_;
-    Buffer<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_, scalars_;
+    Buffer<float> computed_, focus_rows_, background_rows_, running_, cached_, predicted_, guided_, scalars_,
+        conditional_;  // 1 in rows of that half of guidance
     Buffer<int64_t> everything_, chosen_;
     Buffer<char> hidden_;  // the latents in the engine's type, where that isn't fp32
     Raw raw_focus_, raw_background_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "failure.hpp"
 #include "room.hpp"
@@ -77,11 +78,29 @@ RunPlan::RunPlan(const Bundle& bundle, const accelaes_run_options& options) : pr
         solver.emplace(manifest, steps());
         if (preset->by_sigma && solver->sigmas().empty())
             refuse("The preset " + preset->name + " counts sigmas, and the bundle's scheduler has none; take another.");
-        return;
+    } else {
+        auto count = static_cast<std::ptrdiff_t>(symbols.size());
+        solver.emplace(std::vector<float>(options.sigmas, options.sigmas + count + 1),
+                       std::vector<float>(options.timesteps, options.timesteps + count));
     }
-    auto count = static_cast<std::ptrdiff_t>(symbols.size());
-    solver.emplace(std::vector<float>(options.sigmas, options.sigmas + count + 1),
-                   std::vector<float>(options.timesteps, options.timesteps + count));
+    if (!preset->sigmas.empty()) require_fitted();
+}
+
+// Learned coefficients are right for the plan and the noise levels that they were fitted to, and for no others.
+void RunPlan::require_fitted() const {
+    constexpr double tolerance = 1e-3;
+    if (symbols != preset->plans.begin()->second) {
+        refuse("The preset " + preset->name + " has coefficients for the plan " + preset->plans.begin()->second +
+               " and the run has " + symbols + "; leave the plan to the preset, or take another preset.");
+    }
+    bool same = solver->by_euler() && solver->sigmas().size() == preset->sigmas.size();
+    for (size_t k = 0; same && k < preset->sigmas.size(); ++k)
+        same = std::abs(solver->sigmas()[k] - preset->sigmas[k]) <= tolerance * preset->sigmas.front();
+    if (!same) {
+        refuse("The preset " + preset->name +
+               " has coefficients for other noise levels than the run's; give those it was fitted to, or take another "
+               "preset.");
+    }
 }
 
 int64_t RunPlan::latent(const Manifest& manifest) const {
@@ -120,7 +139,7 @@ std::set<size_t> RunPlan::left_out() const {
 size_t RunPlan::bytes(const Manifest& manifest) const {
     int64_t N = manifest.tokens, w = manifest.token_width(), n = most_focus(manifest), m = most_background(manifest);
     size_t numbers = room({images + rows, latent(manifest)}) + room({rows, 2 * N + n + m, w}) + room({images, N, w});
-    numbers += room({4 * rows + 3 * images, N}) + room({rows, manifest.text_tokens + 1});
+    numbers += room({4 * rows + 3 * images, N}) + room({rows, manifest.text_tokens + 2});
     size_t kept = solver->bytes(room({images, latent(manifest)})), converted = 0;
     auto converts = [&](const std::vector<Spec>& specs, const char* name, int64_t own) {
         for (const auto& spec : specs) {

@@ -21,6 +21,7 @@ class Solver {
     const std::vector<float>& timesteps() const { return timesteps_; }
     // Whether predictions may be extrapolated past a step: solvers of a higher order do so themselves.
     bool first_order() const { return !diffusion_ || diffusion_->order == 1; }
+    bool by_euler() const { return !diffusion_; }
 
     // Forget what earlier steps predicted.
     void begin(const Device& device, size_t numbers);
