@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from accelaes_export.checks import is_number
+from accelaes_export.checks import is_number, require_once
 from accelaes_export.errors import InputError
 
 _LARGEST_GUIDANCE = 1e4  # beyond, half precision overflows whatever is guided
@@ -128,6 +128,21 @@ def parse_counts(option: str, given: str, least: int = 1) -> tuple[int, ...]:
         if not (re.fullmatch("[0-9]{1,9}", item) and int(item) >= least):
             raise InputError(f"{option} has {item!r}; give whole numbers from {least} up, such as 1,2,4.")
     return tuple(map(int, items))
+
+
+def parse_budgets(given: str) -> tuple[float, ...]:
+    """Step budgets from "8,12"; InputError for what is no number, is below 1, or given twice."""
+    found: list[float] = []
+    for item in (item.strip() for item in given.split(",")):
+        try:
+            budget = float(item)
+        except ValueError:
+            budget = math.nan
+        if not 1 <= budget < math.inf:
+            raise InputError(f"--budgets has {item!r}; give numbers of dense steps from 1 up, such as 8,12.")
+        found.append(budget)
+    require_once("Budget", found)
+    return tuple(found)
 
 
 def require_seed(seed: object) -> None:

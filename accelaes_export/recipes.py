@@ -70,6 +70,7 @@ class Override(TypedDict, total=False):
     variant: str | None
     presets: str | Sequence[str] | None
     components: str | Sequence[str] | None
+    plans: Mapping[float, DriftSchedule] | None
 
 
 class BuildRecipe(BaseModel):

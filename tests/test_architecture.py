@@ -33,11 +33,12 @@ ALLOWED: dict[str, set[str]] = {
     "backbones": BELOW_ALL | {"files", "contract", "plugins", "recipes"},
     "graph": BELOW_ALL | {"contract", "policies", "backbones", "plugins"},
     "building": RUN | {"memory", "progress", "runtime", "backbones", "graph", "plugins"},
+    "tuning": RUN | {"progress", "runtime"},
     "measure/profiling": BRIDGE | {"policies", "progress", "runtime", "building"},
     "measure/quality": BELOW_ALL | {"files", "contract", "bundle"} | {"policies", "progress", "runtime"}
     | {"measure/profiling"},
     "measure/report": BELOW_ALL | {"contract", "policies", "runtime", "measure/profiling", "measure/quality"},
-    "cli": RUN | {"memory", "native_sdk", "progress", "runtime", "backbones", "building", "plugins"}
+    "cli": RUN | {"memory", "native_sdk", "progress", "runtime", "backbones", "building", "plugins", "tuning"}
     | {"measure/profiling", "measure/quality", "measure/report"},
 }  # fmt: skip
 

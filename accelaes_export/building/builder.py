@@ -30,6 +30,7 @@ from accelaes_export.contract.components import component_files
 from accelaes_export.contract.fingerprint import FINGERPRINT
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.presets import preset_files
+from accelaes_export.contract.tuning import Tuning, read_tuning, tuned_plans
 from accelaes_export.errors import BuildError, BundleError, InputError, OtherDeviceError
 from accelaes_export.options import parse_targets, require_seed
 from accelaes_export.progress import BuildProgress, Silent
@@ -62,6 +63,8 @@ def build(
     random_weights: bool = False,
     seed: int = 0,
     verify: bool = True,
+    tuning: str | Path | None = None,
+    tuning_anyway: bool = False,
     sign: str | Path | None = None,
     force: bool = False,
     progress: BuildProgress | None = None,
@@ -78,6 +81,8 @@ def build(
         output: the bundle's folder; ``engines/built/MODEL-BACKEND-DTYPE`` if None.
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         verify: compare the engine with the model before it is written, where it runs here.
+        tuning: a file that `accelaes-export tune` wrote: drift's plans for its budgets, in place of the recipe's.
+        tuning_anyway: take it for other weights or pictures than those it was made with.
         sign: a PEM file with the Ed25519 private key to sign the bundle with.
         force: replace another bundle at `output`.
         progress: told of every stage.
@@ -95,12 +100,18 @@ def build(
     if random_weights and (checkpoint is not None or variant is not None):
         beside = f"checkpoint {checkpoint}" if checkpoint is not None else f"variant {variant}"
         raise InputError(f"Random weights were asked for beside {beside}; leave one of them out.")
+    tuned = None if tuning is None else read_tuning(Path(tuning))
+    recipe = _recipe(model, checkpoint, override)
+    if tuned is not None:
+        recipe = recipe.override(plans={**recipe.plans, **tuned_plans(tuned, recipe.buckets)})
     job = build_job(
-        _recipe(model, checkpoint, override),
+        recipe,
         backend_named(backend),
         None if targets is None else parse_targets(targets),
         seed if random_weights else None,
     )
+    if tuned is not None and not tuning_anyway:
+        _require_own(tuned, Path(str(tuning)), job)
     _say_which_weights(job, progress)
     folder = Path(output) if output else default_output(job)
     standing = _standing(job, folder, force=force, progress=progress)
@@ -123,6 +134,22 @@ def _recipe(model: str | BuildRecipe, checkpoint: str | Path | None, override: O
         # Where blocks look is a property of trained weights: the recipe's choice is for its own checkpoint.
         recipe = recipe.model_copy(update={"affinity_blocks": None})
     return recipe.override(checkpoint=None if checkpoint is None else str(checkpoint), **override)
+
+
+def _require_own(tuning: Tuning, path: Path, job: BuildJob) -> None:
+    """InputError for a tuning of other weights or of pictures of another size."""
+    source, latents = job.inputs.source, job.graph.latents
+    if tuning.weights_sha256 != source.weights_sha256:
+        raise InputError(
+            f"{path} was made on the weights {tuning.weights_sha256[:12]} of {tuning.model}, and those of "
+            f"{source.location} are {source.weights_sha256[:12]}: tune this checkpoint, or say --tuning-anyway."
+        )
+    if tuning.size != dict(latents.size):
+        was, now = (" x ".join(map(str, size.values())) for size in (tuning.size, latents.size))
+        raise InputError(
+            f"{path} was made on pictures of {was}, and this build is of {now}: tune a bundle of this size, or say "
+            "--tuning-anyway."
+        )
 
 
 def _say_which_weights(job: BuildJob, progress: BuildProgress) -> None:

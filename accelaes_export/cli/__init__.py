@@ -22,8 +22,8 @@ from accelaes_export.errors import AccelAesError, BuildError, InputError, WriteE
 from accelaes_export.files.writing import NO_SPACE
 from accelaes_export.memory import lacks_memory, require_address_space
 
-_COMPUTING = {"build", "verify", "run", "profile", "evaluate"}
-VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "plugin", "sdk", "doctor")
+_COMPUTING = {"build", "verify", "run", "profile", "evaluate", "tune"}
+VERBS = ("models", "build", "inspect", "verify", "run", "profile", "evaluate", "tune", "plugin", "sdk", "doctor")
 _LONGEST_WORD = 500  # of a message: what somebody gave may be a number of 5,000 digits
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 

@@ -115,6 +115,13 @@ from accelaes_export.backends import names
     "-o", "--output", type=click.Path(path_type=Path), help="Folder. [default: engines/built/MODEL-BACKEND-DTYPE]"
 )
 @click.option(
+    "--tuning",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Plans for drift that tune wrote, with their learned coefficients.",
+)
+@click.option("--tuning-anyway", is_flag=True, help="Take it for other weights or pictures than it was made with.")
+@click.option(
     "--sign",
     type=click.Path(path_type=Path),
     metavar="FILE",
@@ -129,6 +136,8 @@ def command(
     backend: str,
     targets: str | None,
     output: Path | None,
+    tuning: Path | None,
+    tuning_anyway: bool,
     sign: Path | None,
     force: bool,
     **override: Any,
@@ -143,6 +152,7 @@ def command(
         accelaes-export build --model shapes -o engines/built/shapes
         accelaes-export build --model sd3 --checkpoint ./my-sd3 --backend tensorrt-rtx --target sm86,sm120
         accelaes-export build --model shapes --components all -o engines/built/shapes
+        accelaes-export build --model shapes --tuning shapes.tuning.json -o engines/built/shapes
         accelaes-export build --model sd3 --random-weights --resolution 512x512 --buckets 0.5
     """
     from accelaes_export.building import builder
@@ -157,6 +167,8 @@ def command(
         targets=targets,
         random_weights=random_weights,
         seed=seed,
+        tuning=tuning,
+        tuning_anyway=tuning_anyway,
         sign=sign,
         force=force,
         progress=TerminalProgress(progress_lines()),

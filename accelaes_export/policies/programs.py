@@ -110,7 +110,8 @@ def state_shapes(how: Extrapolation) -> dict[str, Shape]:
     return of_history | (dict.fromkeys(_CACHE_CLOCKS, TOKENS) if how.cache_reach else {})
 
 
-def _history(tensors: Tensors, order: int) -> HistoryState:
+def history_of(tensors: Tensors, order: int) -> HistoryState:
+    """The state that is among a program's tensors."""
     of_tokens = (tensors[name] for name in ("known", "drops", "ran", "agreed", "foreseen"))
     slots = range(order + 1)
     predictions = tuple(tensors[f"prediction.{k}"] for k in slots)
@@ -139,7 +140,7 @@ def _advance(how: Extrapolation, picture: Picture, *, sparse: bool) -> Program:
         inputs["cached"] = TOKENS
 
     def compute(tensors: Tensors) -> dict[str, torch.Tensor]:
-        state, latest, now = _history(tensors, how.order), tensors["computed"].clone(), tensors["now"]
+        state, latest, now = history_of(tensors, how.order), tensors["computed"].clone(), tensors["now"]
         running = tensors["running"] > 0 if sparse else None
         predicted_now = None if picture.component else running
         after = taken_in(state, latest, now, predicted_now, running, calibrated=how.calibrated)
@@ -159,7 +160,7 @@ def _extrapolate(how: Extrapolation) -> Program:
         return _weighed(how, how.coefficients)
 
     def compute(tensors: Tensors) -> dict[str, torch.Tensor]:
-        return {"predicted": predicted(_history(tensors, how.order), tensors["target"], how)}
+        return {"predicted": predicted(history_of(tensors, how.order), tensors["target"], how)}
 
     return Program("extrapolate", {**state_shapes(how), "target": ()}, {"predicted": PREDICTIONS}, compute)
 
@@ -172,7 +173,7 @@ def _weighed(how: Extrapolation, coefficients: Coefficients) -> Program:
         device = tensors["conditional"].device
         if device not in tables:
             tables[device] = coefficients.table().to(device)
-        known = _history(tensors, how.order)
+        known = history_of(tensors, how.order)
         return {"predicted": weighed(known, tensors["target"], tensors["conditional"], coefficients, tables[device])}
 
     inputs: dict[str, Shape] = {**state_shapes(how), "target": (), "conditional": ("B",)}
@@ -186,7 +187,7 @@ def _score(how: Extrapolation, selector: Selector, picture: Picture) -> Program:
     seen: dict[str, Shape] = {"affinity": ("b", "N"), "mask": ("b", "N")} if masked else {}
 
     def compute(tensors: Tensors) -> dict[str, torch.Tensor]:
-        estimates = estimated(_history(tensors, how.order), tensors["now"])
+        estimates = estimated(history_of(tensors, how.order), tensors["now"])
         estimates = replace(estimates, last=picture.cells(estimates.last.squeeze(2)))
         score = selector.score(estimates, tensors.get("affinity"), tensors.get("mask"))
         return {"score": score.clone() if score is tensors.get("affinity") else score}

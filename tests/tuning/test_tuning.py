@@ -1,0 +1,213 @@
+"""Tuning a bundle: what its pipeline does is recorded, plans are fitted, and bundles built with them do better."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import DPMSolverMultistepScheduler
+
+import accelaes_export as ax
+from accelaes_export.building.builder import build
+from accelaes_export.cli import main
+from accelaes_export.contract.tuning import read_tuning
+from accelaes_export.errors import InputError
+from accelaes_export.policies import Dense, Drift
+from accelaes_export.runtime.generate import call_arguments, load_pipeline
+from accelaes_export.runtime.policy_choice import policy_for
+from accelaes_export.tuning.recording import Recording
+from accelaes_export.tuning.tuner import TuningRequest, tune
+from accelaes_export.tuning.walk import Walk, ended, taught
+from examples.shapes.captions import heldout_prompts
+
+SCALE, BUDGET, T = 4.5, 8, 14
+PROMPTS = tuple(heldout_prompts(12, seed=5))
+
+pytestmark = pytest.mark.xdist_group("tuning")
+
+
+@pytest.fixture(scope="module")
+def pipe(shapes_bundle):
+    pipe = load_pipeline(shapes_bundle)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def request_():
+    return TuningRequest(PROMPTS, (BUDGET,), seed=3, teacher_steps=40)
+
+
+@pytest.fixture(scope="module")
+def tuning(shapes_bundle, request_):
+    return tune(shapes_bundle, request_)
+
+
+@pytest.fixture(scope="module")
+def file(tuning, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tuning") / "shapes.tuning.json"
+    path.write_text(tuning.model_dump_json(indent=1))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(file, tmp_path_factory):
+    return build(model="shapes", tuning=file, output=tmp_path_factory.mktemp("tuned") / "bundle", presets=[])
+
+
+def by_pipeline(pipe, bundle, policy, steps, prompt, seed):
+    """Latents at the end of the pipeline's own run."""
+    ax.accelerate(pipe, bundle, policy)
+    arguments = call_arguments(pipe, bundle.manifest, prompt, steps=steps, guidance=SCALE, seed=seed)
+    return pipe(**arguments | {"output_type": "latent"}).images
+
+
+@pytest.mark.parametrize("policy", [Dense(), Drift(budget=BUDGET)], ids=["dense", "drift"])
+def test_a_walk_is_the_pipelines_own_run(pipe, shapes_bundle, policy):
+    recording = Recording(pipe, shapes_bundle, SCALE)
+    schedule, conditions = recording.schedule(PROMPTS[0], T), recording.conditions(PROMPTS[:3], seed=7)
+    found = ended(shapes_bundle, conditions, schedule, SCALE, policy)
+    for k, prompt in enumerate(PROMPTS[:3]):
+        wanted = by_pipeline(pipe, shapes_bundle, policy, T, prompt, seed=7 + k)
+        assert torch.allclose(found[k : k + 1], wanted, atol=1e-4)
+
+
+def test_the_teacher_is_where_a_dense_run_is_and_on_the_line_between_its_steps(pipe, shapes_bundle):
+    recording = Recording(pipe, shapes_bundle, SCALE)
+    schedule, conditions = recording.schedule(PROMPTS[0], 6), recording.conditions(PROMPTS[:2], seed=0)
+    states = list(Walk(shapes_bundle, conditions, schedule, SCALE).carried_out(Dense()))
+    sigmas = schedule.sigmas
+    between = 0.25 * sigmas[3] + 0.75 * sigmas[2]
+    found = taught(shapes_bundle, conditions, schedule, SCALE, [*sigmas[1:], between], None)
+    for sigma, wanted in zip(sigmas[1:], states, strict=True):
+        assert torch.equal(found[sigma], wanted)
+    assert torch.allclose(found[between], 0.75 * states[1] + 0.25 * states[2], atol=1e-5)
+
+
+def test_fitted_plans_end_nearer_to_the_teacher_on_pictures_they_have_not_seen(tuning):
+    plan = tuning.plans[BUDGET]
+    assert (tuning.prompts, tuning.held_out) == (9, 3)
+    assert plan.schedule.symbols == str(Drift(budget=BUDGET).plan(T, tuning.buckets))
+    assert plan.measured.after < 0.95 * plan.measured.before
+    # Every class of a step has its weights; later steps have more of them.
+    assert len(plan.schedule.coefficients.steps) == T and len(plan.schedule.coefficients.steps[-1]) > 3
+
+
+def test_what_is_measured_is_what_a_bundle_built_with_it_draws(tuning, tuned, pipe, request_):
+    policy = policy_for(tuned.manifest, "drift", {"budget": BUDGET})
+    assert policy.extrapolation.coefficients == tuning.plans[BUDGET].schedule.coefficients
+    recording = Recording(pipe, tuned, SCALE)
+    schedule = recording.schedule(PROMPTS[0], T)
+    held_out = slice(request_.fitted_on, None)
+    conditions = recording.conditions(PROMPTS, request_.seed).part(held_out)
+    found = [
+        by_pipeline(pipe, tuned, policy, T, prompt, request_.seed + request_.fitted_on + k)
+        for k, prompt in enumerate(PROMPTS[held_out])
+    ]
+    teacher = taught(tuned, conditions, recording.schedule(PROMPTS[0], 40), SCALE, schedule.sigmas[1:], None)
+    errors = (torch.cat(found) - teacher[schedule.sigmas[-1]]).square().flatten(1).mean(dim=1)
+    measured = tuning.plans[BUDGET].measured
+    assert errors.mean().sqrt().item() == pytest.approx(measured.after, rel=1e-3)
+    assert errors.max().sqrt().item() == pytest.approx(measured.worst_after, rel=1e-3)
+
+
+def test_tuning_a_tuned_bundle_begins_with_its_plan_and_not_with_its_coefficients(tuned, tuning):
+    again = tune(tuned, TuningRequest(PROMPTS, (BUDGET,), seed=3, teacher_steps=40))
+    assert again.plans[BUDGET].measured == tuning.plans[BUDGET].measured
+
+
+def test_a_tuning_of_other_weights_or_sizes_is_refused_unless_it_is_taken_anyway(file, tmp_path):
+    data = json.loads(file.read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(data | {"weights_sha256": "0" * 64}))
+    with pytest.raises(InputError, match=r"was made on the weights 000000000000 of shapes.*--tuning-anyway"):
+        build(model="shapes", tuning=other, output=tmp_path / "a")
+    with pytest.raises(InputError, match=r"was made on pictures of 48 x 48, and this build is of 96 x 48"):
+        build(model="shapes", tuning=file, output=tmp_path / "a", resolution="96x48")
+    with pytest.raises(InputError, match=r"0\.5"):
+        build(model="shapes", tuning=file, output=tmp_path / "a", buckets="0.25,0.75")
+    assert not (tmp_path / "a").exists()
+    bundle = build(model="shapes", tuning=other, tuning_anyway=True, output=tmp_path / "a", presets=[])
+    assert BUDGET in bundle.manifest.defaults.plans
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d.pop("plans"), "plans: Field required"),
+        (lambda d: d.update(more=1), "more: Extra inputs"),
+        (lambda d: d.update(plans={}), "plans"),
+        (lambda d: d.update(tuning_version=2), "version 2, and this release reads 1"),
+        (lambda d: d["plans"]["8.0"]["schedule"].update(symbols="DD"), "coefficients are of 14 steps, but the plan DD"),
+        (lambda d: d["plans"]["8.0"]["schedule"]["coefficients"].update(guidance=-1), "guidance is -1"),
+        (lambda d: d["plans"]["8.0"]["measured"].update(after=-1), "after"),
+    ],
+)
+def test_a_file_that_is_no_tuning_is_refused_in_a_sentence(file, tmp_path, change, said):
+    data = json.loads(file.read_text())
+    change(data)
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=said):
+        read_tuning(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
+def test_a_file_that_holds_something_else_is_refused_in_a_sentence(tmp_path, text):
+    (tmp_path / "t.json").write_text(text)
+    with pytest.raises(InputError, match="is no tuning: the whole file"):
+        read_tuning(tmp_path / "t.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"prompts": PROMPTS[:3]}, "3 prompts were given, and tuning needs 4"),
+        ({"budgets": ()}, "No budget was given"),
+        ({"held_out": 0.0}, "share held out is 0.0"),
+        ({"seed": -1}, "seed"),
+        ({"guidance": float("nan")}, "guidance"),
+        ({"teacher_steps": T}, "The teacher has 14 steps, and the plan for budget 8 has 14"),
+        ({"budgets": (0.5,)}, "budget is 0.5"),
+    ],
+)
+def test_what_cant_be_tuned_is_said_before_anything_is_loaded(shapes_bundle, changes, said):
+    given = {"prompts": PROMPTS, "budgets": (BUDGET,)} | changes
+    with pytest.raises(InputError, match=said):
+        tune(shapes_bundle, TuningRequest(**given))
+
+
+def test_a_scheduler_that_goes_otherwise_is_refused(pipe, shapes_bundle):
+    ours = pipe.scheduler
+    try:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+            ours.config, use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        )
+        with pytest.raises(InputError, match="DPMSolverMultistepScheduler as it is set moves otherwise"):
+            Recording(pipe, shapes_bundle, SCALE).schedule(PROMPTS[0], 6)
+    finally:
+        pipe.scheduler = ours
+
+
+def test_the_verb_writes_a_file_that_build_takes(shapes_bundle, tmp_path):
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "shapes.tuning.json"
+    prompts.write_text("\n".join(PROMPTS[:6]) + "\n")
+    words = ["tune", str(shapes_bundle.path), "--prompts", str(prompts), "--teacher-steps", "20", "-o", str(output)]
+    result = CliRunner().invoke(main, [*words, "--budgets", "6,8"])
+    assert result.exit_code == 0, result.stderr
+    assert (
+        "Distance of 2 held-out pictures to 20 dense steps" in result.stdout
+        and "Next: accelaes-export build" in result.stdout
+    )
+    assert sorted(read_tuning(output).plans) == [6, 8]
+    for budgets, said in (("8,8", "Budget 8.0 is given twice"), ("none", "--budgets has 'none'"), ("0", "has '0'")):
+        result = CliRunner().invoke(main, [*words, "--budgets", budgets])
+        assert result.exit_code == 2 and said in result.stderr
+    built = CliRunner().invoke(main, ["build", "--model", "shapes", "--tuning", str(output), "-o", str(tmp_path / "b")])
+    assert built.exit_code == 0, built.stderr
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "b")])
+    assert "learned" in shown.stdout
+    missing = CliRunner().invoke(main, ["build", "--model", "shapes", "--tuning", str(tmp_path / "none.json")])
+    assert missing.exit_code == 2 and "none.json can't be read" in missing.stderr
