@@ -6,6 +6,7 @@ the scheduler moves the latents; tuning repeats that without it.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,27 +44,57 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What b pictures begin with: latents [b, ...], conditioning [B, ...], and whether rows are guidance pairs."""
+    """What pictures begin with that go through a run together.
+
+    Attributes:
+        latents: [b, ...] fp32.
+        conditioning: [B, ...] by name.
+        paired: whether rows are guidance pairs.
+        shared: the names of conditioning that has no batch axis.
+    """
 
     latents: torch.Tensor
     conditioning: dict[str, torch.Tensor]
     paired: bool
+    shared: frozenset[str]
 
     @property
     def images(self) -> int:
         return self.latents.shape[0]
 
-    def part(self, own: slice) -> Conditions:
-        """Of some of the pictures."""
-
-        def rows(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.shape[0] != self.images * (1 + self.paired):
-                return tensor  # the same for all
-            return tensor.unflatten(0, (1 + self.paired, self.images))[:, own].flatten(0, 1)
-
-        return Conditions(
-            self.latents[own], {name: rows(tensor) for name, tensor in self.conditioning.items()}, self.paired
+    def beside(self, other: Conditions) -> bool:
+        """Whether both can be one: texts may be of different lengths."""
+        return self.paired == other.paired and all(
+            torch.equal(own, other.conditioning[name])
+            if name in self.shared
+            else own[0].shape == other.conditioning[name][0].shape
+            for name, own in self.conditioning.items()
         )
+
+
+def together(conditions: Sequence[Conditions], most: int) -> list[Conditions]:
+    """The same pictures in the same order, neighbours in one as far as they can be, of `most` pictures at most."""
+    groups: list[list[Conditions]] = []
+    for own in conditions:
+        if groups and len(groups[-1]) < most and groups[-1][-1].beside(own):
+            groups[-1].append(own)
+        else:
+            groups.append([own])
+    return [_one(group) for group in groups]
+
+
+def _one(group: Sequence[Conditions]) -> Conditions:
+    """Pictures that are alone as one batch."""
+    first = group[0]
+
+    def rows(name: str) -> torch.Tensor:
+        own = [conditions.conditioning[name] for conditions in group]
+        if name in first.shared:
+            return own[0]
+        return torch.cat([tensor.unflatten(0, (1 + first.paired, 1)) for tensor in own], dim=1).flatten(0, 1)
+
+    latents = torch.cat([conditions.latents for conditions in group])
+    return Conditions(latents, {name: rows(name) for name in first.conditioning}, first.paired, first.shared)
 
 
 def _predicted(call: int) -> float:
@@ -91,6 +122,9 @@ class _Recorder(AcceleratedTransformer):
         if self._most is not None and len(self.calls) >= self._most:
             raise _Enough
         predicted = torch.full_like(hidden_states, _predicted(len(self.calls) - 1))
+        latents = self.served[0].geometry.latents
+        if not latents.packed:  # some pipelines expect a learned variance behind
+            predicted = predicted[:, :1].repeat_interleave(latents.out_channels + latents.sigma_channels, dim=1)
         if not return_dict:
             return (predicted,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -107,21 +141,19 @@ class Recording:
     """
 
     def __init__(self, pipe: Any, bundle: Bundle, guidance: float) -> None:
-        layout = bundle.manifest.call.guidance
-        if layout.layout == "separate" or layout.rescaled:
-            raise InputError(
-                f"Tuning needs guidance in one call and by a plain sum, and {bundle.manifest.family}'s pipelines guide "
-                "otherwise; tune a bundle of another family."
-            )
+        if bundle.manifest.call.guidance.rescaled:
+            raise _other_guidance(bundle)
         self._pipe, self._bundle, self._guidance = pipe, bundle, guidance
 
     def schedule(self, prompt: str, steps: int) -> Schedule:
         """How the pipeline goes through a run of so many steps.
 
         Raises:
-            InputError: a scheduler whose steps aren't Euler's.
+            InputError: a scheduler whose steps aren't Euler's, or guidance by a second call.
         """
         moved: list[torch.Tensor] = []
+        if "callback_on_step_end" not in inspect.signature(type(self._pipe).__call__).parameters:
+            raise _other_solver(self._pipe)
 
         def after(_: Any, i: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             moved.append(kwargs["latents"].float())
@@ -129,6 +161,8 @@ class Recording:
 
         calls = self._calls(prompt, steps, seed=0, most=None, callback_on_step_end=after)
         sigmas = tuple(float(sigma) for sigma in getattr(self._pipe.scheduler, "sigmas", ()))
+        if len(calls) == 2 * steps and self._bundle.manifest.call.guidance.layout == "separate":
+            raise _other_guidance(self._bundle)
         if len(sigmas) != len(calls) + 1 or len(calls) != steps:
             raise _other_solver(self._pipe)
         before = [calls[0].hidden_states[: moved[0].shape[0]].float(), *moved[:-1]]
@@ -143,32 +177,16 @@ class Recording:
             raise _other_solver(self._pipe)
         return Schedule(sigmas, tuple(float(call.timestep[0]) for call in calls), sign)
 
-    def conditions(self, prompts: Sequence[str], seed: int) -> Conditions:
-        """What the prompts' pictures begin with, each from a noise of its own."""
+    def conditions(self, prompts: Sequence[str], seed: int) -> list[Conditions]:
+        """What each prompt's picture begins with, each from a noise of its own."""
+        contract, pairs = self._bundle.manifest.geometry.contract, self._bundle.manifest.call.guidance.pairs
+        shared = frozenset(spec.name for spec in contract.inputs if spec.shape[0] != "B")
         found = []
-        paired = False
         for k, prompt in enumerate(prompts):
             (call,) = self._calls(prompt, 2, seed=seed + k, most=1)
-            paired = self._bundle.manifest.call.guidance.pairs and call.hidden_states.shape[0] == 2
-            found.append(call)
-        shared = {spec.name for spec in self._bundle.manifest.geometry.contract.inputs if spec.shape[0] != "B"}
-
-        def together(name: str) -> torch.Tensor:
-            own = [call.conditioning[name] for call in found]
-            if name in shared:
-                return own[0]
-            if len({tensor.shape for tensor in own}) > 1:
-                raise InputError(
-                    f"The prompts' {name} are of different lengths, which tuning can't put into one batch; give "
-                    "prompts that the text encoders make equally long."
-                )
-            return torch.cat([tensor.unflatten(0, (1 + paired, 1)) for tensor in own], dim=1).flatten(0, 1)
-
-        return Conditions(
-            torch.cat([call.hidden_states[:1].float() for call in found]),
-            {name: together(name) for name in found[0].conditioning},
-            paired,
-        )
+            paired = pairs and call.hidden_states.shape[0] == 2
+            found.append(Conditions(call.hidden_states[:1].float(), dict(call.conditioning), paired, shared))
+        return found
 
     def _calls(self, prompt: str, steps: int, *, seed: int, most: int | None, **options: Any) -> list[StepInputs]:
         pipe = accelerate(self._pipe, self._bundle, Dense())
@@ -186,6 +204,13 @@ class Recording:
             pipe.transformer = placed
             restore(pipe)
         return calls
+
+
+def _other_guidance(bundle: Bundle) -> InputError:
+    return InputError(
+        f"Tuning needs guidance in one call and by a plain sum, and {bundle.manifest.family}'s pipelines guide "
+        "otherwise; tune a bundle of another family."
+    )
 
 
 def _other_solver(pipe: Any) -> InputError:

@@ -115,9 +115,9 @@ def tune(bundle: Bundle, request: TuningRequest, progress: BuildProgress | None 
         schedules = [recording.schedule(first, candidate.steps) for candidate in candidates]
         teacher = recording.schedule(first, request.teacher_steps)
         conditions = recording.conditions(request.prompts, request.seed)
-    learning, testing = conditions.part(slice(0, request.fitted_on)), conditions.part(slice(request.fitted_on, None))
+    learning, testing = conditions[: request.fitted_on], conditions[request.fitted_on :]
     at = sorted({sigma for schedule in schedules for sigma in schedule.sigmas[1:]}, reverse=True)
-    with progress.stage("teacher", f"{request.teacher_steps} dense steps of {conditions.images} pictures") as stage:
+    with progress.stage("teacher", f"{request.teacher_steps} dense steps of {len(conditions)} pictures") as stage:
         there = taught(bundle, conditions, teacher, scale, at, lambda done: stage.update(done / request.teacher_steps))
     right = {sigma: latents[: request.fitted_on] for sigma, latents in there.items()}
     end = there[schedules[0].sigmas[-1]][request.fitted_on :]
@@ -139,7 +139,7 @@ def tune(bundle: Bundle, request: TuningRequest, progress: BuildProgress | None 
         learned = from_name(
             "drift", options_of(candidate.bare) | {"plan": candidate.symbols, "coefficients": found.coefficients}
         )
-        with progress.stage("measure", f"budget {candidate.budget:g}, {testing.images} held-out pictures"):
+        with progress.stage("measure", f"budget {candidate.budget:g}, {len(testing)} held-out pictures"):
             runs = (bundle, testing, schedule, scale)
             before, after = (_errors(ended(*runs, own), end) for own in (candidate.policy, learned))
         measured = Measured(before=before[0], worst_before=before[1], after=after[0], worst_after=after[1])
@@ -158,7 +158,7 @@ def tune(bundle: Bundle, request: TuningRequest, progress: BuildProgress | None 
         buckets=manifest.sparse_fractions,
         plans=dict(sorted(plans.items())),
         prompts=request.fitted_on,
-        held_out=testing.images,
+        held_out=len(testing),
         seed=request.seed,
         teacher_steps=request.teacher_steps,
         date=date.today().isoformat(),

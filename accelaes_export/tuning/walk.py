@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from accelaes_export.tuning.fitting import Key, NormalEquations, fitted, lies_in_the_table
-from accelaes_export.tuning.recording import Conditions, Schedule
+from accelaes_export.tuning.recording import Conditions, Schedule, together
 
 Watch = Callable[[int], None]
 """Called after every step with how many are done."""
@@ -29,17 +30,23 @@ Watch = Callable[[int], None]
 class Walk:
     """Pictures of one bundle on their way, in as many parts as engine calls are made for.
 
+    Attributes:
+        latents: of every part [b, ...].
+        spans: which of all pictures each part has.
+
     Args:
+        conditions: of every picture.
         scale: of guidance.
     """
 
-    def __init__(self, bundle: Bundle, conditions: Conditions, schedule: Schedule, scale: float) -> None:
+    def __init__(self, bundle: Bundle, conditions: Sequence[Conditions], schedule: Schedule, scale: float) -> None:
         manifest, self._schedule, self._scale = bundle.manifest, schedule, scale
         self._guidance, self._latents = manifest.call.guidance, manifest.geometry.latents
         session, size = bundle.session(), manifest.geometry.contract.batch
         self._types = {spec.name: torch_dtype(spec.dtype) for spec in session.contract.inputs}
-        spans = [slice(first, first + size) for first in range(0, conditions.images, size)]
-        self._parts = [conditions.part(own) for own in spans]
+        self._parts = together(conditions, size)
+        ends = list(accumulate(part.images for part in self._parts))
+        self.spans = [slice(end - part.images, end) for end, part in zip(ends, self._parts, strict=True)]
         self._denoisers = [
             Denoiser(session, self._latents, manifest.bucket_fractions, self._guidance) for _ in self._parts
         ]
@@ -87,6 +94,8 @@ class Walk:
             cond = self._with_free(guided(uncond, cond, self._scale), cond)
         sigmas = self._schedule.sigmas
         direction = unpatchify(cond, self._latents)
+        if not self._latents.packed:
+            direction = direction[:, : self._latents.out_channels]  # without a learned variance
         self.latents[k] = self.latents[k] + self._schedule.sign * (sigmas[i + 1] - sigmas[i]) * direction
 
     def columns(self, predictions: Sequence[torch.Tensor], k: int) -> list[torch.Tensor]:
@@ -123,11 +132,16 @@ class Walk:
 
 
 def taught(
-    bundle: Bundle, conditions: Conditions, schedule: Schedule, scale: float, at: Sequence[float], watch: Watch | None
+    bundle: Bundle,
+    conditions: Sequence[Conditions],
+    schedule: Schedule,
+    scale: float,
+    at: Sequence[float],
+    watch: Watch | None,
 ) -> dict[float, torch.Tensor]:
     """Where a dense run of `schedule` is at the sigmas `at`; between its own steps on the line, as Euler's are."""
     found: dict[float, torch.Tensor] = {}
-    before, sigmas = conditions.latents, schedule.sigmas
+    before, sigmas = torch.cat([own.latents for own in conditions]), schedule.sigmas
     for i, after in enumerate(Walk(bundle, conditions, schedule, scale).carried_out(Dense(), watch)):
         high, low = sigmas[i], sigmas[i + 1]
         for sigma in at:
@@ -148,7 +162,7 @@ class Fit:
 
 def fit(
     bundle: Bundle,
-    conditions: Conditions,
+    conditions: Sequence[Conditions],
     schedule: Schedule,
     scale: float,
     policy: Policy,
@@ -169,7 +183,6 @@ def fit(
     nothing = Coefficients(schedule.sigmas, scale, ((),) * schedule.steps)
     seen: dict[int, Tensors] = {}
     walk.start(PolicyWithCoefficients(policy, symbols, nothing), lambda k, tensors: seen.update({k: dict(tensors)}))
-    size = bundle.manifest.geometry.contract.batch
     steps: list[tuple] = []
     for i in range(schedule.steps):
         there = teacher[schedule.sigmas[i + 1]]
@@ -178,7 +191,7 @@ def fit(
             walk.rows(i, k)
             known = _differences(seen[k])
             columns = walk.columns(known, k)
-            wanted = walk.wanted(i, k, there[k * size : (k + 1) * size])
+            wanted = walk.wanted(i, k, there[walk.spans[k]])
             for key, mask in _classes(i, seen[k], walk, k):
                 own = torch.stack([column[mask].flatten() for column in columns], dim=1).double().numpy()
                 sums.setdefault(key, NormalEquations(len(columns))).add(
@@ -219,11 +232,14 @@ def _classes(i: int, tensors: Tensors, walk: Walk, k: int) -> Iterator[tuple[Key
 
 
 def ended(
-    bundle: Bundle, conditions: Conditions, schedule: Schedule, scale: float, policy: Policy, symbols: str | None = None
+    bundle: Bundle,
+    conditions: Sequence[Conditions],
+    schedule: Schedule,
+    scale: float,
+    policy: Policy,
+    symbols: str | None = None,
 ) -> torch.Tensor:
     """Latents [b, ...] at the end of a run by `policy`, or by it with another plan."""
-    last = conditions.latents
     own = policy if symbols is None else PolicyWithPlan(policy, symbols)
-    for latents in Walk(bundle, conditions, schedule, scale).carried_out(own):
-        last = latents
+    *_, last = Walk(bundle, conditions, schedule, scale).carried_out(own)
     return last

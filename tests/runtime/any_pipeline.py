@@ -10,7 +10,11 @@ import pytest
 import torch
 
 import accelaes_export as ax
+from accelaes_export.errors import InputError
 from accelaes_export.policies import Dense, Policy
+from accelaes_export.runtime.generate import call_arguments
+from accelaes_export.tuning.recording import Recording
+from accelaes_export.tuning.walk import ended
 from tests.trajectories import difference, follows
 
 
@@ -27,6 +31,7 @@ class Case:
         words: the prompts as a report has them; () where there is no mask.
         tolerance: how far a picture of a batch may be from the one it is alone, of its range.
         calls: options of calls that dense follows.
+        tuned: whether plans can be tuned on it: guided in one call, by Euler's steps.
     """
 
     sample: Callable[..., Sequence[torch.Tensor]]
@@ -38,6 +43,7 @@ class Case:
     words: Sequence[str] = ()
     tolerance: float = 1e-4
     calls: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"as it is": {}})
+    tuned: bool = True
 
 
 class AnyPipeline:
@@ -72,6 +78,28 @@ class AnyPipeline:
             assert not follows(found, dense)
             ax.restore(pipe)
         assert (None if report.focus_index is None else report.focus_index.shape) == (n and (1, n))
+
+    def test_tuning_goes_as_the_pipeline_does_or_says_that_it_cannot(self, pipe, bundle):
+        prompts, scale, steps = list(map(str, self.case.prompts)), bundle.manifest.defaults.guidance, 5
+        if not self.case.tuned:
+            with pytest.raises(InputError, match="Tuning needs guidance in one call|Euler's steps"):
+                Recording(pipe, bundle, scale).schedule(prompts[0], steps)
+            return
+        recording = Recording(pipe, bundle, scale)
+        schedule, conditions = recording.schedule(prompts[0], steps), recording.conditions(prompts, seed=4)
+        found = ended(bundle, conditions, schedule, scale, Dense())
+        ax.accelerate(pipe, bundle, policy=Dense())
+        for k, prompt in enumerate(prompts):
+            latents: list[torch.Tensor] = []
+
+            def keep(_: Any, i: int, t: Any, kwargs: dict[str, Any], latents: list = latents) -> dict[str, Any]:
+                latents.append(kwargs["latents"].clone())
+                return kwargs
+
+            given = call_arguments(pipe, bundle.manifest, prompt, steps=steps, guidance=scale, seed=4 + k)
+            pipe(**given | {"output_type": "latent", "callback_on_step_end": keep})
+            assert difference([found[k : k + 1]], [latents[-1]]) < 1e-4
+        ax.restore(pipe)
 
     def test_each_picture_of_a_batch_is_the_one_it_is_alone(self, pipe, bundle):
         case = self.case

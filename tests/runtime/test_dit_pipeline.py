@@ -103,6 +103,7 @@ def sample(pipe, classes=207, steps=8, stop_after=None, **options):
 
 class TestAsAnyPipeline(AnyPipeline):
     case = Case(
+        tuned=False,
         sample=sample,
         calls={
             "as it is": {},

@@ -133,6 +133,7 @@ def sample(pipe, prompt=PROMPT, **options):
 
 class TestAsAnyPipeline(AnyPipeline):
     case = Case(
+        tuned=False,
         sample=sample,
         calls={
             "as it is": {},

@@ -130,6 +130,7 @@ def sample(pipe, prompt=PROMPT, **options):
 
 class TestAsAnyPipeline(AnyPipeline):
     case = Case(
+        tuned=False,
         sample=sample,
         calls={
             "guided": {},

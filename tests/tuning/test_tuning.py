@@ -101,7 +101,7 @@ def test_what_is_measured_is_what_a_bundle_built_with_it_draws(tuning, tuned, pi
     recording = Recording(pipe, tuned, SCALE)
     schedule = recording.schedule(PROMPTS[0], T)
     held_out = slice(request_.fitted_on, None)
-    conditions = recording.conditions(PROMPTS, request_.seed).part(held_out)
+    conditions = recording.conditions(PROMPTS, request_.seed)[held_out]
     found = [
         by_pipeline(pipe, tuned, policy, T, prompt, request_.seed + request_.fitted_on + k)
         for k, prompt in enumerate(PROMPTS[held_out])
