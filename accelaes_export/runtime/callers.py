@@ -23,6 +23,8 @@ _READ = (
     "timesteps",
     "do_classifier_free_guidance",
     "skip_guidance_layers",
+    "guidance_scale",
+    "true_cfg_scale",
 )
 
 

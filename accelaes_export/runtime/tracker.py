@@ -6,6 +6,7 @@ State belongs to a run of one pipeline object. Copies of a pipeline that share t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from accelaes_export.checks import is_number
 from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import TensorSpec
@@ -184,18 +186,30 @@ class RunTracker:
             clock = scheduler.sigmas[first : first + steps].tolist()
         # Multistep solvers, and those that evaluate twice a step, extrapolate by themselves.
         first_order = getattr(scheduler.config, "solver_order", 1) == 1 and getattr(scheduler, "order", 1) == 1
-        fitted = policy.extrapolation.coefficients
-        if fitted is not None:
-            sigmas = getattr(scheduler, "sigmas", torch.zeros(0))[first : first + steps + 1].tolist()
-            if type(scheduler).__name__ != _FITTED or not fitted.fit(sigmas):
-                raise InputError(
-                    f"The coefficients of policy {policy.name} were fitted to {_FITTED} with {steps} steps from sigma "
-                    f"{fitted.sigmas[0]:g} to {fitted.sigmas[-2]:g}, and the run is by {type(scheduler).__name__} with "
-                    "other noise levels; set the scheduler as it was, or take a policy without coefficients."
-                )
+        self._require_fitted(caller, policy, first, steps)
         self._run = Run(policy, plan, clock, self._mask.weights, first_order=first_order)
         self._denoiser.start(self._run)
         self._timesteps = scheduler.timesteps
+
+    def _require_fitted(self, caller: Caller, policy: Policy, first: int, steps: int) -> None:
+        """InputError where learned coefficients are for another sampler; a note where they are for another scale."""
+        fitted = policy.extrapolation.coefficients
+        if fitted is None:
+            return
+        scheduler = caller.pipe.scheduler
+        sigmas = getattr(scheduler, "sigmas", torch.zeros(0))[first : first + steps + 1].tolist()
+        if type(scheduler).__name__ != _FITTED or not fitted.fit(sigmas):
+            raise InputError(
+                f"The coefficients of policy {policy.name} were fitted to {_FITTED} with {steps} steps from sigma "
+                f"{fitted.sigmas[0]:g} to {fitted.sigmas[-2]:g}, and the run is by {type(scheduler).__name__} with "
+                "other noise levels; set the scheduler as it was, or take a policy without coefficients."
+            )
+        scale = caller.given.get(self._manifest.call.guidance.argument)
+        if is_number(scale) and not math.isclose(scale, fitted.guidance, rel_tol=1e-3):
+            self._note(
+                f"the coefficients of policy {policy.name} were fitted at guidance {fitted.guidance:g}, and the run's "
+                f"is {scale:g}: its pictures may be further from exact ones than was measured"
+            )
 
     def _follow_the_text(self, caller: Caller, call: StepInputs, i: int, branch: str, paired: bool) -> None:
         """Notice embeddings that are others than at the step before."""

@@ -76,6 +76,15 @@ def test_each_half_of_guidance_has_weights_of_its_own(pipe, shapes_bundle):
     assert not torch.allclose(cond, uncond, atol=1e-3)
 
 
+def test_another_guidance_scale_is_noted_in_the_report(pipe, shapes_bundle):
+    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "coefficients": as_theta(pipe)}))
+    sample(pipe, steps=T)
+    assert pipe.transformer.report().notes == ()
+    sample(pipe, steps=T, guidance_scale=7.0)
+    (note,) = pipe.transformer.report().notes
+    assert "fitted at guidance 4.5, and the run's is 7" in note
+
+
 def test_other_noise_levels_and_other_solvers_are_refused_in_a_sentence(pipe, shapes_bundle):
     ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "coefficients": as_theta(pipe)}))
     with pytest.raises(InputError, match=r"fitted to FlowMatchEulerDiscreteScheduler with 7 steps from sigma 1 to"):
