@@ -16,7 +16,7 @@ from benchmarks.policy_tables import tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples/shapes/README.md"]
-VERBS = {"build", "doctor", "evaluate", "inspect", "models", "plugin", "profile", "run", "sdk", "verify"}
+VERBS = {"build", "doctor", "evaluate", "inspect", "models", "plugin", "profile", "run", "sdk", "tune", "verify"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -48,7 +48,8 @@ def command(
     """Fit the weights by which a plan's steps are put together, to this checkpoint.
 
     Every prompt is drawn once by many dense steps; then the plan's coefficients are fitted step by step, so that its
-    pictures stay nearest to those. docs/tuning.md says how, and what it gains. Build a bundle with the result:
+    pictures stay nearest to those. What is done is kept beside the output, where the same command goes on.
+    docs/tuning.md says how it is fitted, and what it gains. Build a bundle with the result:
     accelaes-export build --tuning FILE.
 
     \b
@@ -58,6 +59,7 @@ def command(
     """
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
+    from accelaes_export.files.replacing import remove
     from accelaes_export.files.writing import check_writable, write_whole
     from accelaes_export.measure.quality.prompts import read_prompts
     from accelaes_export.options import parse_budgets
@@ -75,8 +77,10 @@ def command(
     )
     check(bundle, request)
     quiet_libraries()
-    found = tune(bundle, request, TerminalProgress(progress_lines()))
+    keep = output.with_name(f"{output.name}.part")
+    found = tune(bundle, request, TerminalProgress(progress_lines()), keep=keep)
     write_whole(output, found.model_dump_json(indent=1) + "\n")
+    remove(keep)
     console = results()
     console.print(tuned(found))
     console.print(f"Wrote {output}", soft_wrap=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -18,7 +20,8 @@ from accelaes_export.policies import Drift, DriftSchedule, Policy, PolicyWithPla
 from accelaes_export.progress import BuildProgress, Silent, Stage
 from accelaes_export.runtime.generate import load_pipeline
 from accelaes_export.runtime.policy_choice import policy_for
-from accelaes_export.tuning.recording import Recording
+from accelaes_export.tuning.kept import Kept, fingerprint, key_of
+from accelaes_export.tuning.recording import Conditions, Recording, Schedule
 from accelaes_export.tuning.walk import ended, fit, taught
 
 FEWEST_PROMPTS = 4
@@ -58,8 +61,8 @@ class TuningRequest:
             raise InputError(f"The share held out is {self.held_out!r}; give a number between 0 and 1, such as 0.25.")
         if len(self.prompts) < FEWEST_PROMPTS:
             raise InputError(
-                f"{len(self.prompts)} prompts were given, and tuning needs {FEWEST_PROMPTS} or more; 32 are enough for "
-                "most plans."
+                f"{len(self.prompts)} prompts were given, and tuning needs {FEWEST_PROMPTS} or more; some dozens "
+                "are better."
             )
         if not self.budgets:
             raise InputError("No budget was given; name at least one, such as --budgets 8,12.")
@@ -95,12 +98,18 @@ def check(bundle: Bundle, request: TuningRequest) -> None:
             )
 
 
-def tune(bundle: Bundle, request: TuningRequest, progress: BuildProgress | None = None) -> Tuning:
+def tune(
+    bundle: Bundle, request: TuningRequest, progress: BuildProgress | None = None, *, keep: Path | None = None
+) -> Tuning:
     """Fit the plans of all budgets.
+
+    Args:
+        keep: a folder for what is done, so that the same tuning goes on where it was stopped; the caller removes it.
 
     Raises:
         InputError: what can't be tuned: a family guided by two calls, or a scheduler that isn't Euler's.
         BundleError, MissingComponentError: an engine or pipeline that can't be opened.
+        WriteError: the folder can't be written.
     """
     progress = progress or Silent()
     check(bundle, request)
@@ -115,39 +124,12 @@ def tune(bundle: Bundle, request: TuningRequest, progress: BuildProgress | None 
         schedules = [recording.schedule(first, candidate.steps) for candidate in candidates]
         teacher = recording.schedule(first, request.teacher_steps)
         conditions = recording.conditions(request.prompts, request.seed)
-    learning, testing = conditions[: request.fitted_on], conditions[request.fitted_on :]
-    at = sorted({sigma for schedule in schedules for sigma in schedule.sigmas[1:]}, reverse=True)
-    with progress.stage("teacher", f"{request.teacher_steps} dense steps of {len(conditions)} pictures") as stage:
-        there = taught(bundle, conditions, teacher, scale, at, lambda done: stage.update(done / request.teacher_steps))
-    right = {sigma: latents[: request.fitted_on] for sigma, latents in there.items()}
-    end = there[schedules[0].sigmas[-1]][request.fitted_on :]
-    plans = {}
-    for candidate, schedule in zip(candidates, schedules, strict=True):
-        with progress.stage("fit", f"budget {candidate.budget:g}, {candidate.symbols}") as stage:
-            found = fit(
-                *(bundle, learning, schedule, scale, candidate.bare, candidate.symbols, right),
-                theta=candidate.policy.extrapolation.theta,
-                watch=partial(_tell, stage, candidate.steps),
-            )
-        tuned = DriftSchedule(
-            candidate.symbols,
-            theta=candidate.bare.extrapolation.theta,
-            trend=candidate.bare.extrapolation.trend,
-            cache_reach=candidate.bare.extrapolation.cache_reach,
-            coefficients=found.coefficients,
-        )
-        learned = from_name(
-            "drift", options_of(candidate.bare) | {"plan": candidate.symbols, "coefficients": found.coefficients}
-        )
-        with progress.stage("measure", f"budget {candidate.budget:g}, {len(testing)} held-out pictures"):
-            runs = (bundle, testing, schedule, scale)
-            before, after = (_errors(ended(*runs, own), end) for own in (candidate.policy, learned))
-        measured = Measured(before=before[0], worst_before=before[1], after=after[0], worst_after=after[1])
-        progress.note(
-            f"budget {candidate.budget:g}: {measured.before:.4g} from the teacher by hand, {measured.after:.4g} fitted "
-            f"(worst picture {measured.worst_before:.4g}, {measured.worst_after:.4g})"
-        )
-        plans[candidate.budget] = TunedPlan(schedule=tuned, measured=measured)
+    work = _Work(bundle, scale, conditions, request.fitted_on, Kept(keep), progress)
+    there = work.taught(teacher, sorted({sigma for one in schedules for sigma in one.sigmas[1:]}, reverse=True))
+    plans = {
+        candidate.budget: work.tuned(candidate, schedule, teacher, there)
+        for candidate, schedule in zip(candidates, schedules, strict=True)
+    }
     return Tuning(
         model=manifest.model,
         family=manifest.family,
@@ -158,12 +140,88 @@ def tune(bundle: Bundle, request: TuningRequest, progress: BuildProgress | None 
         buckets=manifest.sparse_fractions,
         plans=dict(sorted(plans.items())),
         prompts=request.fitted_on,
-        held_out=len(testing),
+        held_out=len(conditions) - request.fitted_on,
         seed=request.seed,
         teacher_steps=request.teacher_steps,
         date=date.today().isoformat(),
-        versions={name: metadata.version(name) for name in ("accelaes-export", "torch", "diffusers")},
+        versions=_versions(),
     )
+
+
+class _Work:
+    """The pictures of a tuning, and what is done with them.
+
+    Args:
+        conditions: of all pictures, those that plans are fitted on first.
+        fitted_on: how many these are.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scale: float,
+        conditions: Sequence[Conditions],
+        fitted_on: int,
+        kept: Kept,
+        progress: BuildProgress,
+    ) -> None:
+        self._bundle, self._scale, self._kept, self._progress = bundle, scale, kept, progress
+        self._conditions, self._fitted_on = conditions, fitted_on
+        self._learning, self._testing = conditions[:fitted_on], conditions[fitted_on:]
+        files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
+        self._engine = key_of(files, scale, _versions())
+
+    def taught(self, teacher: Schedule, at: Sequence[float]) -> dict[float, torch.Tensor]:
+        """All pictures' latents [b, ...] at these sigmas of the teacher's run, some pictures at a time."""
+        size = self._bundle.manifest.geometry.contract.batch
+        parts = [self._conditions[first : first + size] for first in range(0, len(self._conditions), size)]
+        found: list[Mapping[float, torch.Tensor]] = []
+        with self._progress.stage(
+            "teacher", f"{teacher.steps} dense steps of {len(self._conditions)} pictures"
+        ) as stage:
+            for part in parts:
+                done = len(found) / len(parts)
+                watch = partial(_tell, stage, done, len(parts) * teacher.steps)
+                runs = self._bundle, part, teacher, self._scale
+                key = key_of(self._engine, fingerprint(part), teacher.sigmas, at)
+                found.append(self._kept.latents("teacher", key, partial(taught, *runs, at, watch)))
+        return {sigma: torch.cat([own[sigma] for own in found]) for sigma in at}
+
+    def tuned(
+        self, candidate: _Candidate, schedule: Schedule, teacher: Schedule, there: Mapping[float, torch.Tensor]
+    ) -> TunedPlan:
+        """A plan with its coefficients, and what they gain on the pictures that are held out."""
+        options = options_of(candidate.bare)
+        key = key_of(
+            *(self._engine, fingerprint(self._conditions), self._fitted_on, teacher.sigmas, schedule.sigmas),
+            *(candidate.symbols, options),
+        )
+        made = self._kept.plan(f"plan-{candidate.budget:g}", key, partial(self._fitted, candidate, schedule, there))
+        measured = made.measured
+        self._progress.note(
+            f"budget {candidate.budget:g}: {measured.before:.4g} from the teacher by hand, {measured.after:.4g} fitted "
+            f"(worst picture {measured.worst_before:.4g}, {measured.worst_after:.4g})"
+        )
+        return made
+
+    def _fitted(self, candidate: _Candidate, schedule: Schedule, there: Mapping[float, torch.Tensor]) -> TunedPlan:
+        bare, symbols, runs = candidate.bare, candidate.symbols, (schedule, self._scale)
+        right = {sigma: latents[: self._fitted_on] for sigma, latents in there.items()}
+        with self._progress.stage("fit", f"budget {candidate.budget:g}, {symbols}") as stage:
+            watch = partial(_tell, stage, 0.0, candidate.steps)
+            given = self._bundle, self._learning, *runs, bare, symbols, right
+            found = fit(*given, theta=bare.extrapolation.theta, watch=watch)
+        learned = from_name("drift", options_of(bare) | {"plan": symbols, "coefficients": found.coefficients})
+        end = there[schedule.sigmas[-1]][self._fitted_on :]
+        with self._progress.stage("measure", f"budget {candidate.budget:g}, {len(self._testing)} held-out pictures"):
+            before, after = (
+                _errors(ended(self._bundle, self._testing, *runs, own), end) for own in (candidate.policy, learned)
+            )
+        own = bare.extrapolation
+        return TunedPlan(
+            schedule=DriftSchedule(symbols, own.theta, own.trend, own.cache_reach, found.coefficients),
+            measured=Measured(before=before[0], worst_before=before[1], after=after[0], worst_after=after[1]),
+        )
 
 
 def _candidate(bundle: Bundle, budget: float) -> _Candidate:
@@ -182,8 +240,12 @@ def _candidate(bundle: Bundle, budget: float) -> _Candidate:
     return _Candidate(budget, PolicyWithPlan(bare, symbols), bare, symbols)
 
 
-def _tell(stage: Stage, steps: int, done: int) -> None:
-    stage.update(done / steps)
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("accelaes-export", "torch", "diffusers")}
+
+
+def _tell(stage: Stage, before: float, steps: int, done: int) -> None:
+    stage.update(before + done / steps)
 
 
 def budgets_of(bundle: Bundle) -> tuple[float, ...]:

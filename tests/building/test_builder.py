@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 
 import pytest
@@ -13,6 +12,7 @@ from accelaes_export.backends.onnxruntime import OnnxRuntimeBackend
 from accelaes_export.building import verification
 from accelaes_export.building.builder import build
 from accelaes_export.errors import OtherDeviceError
+from accelaes_export.policies import DriftSchedule
 from accelaes_export.progress import Silent
 from tests.tiny_sd3 import save_tiny_checkpoint, tiny_config
 
@@ -93,7 +93,7 @@ def test_other_plans_by_budget_are_written_without_compiling_again(folder, check
     recipe = recipes.load("shapes").override(plans=own)
     bundle, progress = tiny_build(checkpoint, folder / "bundle", model=recipe, force=True)
     assert progress.reused_stages == ["load, trace, export", "compile"]
-    assert {budget: dataclasses.asdict(plan) for budget, plan in bundle.manifest.defaults.plans.items()} == own
+    assert bundle.manifest.defaults.plans == {budget: DriftSchedule(**plan) for budget, plan in own.items()}
 
 
 def test_an_edited_bundle_is_refused_when_opened_and_built_again_from_whole_stages(folder, checkpoint):

@@ -63,7 +63,8 @@ class TestBuild:
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
         more = "--dtype bf16 --buckets 0.25,0.5 --affinity-every 2 --form component --frames 3 --weights inputs "
         more += "--text-multiple 16 --compiling autotune --attention plugin --block-ranges 0:12 "
-        more += "--presets ras,drift:budget=9 --components text -o here --force --random-weights --variant fp16"
+        more += "--presets ras,drift:budget=9 --components text -o here --force --random-weights --variant fp16 "
+        more += "--tuning found.json --tuning-anyway"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
         assert result.exit_code == 0, result.stderr
         assert asked == {
@@ -89,6 +90,8 @@ class TestBuild:
             "text_multiple": 16,
             "random_weights": True,
             "seed": 7,
+            "tuning": Path("found.json"),
+            "tuning_anyway": True,
             "sign": None,
             "force": True,
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from accelaes_export.cli import main
 from accelaes_export.contract.tuning import read_tuning
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Dense, Drift
+from accelaes_export.progress import Silent
 from accelaes_export.runtime.generate import call_arguments, load_pipeline
 from accelaes_export.runtime.policy_choice import policy_for
 from accelaes_export.tuning.recording import Recording
@@ -84,6 +87,38 @@ def test_the_teacher_is_where_a_dense_run_is_and_on_the_line_between_its_steps(p
     for sigma, wanted in zip(sigmas[1:], states, strict=True):
         assert torch.equal(found[sigma], wanted)
     assert torch.allclose(found[between], 0.75 * states[1] + 0.25 * states[2], atol=1e-5)
+
+
+class _Stopping(Silent):
+    """Interrupts the work at the beginning of a stage, the `k`-th of its name; remembers all that began."""
+
+    def __init__(self, name: str = "", k: int = 0) -> None:
+        self.began: list[str] = []
+        self._name, self._k = name, k
+
+    @contextmanager
+    def stage(self, name, detail=""):
+        self.began.append(name)
+        if name == self._name and self.began.count(name) == self._k:
+            raise KeyboardInterrupt
+        yield self
+
+
+def test_an_interrupted_tuning_goes_on_and_ends_as_an_uninterrupted_one(shapes_bundle, tmp_path):
+    request = TuningRequest(PROMPTS[:6], (6, BUDGET), seed=3, teacher_steps=20)
+    with pytest.raises(KeyboardInterrupt):
+        tune(shapes_bundle, request, _Stopping("fit", 2), keep=tmp_path / "kept")
+    kept = sorted(path.name.partition("-")[0] for path in (tmp_path / "kept").iterdir())
+    assert kept == ["plan", *["teacher"] * 6]  # one plan, and every picture of the teacher's, as the batch is 1
+    damaged = next((tmp_path / "kept").glob("teacher-*"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    again = _Stopping()
+    found = tune(shapes_bundle, request, again, keep=tmp_path / "kept")
+    assert again.began.count("fit") == 1
+    assert found == tune(shapes_bundle, request)
+    other = _Stopping()
+    tune(shapes_bundle, replace(request, seed=4), other, keep=tmp_path / "kept")  # shares nothing but the folder
+    assert other.began.count("fit") == 2
 
 
 def test_fitted_plans_end_nearer_to_the_teacher_on_pictures_they_have_not_seen(tuning):
@@ -202,6 +237,7 @@ def test_the_verb_writes_a_file_that_build_takes(shapes_bundle, tmp_path):
         and "Next: accelaes-export build" in result.stdout
     )
     assert sorted(read_tuning(output).plans) == [6, 8]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [prompts.name, output.name]
     for budgets, said in (("8,8", "Budget 8.0 is given twice"), ("none", "--budgets has 'none'"), ("0", "has '0'")):
         result = CliRunner().invoke(main, [*words, "--budgets", budgets])
         assert result.exit_code == 2 and said in result.stderr

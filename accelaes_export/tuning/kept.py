@@ -1,0 +1,83 @@
+"""What of a tuning is done already, in a folder beside the file it will be: an interrupted one goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from accelaes_export.contract.tuning import TunedPlan
+from accelaes_export.files.reading import read_given
+from accelaes_export.files.writing import whole_file, write_whole
+from accelaes_export.tuning.recording import Conditions
+
+KEY_LENGTH = 16
+
+
+def key_of(*parts: Any) -> str:
+    """Hex key of what a part depends on: plain data."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def fingerprint(conditions: Sequence[Conditions]) -> str:
+    """Hex digest of pictures' beginnings: noise and conditioning."""
+    digest = hashlib.sha256()
+    for own in conditions:
+        for name, tensor in {"": own.latents, **own.conditioning}.items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Kept:
+    """Finished parts by name and key. Files are written whole, and one that can't be read is made anew.
+
+    Args:
+        folder: made when the first part is done; None: nothing is kept.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def latents(
+        self, name: str, key: str, make: Callable[[], Mapping[float, torch.Tensor]]
+    ) -> Mapping[float, torch.Tensor]:
+        """Latents by sigma."""
+        path = self._path(name, key, "safetensors")
+        if path is None:
+            return make()
+        try:
+            with safe_open(path, "pt") as file:
+                return {float(sigma): file.get_tensor(sigma) for sigma in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, ValueError):
+            made = make()
+            with whole_file(self._placed(path)) as file:
+                file.write(save({str(sigma): tensor.contiguous() for sigma, tensor in made.items()}))
+            return made
+
+    def plan(self, name: str, key: str, make: Callable[[], TunedPlan]) -> TunedPlan:
+        """A fitted and measured plan."""
+        path = self._path(name, key, "json")
+        if path is None:
+            return make()
+        try:
+            return TunedPlan.model_validate_json(read_given(path))
+        except (OSError, ValidationError):
+            made = make()
+            write_whole(self._placed(path), made.model_dump_json())
+            return made
+
+    def _path(self, name: str, key: str, kind: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{name}-{key}.{kind}"
+
+    @staticmethod
+    def _placed(path: Path) -> Path:
+        path.parent.mkdir(exist_ok=True)
+        return path
