@@ -38,7 +38,7 @@ def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), mode
     """The policy called `name` with `options` in place of its defaults, suited to a model where one is given.
 
     ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it. ``plan``, which every
-    policy has, is a plan's symbols, carried out in place of the policy's own, and ``coefficients`` are learned ones for
+    policy has, is a plan's symbols, carried out in place of the policy's own, and ``learned`` are coefficients for
     it, as plain data or `Coefficients`. Options and plans given by hand stay as
     they are on every model; runs of another number of steps than a model's plan get the policy's own.
 
@@ -47,7 +47,7 @@ def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), mode
     """
     kind = _kind(name)
     options = dict(options)
-    symbols, fitted = options.pop("plan", None), options.pop("coefficients", None)
+    symbols, fitted = options.pop("plan", None), options.pop("learned", None)
     if model is not None:
         kind.check_on(options, model)
     _check_options(f"Policy {name}", kind, options)
@@ -100,7 +100,7 @@ def options_of(policy: Policy) -> dict[str, Any]:
     """
     if isinstance(policy, PolicyWithCoefficients):
         own = options_of(PolicyWithPlan(policy.policy, policy.symbols))
-        return {**own, "coefficients": policy.coefficients.data()}
+        return {**own, "learned": policy.coefficients.data()}
     if isinstance(policy, PolicyWithPlan):
         return {**options_of(policy.policy), "plan": policy.symbols}
     return asdict(policy)  # type: ignore[call-overload]

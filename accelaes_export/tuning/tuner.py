@@ -211,7 +211,7 @@ class _Work:
             watch = partial(_tell, stage, 0.0, candidate.steps)
             given = self._bundle, self._learning, *runs, bare, symbols, right
             found = fit(*given, theta=bare.extrapolation.theta, watch=watch)
-        learned = from_name("drift", options_of(bare) | {"plan": symbols, "coefficients": found.coefficients})
+        learned = from_name("drift", options_of(bare) | {"plan": symbols, "learned": found.coefficients})
         end = there[schedule.sigmas[-1]][self._fitted_on :]
         with self._progress.stage("measure", f"budget {candidate.budget:g}, {len(self._testing)} held-out pictures"):
             before, after = (

@@ -53,7 +53,7 @@ POLICIES = {
     "ras, masked": RAS(metric="norm", mask_share=0.25),
     "teacache": TeaCache(threshold=0.4, coefficients=(0.5, 1.0, 0.1)),
     "easycache": EasyCache(threshold=0.5, warmup=2),
-    "learned": from_name("drift", {"budget": 8, "plan": "DDDbb.b.bDD.", "coefficients": FITTED}),
+    "learned": from_name("drift", {"budget": 8, "plan": "DDDbb.b.bDD.", "learned": FITTED}),
 }
 CASES = [(name, False) for name in POLICIES] + [("drift", True)]
 

@@ -104,7 +104,7 @@ def test_a_traced_step_gives_what_an_eager_one_gives_bit_for_bit() -> None:
 
 def test_they_are_a_policys_options_as_plain_data_and_come_back_from_them() -> None:
     coefficients = drawn(0, 0.3)
-    policy = from_name("drift", {"budget": 6, "plan": "DDDbb.b", "coefficients": coefficients})
+    policy = from_name("drift", {"budget": 6, "plan": "DDDbb.b", "learned": coefficients})
     data = json.loads(json.dumps(options_of(policy)))
     again = from_name("drift", data)
     assert again == policy and again.extrapolation.coefficients == coefficients
@@ -170,11 +170,14 @@ def test_what_is_wrong_with_them_is_said_in_a_sentence(changed: dict, said: str)
 def test_a_plan_they_are_not_for_and_a_policy_that_decides_by_itself_are_refused() -> None:
     fitted = Coefficients.of(WHOLE)
     with pytest.raises(InputError, match="coefficients are of 2 steps, but the plan DDD has 3"):
-        from_name("dense", {"plan": "DDD", "coefficients": fitted})
+        from_name("dense", {"plan": "DDD", "learned": fitted})
     with pytest.raises(InputError, match="without the plan"):
-        from_name("dense", {"coefficients": fitted})
+        from_name("dense", {"learned": fitted})
     with pytest.raises(InputError, match="teacache decides during the run"):
-        from_name("teacache", {"plan": "DD", "coefficients": fitted})
+        from_name("teacache", {"plan": "DD", "learned": fitted})
+    # What TeaCache calls its coefficients is its own.
+    own = from_name("teacache", {"coefficients": [0.5, 1.0]})
+    assert from_name("teacache", options_of(own)) == own
     with pytest.raises(InputError, match="order 2, clock step, theta 0"):
         Extrapolation(coefficients=fitted)
-    assert from_name("dense", {"plan": "DD", "coefficients": fitted}).policy == Dense()
+    assert from_name("dense", {"plan": "DD", "learned": fitted}).policy == Dense()

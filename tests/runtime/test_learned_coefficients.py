@@ -42,7 +42,7 @@ def as_theta(pipe, ages: int = 1) -> Coefficients:
 def test_theta_written_as_weights_is_theta(pipe, shapes_bundle):
     ax.accelerate(pipe, shapes_bundle, Dense(theta=THETA))
     wanted = sample(pipe, steps=T)
-    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "coefficients": as_theta(pipe)}))
+    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "learned": as_theta(pipe)}))
     found = sample(pipe, steps=T)
     plain = PolicyWithPlan(Dense(), "D" * T)
     ax.accelerate(pipe, shapes_bundle, plain)
@@ -53,7 +53,7 @@ def test_skipped_steps_are_weighed_by_age_and_gap(pipe, shapes_bundle):
     symbols = "DDD.D.D"
     ax.accelerate(pipe, shapes_bundle, PolicyWithPlan(Drift(theta=THETA, trend=1.0, calibrated=False), symbols))
     wanted = sample(pipe, steps=T)
-    fitted = {"plan": symbols, "coefficients": as_theta(pipe, ages=3)}
+    fitted = {"plan": symbols, "learned": as_theta(pipe, ages=3)}
     ax.accelerate(pipe, shapes_bundle, from_name("drift", fitted))
     assert difference(sample(pipe, steps=T), wanted) < 1e-4
 
@@ -66,7 +66,7 @@ def test_each_half_of_guidance_has_weights_of_its_own(pipe, shapes_bundle):
     def made(uncond, cond):
         classes = tuple(TokenClass(0, gap, earlier, uncond, cond) for gap in (0, 1) for earlier in (0, 1))
         fitted = Coefficients(sigmas_of(pipe, T), 4.5, (classes,) * T)
-        ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "coefficients": fitted}))
+        ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "learned": fitted}))
         return sample(pipe, steps=T)[0]
 
     start = made((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))  # nothing moves
@@ -77,7 +77,7 @@ def test_each_half_of_guidance_has_weights_of_its_own(pipe, shapes_bundle):
 
 
 def test_another_guidance_scale_is_noted_in_the_report(pipe, shapes_bundle):
-    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "coefficients": as_theta(pipe)}))
+    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "learned": as_theta(pipe)}))
     sample(pipe, steps=T)
     assert pipe.transformer.report().notes == ()
     sample(pipe, steps=T, guidance_scale=7.0)
@@ -86,7 +86,7 @@ def test_another_guidance_scale_is_noted_in_the_report(pipe, shapes_bundle):
 
 
 def test_other_noise_levels_and_other_solvers_are_refused_in_a_sentence(pipe, shapes_bundle):
-    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "coefficients": as_theta(pipe)}))
+    ax.accelerate(pipe, shapes_bundle, from_name("dense", {"plan": "D" * T, "learned": as_theta(pipe)}))
     with pytest.raises(InputError, match=r"fitted to FlowMatchEulerDiscreteScheduler with 7 steps from sigma 1 to"):
         sample(pipe, steps=T, sigmas=[1 - 0.9 * (k / T) ** 2 for k in range(T)])
     with pytest.raises(InputError, match="The plan given has 7 steps, but the run has 8"):

@@ -36,8 +36,8 @@ Preset preset_of(const json& given) {
     if ((clock != "sigma" && clock != "step") || !(preset.theta >= 0 && preset.theta <= 1)) {
         refuse("The preset " + preset.name + " has a clock or theta that is none; build the bundle again.");
     }
-    if (given.at("options").contains("coefficients")) {
-        preset.sigmas = given.at("options").at("coefficients").at("sigmas").get<std::vector<double>>();
+    if (given.at("options").contains("learned")) {
+        preset.sigmas = given.at("options").at("learned").at("sigmas").get<std::vector<double>>();
         if (preset.plans.size() != 1 || static_cast<size_t>(preset.plans.begin()->first) + 1 != preset.sigmas.size()) {
             refuse("The preset " + preset.name + " has coefficients of another plan; build the bundle again.");
         }
