@@ -39,8 +39,9 @@ def from_name(name: str, options: Mapping[str, Any] = MappingProxyType({}), mode
 
     ``spatial_cfg`` may be a mapping with the keys of SpatialGuidance, as a manifest stores it. ``plan``, which every
     policy has, is a plan's symbols, carried out in place of the policy's own, and ``learned`` are coefficients for
-    it, as plain data or `Coefficients`. Options and plans given by hand stay as
-    they are on every model; runs of another number of steps than a model's plan get the policy's own.
+    it, as plain data or `Coefficients`. Options and plans given by hand stay as they are on every model; runs of
+    another number of steps than a model's plan get the policy's own, but for a plan with coefficients, which has its
+    own steps alone.
 
     Raises:
         InputError: for a name or option that doesn't exist (the message lists those that do), or a value out of range.

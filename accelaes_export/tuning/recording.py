@@ -110,7 +110,7 @@ class _Recorder(AcceleratedTransformer):
     """Predicts one number everywhere, another at every call, and keeps what it was called with."""
 
     def record(self, most: int | None) -> list[StepInputs]:
-        """Begin anew; `_Enough` is raised at the call after `most`."""
+        """Begin anew; `_Enough` is raised at call number `most`."""
         self.calls: list[StepInputs] = []
         self._most = most
         one = self.served[0]

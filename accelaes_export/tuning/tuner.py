@@ -78,9 +78,12 @@ class _Candidate:
     """A plan of drift's to be fitted: as it is now, and with which distances."""
 
     budget: float
-    policy: Policy
     bare: Drift
     symbols: str
+
+    @property
+    def policy(self) -> Policy:
+        return PolicyWithPlan(self.bare, self.symbols)
 
     @property
     def steps(self) -> int:
@@ -237,7 +240,7 @@ def _candidate(bundle: Bundle, budget: float) -> _Candidate:
         symbols = str(bare.plan(bare.own_steps or manifest.defaults.steps, manifest.sparse_fractions))
     extrapolation = bare.extrapolation
     bare = replace(bare, theta=extrapolation.theta, trend=extrapolation.trend, cache_reach=extrapolation.cache_reach)
-    return _Candidate(budget, PolicyWithPlan(bare, symbols), bare, symbols)
+    return _Candidate(budget, bare, symbols)
 
 
 def _versions() -> dict[str, str]:

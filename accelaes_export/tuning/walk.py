@@ -13,10 +13,11 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.dtypes import torch_dtype
 from accelaes_export.contract.patches import patchify, picture_of, unpatchify
 from accelaes_export.contract.tensors import BACKGROUND_PREDICTION, HIDDEN_STATES, TIMESTEP
-from accelaes_export.policies import Coefficients, Dense, Policy, PolicyWithPlan
+from accelaes_export.policies import Coefficients, Dense, Policy
 from accelaes_export.policies.guidance import guided, with_free_channels
+from accelaes_export.policies.history_state import weighed
 from accelaes_export.policies.planned import PolicyWithCoefficients
-from accelaes_export.policies.programs import Tensors, programs_of
+from accelaes_export.policies.programs import Tensors, history_of, programs_of
 from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
@@ -59,8 +60,9 @@ class Walk:
     def start(self, policy: Policy, watching: Callable[[int, Tensors], None] | None = None) -> None:
         """Begin; `watching` is told of every part's state when its prediction is asked for, which is then its last."""
         plan = policy.plan(self._schedule.steps, *self._buckets)
+        own = {program.name: program.compute for program in programs_of(policy, self._picture)}
         for k, denoiser in enumerate(self._denoisers):
-            programs = {program.name: program.compute for program in programs_of(policy, self._picture)}
+            programs = dict(own)
             if watching is not None:
 
                 def extrapolate(tensors: Tensors, k: int = k) -> Mapping[str, torch.Tensor]:
@@ -200,18 +202,12 @@ def fit(
         found = [fitted(key, own, theta) for key, own in sums.items() if lies_in_the_table(key)]
         steps.append(tuple(sorted(found, key=lambda one: (one.age, one.gap, one.earlier))))
         now = Coefficients(schedule.sigmas, scale, (*steps, *((),) * (schedule.steps - i - 1)))
+        table = now.table()
         for k in walk.parts:
-            walk.move(i, k, _weighed(now, i, seen[k]))
+            walk.move(i, k, weighed(history_of(seen[k], 2), float(i), seen[k]["conditional"], now, table))
         if watch is not None:
             watch(i + 1)
     return Fit(Coefficients(schedule.sigmas, scale, tuple(steps)), torch.cat(walk.latents))
-
-
-def _weighed(coefficients: Coefficients, i: int, tensors: Tensors) -> torch.Tensor:
-    from accelaes_export.policies.history_state import weighed
-    from accelaes_export.policies.programs import history_of
-
-    return weighed(history_of(tensors, 2), float(i), tensors["conditional"], coefficients, coefficients.table())
 
 
 def _differences(tensors: Tensors) -> list[torch.Tensor]:
@@ -232,14 +228,8 @@ def _classes(i: int, tensors: Tensors, walk: Walk, k: int) -> Iterator[tuple[Key
 
 
 def ended(
-    bundle: Bundle,
-    conditions: Sequence[Conditions],
-    schedule: Schedule,
-    scale: float,
-    policy: Policy,
-    symbols: str | None = None,
+    bundle: Bundle, conditions: Sequence[Conditions], schedule: Schedule, scale: float, policy: Policy
 ) -> torch.Tensor:
-    """Latents [b, ...] at the end of a run by `policy`, or by it with another plan."""
-    own = policy if symbols is None else PolicyWithPlan(policy, symbols)
-    *_, last = Walk(bundle, conditions, schedule, scale).carried_out(own)
+    """Latents [b, ...] at the end of a run by `policy`."""
+    *_, last = Walk(bundle, conditions, schedule, scale).carried_out(policy)
     return last
