@@ -75,13 +75,13 @@ def train_autoencoder(pictures: torch.Tensor, steps: int, seed: int) -> Autoenco
 def encode_pictures(model: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Normalised latents [B, 4, 24, 24] as the transformer sees them."""
     latents = torch.cat([model.encode(chunk).latent_dist.mean for chunk in pictures.split(128)])
-    return (latents - model.config.shift_factor) * model.config.scaling_factor
+    return (latents - (model.config.shift_factor or 0)) * model.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(model: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     """Pictures [B, 3, 48, 48] in [-1, 1] of normalised latents."""
-    latents = latents / model.config.scaling_factor + model.config.shift_factor
+    latents = latents / model.config.scaling_factor + (model.config.shift_factor or 0)
     return torch.cat([model.decode(chunk).sample for chunk in latents.split(128)]).clamp(-1, 1)
 
 

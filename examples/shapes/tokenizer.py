@@ -1,4 +1,4 @@
-"""A byte-pair tokenizer in CLIP's layout for the words of this small world: each known word is one token."""
+"""Tokenizers in CLIP's and T5's layout for the words of this small world: each known word is one token."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from transformers import CLIPTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from examples.shapes.captions import PUNCTUATION, WORDS
 
@@ -54,6 +55,29 @@ def new_tokenizer() -> CLIPTokenizer:
     symbols = [*letters, *word_ends, *("".join(pair) for pair in merges), BEGIN, END]
     vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+
+
+def new_t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer as T5's: words begin with a space's mark, one token ends a prompt, another pads it."""
+    space = "\u2581"
+    letters = [chr(code) for code in range(33, 127)]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), (space, -3.0)]
+    vocab += [(space + word, -2.0) for word in WORDS] + [(letter, -6.0) for letter in letters]
+    backend = Tokenizer(models.Unigram(vocab, unk_id=2, byte_fallback=False))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation(behavior="isolated")]
+    )
+    backend.decoder = decoders.Metaspace()
+    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=LENGTH,
+        padding_side="right",
+    )
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
