@@ -132,15 +132,17 @@ def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     unfinished.replace(path)
 
 
-def measure(work: Work, labels: Sequence[str], prompts: int, seeds: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+def measure(
+    work: Work, cases: Mapping[str, PolicyCase], prompts: int, seeds: Sequence[int]
+) -> dict[str, dict[str, np.ndarray]]:
     """Label to figures with axes [seeds, prompts]; costs are averaged over them."""
     scenes = heldout(prompts)
-    found: dict[str, dict[str, list[np.ndarray]]] = {label: {} for label in labels}
+    found: dict[str, dict[str, list[np.ndarray]]] = {label: {} for label in cases}
     for seed in seeds:
         for first in range(0, prompts, CHUNK):
             part = scenes[first : first + CHUNK]
-            for label in labels:
-                for name, values in work.errors(CASES[label], part, first, seed).items():
+            for label, case in cases.items():
+                for name, values in work.errors(case, part, first, seed).items():
                     found[label].setdefault(name, []).append(values)
             console.print(f"seed {seed}, prompts {first} to {first + len(part) - 1} done")
     shape = len(seeds), -1
@@ -186,8 +188,8 @@ def summary(found: Mapping[str, Mapping[str, np.ndarray]], draws: int = DRAWS) -
             values["psnr_to_exact"].append(exact)
             values["psnr_to_dense"].append(psnr(figures["dense"][:, pick]))
             values["right"].append(float(figures["right"][:, pick].sum() / figures["objects"][:, pick].sum()))
-            values["k"].append(_steps_of(exact, curves[0.0][draw]) / cost)
-            values["k_theta"].append(_steps_of(exact, own[draw]) / cost)
+            values["k"].append(steps_of(exact, curves[0.0][draw]) / cost)
+            values["k_theta"].append(steps_of(exact, own[draw]) / cost)
         row: dict[str, Any] = {"case": label, "group": case.group, "policy": case.policy.name}
         row |= {"options": _changed(case.policy), "steps": case.steps, "plan": _plan(case)}
         row |= {"token_steps": cost, "flop_cost": float(figures["flop_cost"])}
@@ -204,7 +206,7 @@ def _curve(found: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str],
     return tuple(zip(*at, strict=True))  # type: ignore[return-value]
 
 
-def _steps_of(value: float, curve: tuple[Any, Any]) -> float:
+def steps_of(value: float, curve: tuple[Any, Any]) -> float:
     """Dense steps of equal PSNR, between those that were measured; at most the most, at least the fewest of them."""
     return float(np.interp(value, curve[0], curve[1]))
 
@@ -244,9 +246,9 @@ def main() -> None:
             figures["times"] = times(work, options.rounds)
         else:
             groups = ["curves", *options.groups.split(",")]
-            labels = [label for label, case in CASES.items() if case.group in groups]
+            cases = {label: case for label, case in CASES.items() if case.group in groups}
             seeds = [int(seed) for seed in options.seeds.split(",")]
-            found = measure(work, labels, options.prompts, seeds)
+            found = measure(work, cases, options.prompts, seeds)
             figures |= {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found)}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from accelaes_export.contract.components import component_files
 from accelaes_export.contract.fingerprint import FINGERPRINT
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.presets import preset_files
-from accelaes_export.contract.tuning import Tuning, read_tuning, tuned_plans
+from accelaes_export.contract.tuning import Tuning, not_measured, read_tuning, tuned_plans
 from accelaes_export.errors import BuildError, BundleError, InputError, OtherDeviceError
 from accelaes_export.options import parse_targets, require_seed
 from accelaes_export.progress import BuildProgress, Silent
@@ -82,7 +83,8 @@ def build(
         random_weights: build the published architecture with random weights from `seed`; needs no checkpoint.
         verify: compare the engine with the model before it is written, where it runs here.
         tuning: a file that `accelaes-export tune` wrote: drift's plans for its budgets, in place of the recipe's.
-        tuning_anyway: take it for other weights or pictures than those it was made with.
+        tuning_anyway: take it for other weights or pictures than those it was made with; what was measured on those
+            is left out.
         sign: a PEM file with the Ed25519 private key to sign the bundle with.
         force: replace another bundle at `output`.
         progress: told of every stage.
@@ -110,8 +112,12 @@ def build(
         None if targets is None else parse_targets(targets),
         seed if random_weights else None,
     )
-    if tuned is not None and not tuning_anyway:
-        _require_own(tuned, Path(str(tuning)), job)
+    foreign = None if tuned is None else _foreign(tuned, Path(str(tuning)), job)
+    if foreign is not None:
+        if not tuning_anyway:
+            raise InputError(f"{foreign}, or say --tuning-anyway.")
+        unmeasured = recipe.override(plans=not_measured(recipe.plans))
+        job = replace(job, inputs=replace(job.inputs, recipe=unmeasured))
     _say_which_weights(job, progress)
     folder = Path(output) if output else default_output(job)
     standing = _standing(job, folder, force=force, progress=progress)
@@ -136,20 +142,18 @@ def _recipe(model: str | BuildRecipe, checkpoint: str | Path | None, override: O
     return recipe.override(checkpoint=None if checkpoint is None else str(checkpoint), **override)
 
 
-def _require_own(tuning: Tuning, path: Path, job: BuildJob) -> None:
-    """InputError for a tuning of other weights or of pictures of another size."""
+def _foreign(tuning: Tuning, path: Path, job: BuildJob) -> str | None:
+    """What is wrong with a tuning of other weights or of pictures of another size, and what to do."""
     source, latents = job.inputs.source, job.graph.latents
     if tuning.weights_sha256 != source.weights_sha256:
-        raise InputError(
+        return (
             f"{path} was made on the weights {tuning.weights_sha256[:12]} of {tuning.model}, and those of "
-            f"{source.location} are {source.weights_sha256[:12]}: tune this checkpoint, or say --tuning-anyway."
+            f"{source.location} are {source.weights_sha256[:12]}: tune this checkpoint"
         )
     if tuning.size != dict(latents.size):
         was, now = (" x ".join(map(str, size.values())) for size in (tuning.size, latents.size))
-        raise InputError(
-            f"{path} was made on pictures of {was}, and this build is of {now}: tune a bundle of this size, or say "
-            "--tuning-anyway."
-        )
+        return f"{path} was made on pictures of {was}, and this build is of {now}: tune a bundle of this size"
+    return None
 
 
 def _say_which_weights(job: BuildJob, progress: BuildProgress) -> None:

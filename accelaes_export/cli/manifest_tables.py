@@ -17,7 +17,8 @@ from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Drift, Plan, listed_budgets
-from accelaes_export.runtime.policy_choice import policy_for, steps_alone
+from accelaes_export.policies.plan_quality import bracketed
+from accelaes_export.runtime.policy_choice import policy_for, quality_of, steps_alone
 
 if TYPE_CHECKING:
     from accelaes_export.building.component_verification import ComponentParity
@@ -113,7 +114,7 @@ def ranges(geometry: Geometry) -> Table | None:
 def budgets(manifest: Manifest) -> Table:
     """What `--policy drift --budget` takes, for every budget there is a plan for: the bundle's own and drift's."""
     table = Table(
-        *("budget", "steps", "cost", "θ", "trend", "cache reach", "plan", "from"),
+        *("budget", "steps", "cost", "θ", "trend", "cache reach", "plan", "from", "as dense steps"),
         title="Plans of drift by budget",
         title_justify="left",
     )
@@ -128,7 +129,9 @@ def budgets(manifest: Manifest) -> Table:
         learned = far.coefficients is not None
         said = ("learned", "learned") if learned else (f"{far.theta:g}", f"{far.trend:g}")
         origin = "this model" if budget in defaults.plans else "every model"
-        table.add_row(f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *said, f"{far.cache_reach:g}", str(plan), origin)
+        quality = quality_of(manifest, policy, str(plan))
+        cells = (f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *said, f"{far.cache_reach:g}", str(plan), origin)
+        table.add_row(*cells, "not measured" if quality is None else bracketed(quality.dense_steps))
     table.caption, table.caption_justify = "other budgets get a plan by the rule of docs/method.md", "left"
     return table
 

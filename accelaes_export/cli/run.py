@@ -10,7 +10,7 @@ import click
 from accelaes_export.cli.bundle_options import runs_bundle
 from accelaes_export.cli.policy_help import PoliciesBelow
 from accelaes_export.cli.policy_settings import policy_settings
-from accelaes_export.errors import AccelAesError
+from accelaes_export.errors import AccelAesError, InputError
 from accelaes_export.policies import names
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     "--policy",
     metavar="NAME",
     help=f"{', '.join(names()[:-1])} or {names()[-1]}: see below. [default: the bundle's]",
+)
+@click.option(
+    "--quality",
+    type=click.Choice(["high", "balanced", "fast"]),
+    help="In place of a policy: the cheapest measured plan whose pictures are as near to exact ones as those of all "
+    "(high), 70 % or half (fast) of the model's dense steps. For bundles built with a tuning.",
 )
 @click.option("--steps", type=int, help="Denoising steps T. [default: the plan's or budget's, or the bundle's]")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
@@ -59,6 +65,7 @@ def command(
     prompt: str,
     negative_prompt: str,
     policy: str | None,
+    quality: str | None,
     steps: int | None,
     guidance: float | None,
     seed: int,
@@ -80,6 +87,7 @@ def command(
         accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --policy dense -o dense.png
         accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --skip-ratio 0.75 --mask-out mask.png
         accelaes-export run engines/built/shapes --prompt "a glossy blue ring" --policy drift --budget 12
+        accelaes-export run engines/built/shapes-tuned --prompt "a glossy blue ring" --quality balanced
         accelaes-export run engines/built/shapes --prompt "a red star" --policy drift --plan DDDD.b.D.b..D.b
         accelaes-export run engines/built/shapes --prompt "a red star" --policy ras --policy-option metric=norm
     """
@@ -89,7 +97,8 @@ def command(
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.files.writing import check_writable
     from accelaes_export.options import require_guidance, require_seed
-    from accelaes_export.runtime.policy_choice import policy_for, steps_alone
+    from accelaes_export.policies.plan_quality import said
+    from accelaes_export.runtime.policy_choice import policy_for, policy_of_quality, quality_of, steps_alone
 
     # Everything that can be wrong with the request is found before the models are loaded.
     manifest = bundle.manifest
@@ -99,7 +108,12 @@ def command(
     guidance = manifest.defaults.guidance if guidance is None else guidance
     require_guidance(guidance)
     require_seed(seed)
-    chosen = policy_for(manifest, policy, settings)
+    if quality is None:
+        chosen = policy_for(manifest, policy, settings)
+    elif policy is None and steps is None and not settings:
+        chosen = policy_of_quality(manifest, quality)
+    else:
+        raise InputError("--quality chooses the policy, its plan and its steps; leave out the options that do as well.")
     T = steps_alone(chosen, steps, manifest.defaults.steps)
     planned = chosen.plan(T, manifest.sparse_fractions, manifest.range_shares)
     if mask_out is not None:
@@ -107,6 +121,9 @@ def command(
     console = results()
     console.print(f"Plan of {chosen.name}, {T} steps{run_report.decided_later(chosen)}")
     console.print(timeline(planned))
+    measured = quality_of(manifest, chosen, str(planned))
+    if measured is not None:
+        console.print(f"This plan is {said(measured)}.", soft_wrap=True)
 
     quiet_libraries()
     from accelaes_export.runtime.generate import generate, load_pipeline

@@ -1,4 +1,4 @@
-"""`accelaes-export tune`: learn a checkpoint's solver coefficients, for `build --tuning`."""
+"""`accelaes-export tune`: find a checkpoint's plans and solver coefficients, for `build --tuning`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from accelaes_export.bundle.reading import Bundle
 
 
-@click.command("tune", short_help="Learn solver coefficients for drift's plans on a checkpoint.")
+@click.command("tune", short_help="Find plans and solver coefficients for drift on a checkpoint.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--prompts",
@@ -22,7 +22,34 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="One a line; # for comments. A quarter of them, the last, is only measured on.",
 )
-@click.option("--budgets", metavar="LIST", help="Of drift's plans, in dense steps. [default: all the bundle lists]")
+@click.option(
+    "--method",
+    default="search",
+    show_default=True,
+    type=click.Choice(["search", "fit"]),
+    help="search: find plans, and fit their coefficients; fit: the bundle's own plans as they are.",
+)
+@click.option(
+    "--evaluations",
+    default=96,
+    show_default=True,
+    type=int,
+    metavar="N",
+    help="Plans that a search tries for each budget; each is fitted to a few pictures.",
+)
+@click.option(
+    "--budgets",
+    "--budget",
+    metavar="LIST",
+    help="Of drift's plans, in dense steps. [default: all the bundle lists]",
+)
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    metavar="PLAN",
+    help="Fit this plan, in place of budgets' own and of a search; may be given again. It is for the budget it costs.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the first picture's noise; the others' follow it.")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
 @click.option(
@@ -38,19 +65,22 @@ if TYPE_CHECKING:
 def command(
     bundle: Bundle,
     prompts: Path,
+    method: str,
+    evaluations: int,
     budgets: str | None,
+    plans: tuple[str, ...],
     seed: int,
     guidance: float | None,
     teacher_steps: int,
     output: Path,
     checkpoint: str | None,
 ) -> None:
-    """Fit the weights by which a plan's steps are put together, to this checkpoint.
+    """Find the plans, and fit the weights by which their steps are put together, to this checkpoint.
 
-    Every prompt is drawn once by many dense steps; then the plan's coefficients are fitted step by step, so that its
-    pictures stay nearest to those. What is done is kept beside the output, where the same command goes on.
-    docs/tuning.md says how it is fitted, and what it gains. Build a bundle with the result:
-    accelaes-export build --tuning FILE.
+    Every prompt is drawn once by many dense steps. Plans are changed step by step, and kept where their pictures come
+    nearer to those; each plan's coefficients are fitted so that its pictures stay nearest at every step. What is done
+    is kept beside the output, where the same command goes on. docs/tuning.md says how it goes, and what it gains. Build
+    a bundle with the result: accelaes-export build --tuning FILE.
 
     \b
     Examples:
@@ -69,11 +99,14 @@ def command(
     check_writable(output)
     request = TuningRequest(
         prompts=read_prompts(prompts),
-        budgets=budgets_of(bundle) if budgets is None else parse_budgets(budgets),
+        budgets=parse_budgets(budgets) if budgets is not None else () if plans else budgets_of(bundle),
+        plans=plans,
         guidance=guidance,
         seed=seed,
         teacher_steps=teacher_steps,
         checkpoint=checkpoint,
+        method=method,  # type: ignore[arg-type]
+        evaluations=evaluations,
     )
     check(bundle, request)
     quiet_libraries()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, FiniteFloat, ValidationError
 
@@ -16,6 +17,7 @@ from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.policies.plan import Plan
 
 TUNING_VERSION = 1
+Method = Literal["search", "fit"]
 
 
 class Measured(Record):
@@ -50,6 +52,8 @@ class Tuning(Record):
         prompts, held_out: how many were fitted on, and measured on.
         seed: of the first noise.
         teacher_steps: dense steps of the runs that are taken for right.
+        method: "search" where plans were looked for, "fit" where they were taken as they are.
+        evaluations: plans tried for each budget.
         date: of the tuning, ISO.
         versions: of the packages that made it.
     """
@@ -67,6 +71,8 @@ class Tuning(Record):
     held_out: int = Field(ge=0)
     seed: int = Field(ge=0)
     teacher_steps: Count
+    method: Method = "fit"
+    evaluations: int = Field(default=0, ge=0)
     date: str
     versions: dict[str, str]
 
@@ -77,6 +83,11 @@ def tuned_plans(tuning: Tuning, buckets: Sequence[float]) -> dict[float, DriftSc
         budget: replace(plan.schedule, symbols=str(Plan(plan.schedule.symbols, tuning.buckets).on(buckets)))
         for budget, plan in tuning.plans.items()
     }
+
+
+def not_measured(plans: Mapping[float, DriftSchedule]) -> dict[float, DriftSchedule]:
+    """The plans without what was measured of them, for another checkpoint than that."""
+    return {budget: replace(plan, quality=None) for budget, plan in plans.items()}
 
 
 def read_tuning(path: Path) -> Tuning:

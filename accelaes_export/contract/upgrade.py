@@ -6,10 +6,12 @@ from typing import Any
 
 
 def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """`manifest`, read from JSON, in the present schema. What schemas 2 to 4 and 6 to 10 added has defaults."""
+    """`manifest`, read from JSON, in the present schema. What schemas 2 to 4 and 6 to 11 added has defaults."""
     version = manifest["schema_version"]
     if version == 1 and "call" not in manifest:
         manifest = _with_call(manifest)
+    if version < 11:
+        manifest = _with_plans(manifest)
     return _with_geometries(manifest) if version < 5 and "geometries" not in manifest else manifest
 
 
@@ -30,6 +32,16 @@ def _with_call(manifest: dict[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in manifest.items() if name not in ("pipelines", "signature")}
     call = {name: manifest[name] for name in ("pipelines", "signature") if name in manifest}
     return {**rest, "call": {**call, "guidance": {"layout": "uncond_cond"}}, "recipe": _recipe(manifest)}
+
+
+def _with_plans(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Schemas 10 and 11: plans that were asked for can have coefficients and a quality, which those had not."""
+    recipe = manifest.get("recipe")
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("plans"), dict):
+        return manifest
+    since = {"coefficients": None, "quality": None}
+    plans = {budget: since | one if isinstance(one, dict) else one for budget, one in recipe["plans"].items()}
+    return {**manifest, "recipe": recipe | {"plans": plans}}
 
 
 def _recipe(manifest: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from accelaes_export.checks import is_number
 from accelaes_export.errors import InputError
 from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.plan import bucket_letter
+from accelaes_export.policies.plan_quality import PlanQuality
 from accelaes_export.policies.schedule import MOST_STEPS
 
 SHARE = 12 / 28
@@ -42,6 +43,7 @@ class DriftSchedule:
             for n/N = .25, .5 and .75.
         theta, trend, cache_reach: as `Drift` has them.
         coefficients: learned ones for this plan, in place of θ, trend and calibration.
+        quality: what was measured of it on the checkpoint that it stands beside; None: nothing was.
 
     Raises:
         InputError: for fewer than two symbols, a number outside its range or coefficients of another plan.
@@ -52,6 +54,7 @@ class DriftSchedule:
     trend: float
     cache_reach: float
     coefficients: Coefficients | None = None
+    quality: PlanQuality | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # manifests and recipes hold schedules
 

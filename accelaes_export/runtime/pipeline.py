@@ -15,7 +15,7 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError
 from accelaes_export.policies.base import Policy
 from accelaes_export.runtime.arguments import plain
-from accelaes_export.runtime.policy_choice import policy_for
+from accelaes_export.runtime.policy_choice import policy_for, policy_of_quality
 from accelaes_export.runtime.prompts import told
 from accelaes_export.runtime.stand_in import AcceleratedTransformer, Saving, Served, Watched, stand_in
 from accelaes_export.runtime.tracker import Settings
@@ -32,6 +32,7 @@ def accelerate(
     words: str | Sequence[str] = (),
     weights: WeightComparison = "sample",
     strict: bool = False,
+    quality: str | None = None,
     **options: Any,
 ) -> Any:
     """Give a diffusers pipeline a bundle in place of its transformer; returns the pipeline.
@@ -48,6 +49,8 @@ def accelerate(
             tensor, or "all" of them; "bundle" means that the bundle's are wanted, whatever the pipeline has.
         strict: whether a run that the policy can't carry out (a scheduler that adds noise, too few steps, no known
             words for its mask) is an error. Otherwise it is dense, or has no mask, and the report says so.
+        quality: "high", "balanced" or "fast", in place of a policy: the cheapest measured plan that keeps the level,
+            else dense. Call the pipeline with the steps that `own_steps` of the policy says.
 
     Raises:
         InputError: a pipeline of another family or with a transformer of another architecture or with other weights;
@@ -75,7 +78,7 @@ def accelerate(
             one,
             one.manifest.geometry,
             one.session(),
-            _policy(one, policy, options),
+            _policy(one, policy, options, quality),
             which_weights(pipe, one, weights),
         )
         for one in bundles
@@ -171,8 +174,17 @@ def _check_together(bundles: Sequence[Bundle]) -> None:
         raise InputError(f"Two bundles were given for {' x '.join(map(str, twice[0]))}; give one of every size.")
 
 
-def _policy(bundle: Bundle, policy: Policy | str | None, options: Mapping[str, Any]) -> Policy:
-    """What this bundle is to compute when: by name with its own options and plans."""
+def _policy(
+    bundle: Bundle, policy: Policy | str | None, options: Mapping[str, Any], quality: str | None = None
+) -> Policy:
+    """What this bundle is to compute when: by name with its own options and plans, or by what is promised."""
+    if quality is not None:
+        if policy is not None or options:
+            beside = f"policy {policy}" if policy is not None else next(iter(options))
+            raise InputError(
+                f"quality {quality} was given beside {beside}; quality chooses the policy: give one of both."
+            )
+        return policy_of_quality(bundle.manifest, quality)
     if policy is None or isinstance(policy, str):
         return policy_for(bundle.manifest, policy, options)
     if options:

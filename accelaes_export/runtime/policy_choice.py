@@ -9,7 +9,8 @@ from typing import Any
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.tensors import GraphContract
 from accelaes_export.errors import InputError
-from accelaes_export.policies import ModelFacts, Plan, Policy, from_name
+from accelaes_export.policies import Dense, Drift, ModelFacts, Plan, Policy, from_name
+from accelaes_export.policies.plan_quality import PlanQuality, cheapest, require_level
 from accelaes_export.policies.schedule import MOST_STEPS
 
 
@@ -25,6 +26,25 @@ def policy_for(
     if name is None or name == defaults.policy:
         name, options = defaults.policy, defaults.policy_options | dict(options)
     return from_name(name, options, ModelFacts(defaults.steps, manifest.sparse_fractions, defaults.plans))
+
+
+def policy_of_quality(manifest: Manifest, level: str) -> Policy:
+    """The cheapest policy that keeps a quality level: drift by the budget whose measured plan does, else dense.
+
+    InputError for another level, or a bundle whose plans weren't measured on its checkpoint.
+    """
+    defaults = manifest.defaults
+    budget = cheapest(defaults.plans, require_level(level), defaults.steps)
+    return Dense() if budget is None else policy_for(manifest, Drift.name, {"budget": budget})
+
+
+def quality_of(manifest: Manifest, policy: Policy, symbols: str) -> PlanQuality | None:
+    """What was measured of a policy's plan on the bundle's checkpoint; None: nothing was."""
+    learned = policy.extrapolation.coefficients
+    if policy.name != Drift.name:
+        return None
+    own = (plan for plan in manifest.defaults.plans.values() if (plan.symbols, plan.coefficients) == (symbols, learned))
+    return next((plan.quality for plan in own), None)
 
 
 def steps_alone(policy: Policy | None, asked: int | None, default: int) -> int:

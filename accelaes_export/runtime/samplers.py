@@ -1,7 +1,7 @@
-"""Whether a scheduler adds noise between steps. Predictions can be carried on where the solver is deterministic alone.
+"""What is to be known of a pipeline's scheduler: how it moves latents, and whether it adds noise between steps.
 
-The scheduler is asked by what it does: a copy of it, made of its configuration, takes a few steps twice on the same
-numbers with other random ones.
+Predictions can be carried on where the solver is deterministic alone. Whether it is, the scheduler is asked by what it
+does: a copy of it, made of its configuration, takes a few steps twice on the same numbers with other random ones.
 """
 
 from __future__ import annotations
@@ -16,6 +16,23 @@ from typing import Any
 import torch
 
 _STEPS = 8  # some schedulers add noise in the middle of a run alone
+
+
+def is_first_order(scheduler: Any) -> bool:
+    """Whether a step takes the latest prediction alone."""
+    return getattr(scheduler.config, "solver_order", 1) == 1 and getattr(scheduler, "order", 1) == 1
+
+
+def moves_as_euler(scheduler: Any) -> bool:
+    """Whether it moves latents by (difference of sigmas) x prediction, as flow matching's Euler does.
+
+    Multistep DPM-Solver does at order 1 where the prediction is the flow.
+    """
+    name, config = type(scheduler).__name__, scheduler.config
+    flow = getattr(config, "prediction_type", None) == "flow_prediction" and getattr(config, "use_flow_sigmas", False)
+    return name == "FlowMatchEulerDiscreteScheduler" or (
+        name == "DPMSolverMultistepScheduler" and flow and is_first_order(scheduler)
+    )
 
 
 def adds_noise(scheduler: Any, options: Mapping[str, Any] | None = None) -> bool:

@@ -28,7 +28,7 @@ from accelaes_export.runtime.callers import Caller
 from accelaes_export.runtime.denoiser import CONDITIONAL, UNCONDITIONAL, Denoiser
 from accelaes_export.runtime.prompts import EncodedPrompts, MaskWords, PromptWeights, Row, repeated, rows_of
 from accelaes_export.runtime.report import RunReport
-from accelaes_export.runtime.samplers import adds_noise
+from accelaes_export.runtime.samplers import adds_noise, is_first_order, moves_as_euler
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 
@@ -59,10 +59,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.encoded = EncodedPrompts()
-
-
-_FITTED = "FlowMatchEulerDiscreteScheduler"
-"""Whose steps learned coefficients are fitted to."""
 
 
 class _Text:
@@ -185,9 +181,8 @@ class RunTracker:
                 raise InputError(f'{type(scheduler).__name__} has no sigmas; take clock="step".')
             clock = scheduler.sigmas[first : first + steps].tolist()
         # Multistep solvers, and those that evaluate twice a step, extrapolate by themselves.
-        first_order = getattr(scheduler.config, "solver_order", 1) == 1 and getattr(scheduler, "order", 1) == 1
         self._require_fitted(caller, policy, first, steps)
-        self._run = Run(policy, plan, clock, self._mask.weights, first_order=first_order)
+        self._run = Run(policy, plan, clock, self._mask.weights, first_order=is_first_order(scheduler))
         self._denoiser.start(self._run)
         self._timesteps = scheduler.timesteps
 
@@ -198,11 +193,12 @@ class RunTracker:
             return
         scheduler = caller.pipe.scheduler
         sigmas = getattr(scheduler, "sigmas", torch.zeros(0))[first : first + steps + 1].tolist()
-        if type(scheduler).__name__ != _FITTED or not fitted.fit(sigmas):
+        if not moves_as_euler(scheduler) or not fitted.fit(sigmas):
             raise InputError(
-                f"The coefficients of policy {policy.name} were fitted to {_FITTED} with {steps} steps from sigma "
-                f"{fitted.sigmas[0]:g} to {fitted.sigmas[-2]:g}, and the run is by {type(scheduler).__name__} with "
-                "other noise levels; set the scheduler as it was, or take a policy without coefficients."
+                f"The coefficients of policy {policy.name} were fitted to {steps} Euler steps of flow matching from "
+                f"sigma {fitted.sigmas[0]:g} to {fitted.sigmas[-2]:g}, and this run's steps by "
+                f"{type(scheduler).__name__} are others; set the scheduler as it was, or take a policy without "
+                "coefficients."
             )
         scale = caller.given.get(self._manifest.call.guidance.argument)
         if is_number(scale) and not math.isclose(scale, fitted.guidance, rel_tol=1e-3):

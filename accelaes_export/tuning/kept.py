@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -19,6 +19,7 @@ from accelaes_export.files.writing import whole_file, write_whole
 from accelaes_export.tuning.recording import Conditions
 
 KEY_LENGTH = 16
+_AS_DISTANCES: TypeAdapter[dict[str, FiniteFloat]] = TypeAdapter(dict[str, FiniteFloat])
 
 
 def key_of(*parts: Any) -> str:
@@ -46,21 +47,23 @@ class Kept:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def latents(
-        self, name: str, key: str, make: Callable[[], Mapping[float, torch.Tensor]]
-    ) -> Mapping[float, torch.Tensor]:
-        """Latents by sigma."""
+    def latents(self, name: str, key: str, make: Callable[[], Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
+        """Latents after each step of a run."""
         path = self._path(name, key, "safetensors")
         if path is None:
             return make()
         try:
             with safe_open(path, "pt") as file:
-                return {float(sigma): file.get_tensor(sigma) for sigma in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, ValueError):
+                return [file.get_tensor(str(i)) for i in range(len(file.keys()))]
+        except (OSError, SafetensorError):
             made = make()
             with whole_file(self._placed(path)) as file:
-                file.write(save({str(sigma): tensor.contiguous() for sigma, tensor in made.items()}))
+                file.write(save({str(i): tensor.contiguous() for i, tensor in enumerate(made)}))
             return made
+
+    def distances(self, name: str, key: str) -> Distances:
+        """Of plans that were tried."""
+        return Distances(self._path(name, key, "json"))
 
     def plan(self, name: str, key: str, make: Callable[[], TunedPlan]) -> TunedPlan:
         """A fitted and measured plan."""
@@ -81,3 +84,26 @@ class Kept:
     def _placed(path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         return path
+
+
+class Distances:
+    """How far plans ended, by their symbols; written down as they come, as each one takes seconds to find out.
+
+    Args:
+        path: None: nowhere.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        try:
+            self._known = _AS_DISTANCES.validate_json(read_given(path)) if path is not None else {}
+        except (OSError, ValidationError):
+            self._known = {}
+
+    def of(self, symbols: str, find_out: Callable[[], float]) -> float:
+        if symbols not in self._known:
+            self._known[symbols] = find_out()
+            if self._path is not None:
+                self._path.parent.mkdir(exist_ok=True)
+                write_whole(self._path, json.dumps(self._known))
+        return self._known[symbols]

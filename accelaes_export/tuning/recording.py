@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.errors import InputError
@@ -21,6 +23,9 @@ from accelaes_export.runtime.generate import call_arguments
 from accelaes_export.runtime.pipeline import accelerate, restore
 from accelaes_export.runtime.stand_in import AcceleratedTransformer
 from accelaes_export.runtime.step_inputs import StepInputs
+
+_SHORT = 2
+"""Steps of runs that are wanted for their beginning or their end alone."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,14 @@ def _predicted(call: int) -> float:
     return 1.0 + 0.5 * (call % 3)
 
 
+@dataclass(frozen=True)
+class _End:
+    """Latents [1, ...] that a run of a schedule is to end with."""
+
+    latents: torch.Tensor
+    schedule: Schedule
+
+
 class _Enough(Exception):
     """The call that was wanted has been recorded."""
 
@@ -109,10 +122,10 @@ class _Enough(Exception):
 class _Recorder(AcceleratedTransformer):
     """Predicts one number everywhere, another at every call, and keeps what it was called with."""
 
-    def record(self, most: int | None) -> list[StepInputs]:
-        """Begin anew; `_Enough` is raised at call number `most`."""
+    def record(self, most: int | None, end: _End | None) -> list[StepInputs]:
+        """Begin anew; `_Enough` is raised at call number `most`, or the last step leads to an end."""
         self.calls: list[StepInputs] = []
-        self._most = most
+        self._most, self._end = most, end
         one = self.served[0]
         self._arguments = Arguments(one.bundle.manifest.call, one.geometry)
         return self.calls
@@ -121,15 +134,25 @@ class _Recorder(AcceleratedTransformer):
         self.calls.append(self._arguments.read(hidden_states, args, kwargs))
         if self._most is not None and len(self.calls) >= self._most:
             raise _Enough
-        predicted = torch.full_like(hidden_states, _predicted(len(self.calls) - 1))
+        predicted = self._says(hidden_states, len(self.calls) - 1)
         latents = self.served[0].geometry.latents
         if not latents.packed:  # some pipelines expect a learned variance behind
-            predicted = predicted[:, :1].repeat_interleave(latents.out_channels + latents.sigma_channels, dim=1)
+            predicted = torch.nn.functional.pad(
+                predicted[:, : latents.out_channels], (0, 0) * (predicted.ndim - 2) + (0, latents.sigma_channels)
+            )
         if not return_dict:
             return (predicted,)
         from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
         return Transformer2DModelOutput(sample=predicted)
+
+    def _says(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        """At step i, of rows x."""
+        end = self._end
+        if end is None or i + 1 < end.schedule.steps:
+            return torch.full_like(x, _predicted(i))
+        change = end.schedule.sigmas[i + 1] - end.schedule.sigmas[i]
+        return (end.latents.to(x) - x) / (end.schedule.sign * change)
 
 
 class Recording:
@@ -152,18 +175,11 @@ class Recording:
             InputError: a scheduler whose steps aren't Euler's, or guidance by a second call.
         """
         moved: list[torch.Tensor] = []
-        if "callback_on_step_end" not in inspect.signature(type(self._pipe).__call__).parameters:
-            raise _other_solver(self._pipe)
-
-        def after(_: Any, i: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            moved.append(kwargs["latents"].float())
-            return kwargs
-
-        calls = self._calls(prompt, steps, seed=0, most=None, callback_on_step_end=after)
+        calls, _ = self._run(prompt, steps, **_watched(self._pipe, moved))
         sigmas = tuple(float(sigma) for sigma in getattr(self._pipe.scheduler, "sigmas", ()))
         if len(calls) == 2 * steps and self._bundle.manifest.call.guidance.layout == "separate":
             raise _other_guidance(self._bundle)
-        if len(sigmas) != len(calls) + 1 or len(calls) != steps:
+        if len(sigmas) != len(calls) + 1 or not len(calls) == len(moved) == steps:
             raise _other_solver(self._pipe)
         before = [calls[0].hidden_states[: moved[0].shape[0]].float(), *moved[:-1]]
         signs = torch.stack(
@@ -183,27 +199,64 @@ class Recording:
         shared = frozenset(spec.name for spec in contract.inputs if spec.shape[0] != "B")
         found = []
         for k, prompt in enumerate(prompts):
-            (call,) = self._calls(prompt, 2, seed=seed + k, most=1)
+            (call,), _ = self._run(prompt, _SHORT, seed=seed + k, most=1)
             paired = pairs and call.hidden_states.shape[0] == 2
             found.append(Conditions(call.hidden_states[:1].float(), dict(call.conditioning), paired, shared))
         return found
 
-    def _calls(self, prompt: str, steps: int, *, seed: int, most: int | None, **options: Any) -> list[StepInputs]:
+    def pictures(self, latents: torch.Tensor, prompt: str) -> list[NDArray[np.float32]]:
+        """What the pipeline makes of latents [b, ...] that a run ended with: [h, w, 3], or of videos [F, h, w, 3], from
+        0 to 1. The prompt is any; the pipeline only wants one."""
+        schedule = self.schedule(prompt, _SHORT)
+        found: list[NDArray[np.float32]] = []
+        for one in latents.split(1):
+            _, output = self._run(prompt, _SHORT, end=_End(one, schedule), output_type="np")
+            made = output.frames if hasattr(output, "frames") else output.images
+            found.append(np.asarray(made[0], dtype=np.float32))
+        return found
+
+    def _run(
+        self,
+        prompt: str,
+        steps: int,
+        *,
+        seed: int = 0,
+        most: int | None = None,
+        end: _End | None = None,
+        **options: Any,
+    ) -> tuple[list[StepInputs], Any]:
+        """The transformer's calls, and what the pipeline returns; None where it is stopped at call number `most`."""
         pipe = accelerate(self._pipe, self._bundle, Dense())
         placed = pipe.transformer
         recorder = _Recorder(pipe, placed.served, placed.settings, placed.original)
-        calls = recorder.record(most)
+        calls = recorder.record(most, end)
         pipe.transformer = recorder
         arguments = call_arguments(pipe, self._bundle.manifest, prompt, steps=steps, guidance=self._guidance, seed=seed)
+        output = None
         try:
             with torch.no_grad():
-                pipe(**arguments | {"output_type": "latent"} | options)
+                output = pipe(**arguments | {"output_type": "latent"} | options)
         except _Enough:
             pass
         finally:
             pipe.transformer = placed
             restore(pipe)
-        return calls
+        return calls, output
+
+
+def _watched(pipe: Any, moved: list[torch.Tensor]) -> dict[str, Any]:
+    """Options of a call that appends the latents after every step; none for a pipeline that doesn't show them."""
+    options = inspect.signature(type(pipe).__call__).parameters
+    if "callback_on_step_end" in options:
+
+        def after(_: Any, i: int, __: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            moved.append(kwargs["latents"].float())
+            return kwargs
+
+        return {"callback_on_step_end": after}
+    if "callback_steps" in options:
+        return {"callback": lambda i, t, latents: moved.append(latents.float()), "callback_steps": 1}
+    return {}
 
 
 def _other_guidance(bundle: Bundle) -> InputError:
@@ -216,5 +269,19 @@ def _other_guidance(bundle: Bundle) -> InputError:
 def _other_solver(pipe: Any) -> InputError:
     return InputError(
         f"Coefficients are fitted to Euler's steps along sigmas, and {type(pipe.scheduler).__name__} as it is set "
-        "moves otherwise; tune with the flow-matching Euler scheduler."
+        "moves otherwise; tune with FlowMatchEulerDiscreteScheduler, or another of order 1 that predicts flow."
     )
+
+
+class Schedules:
+    """Of a recording's runs, by their number of steps."""
+
+    def __init__(self, recording: Recording, prompt: str) -> None:
+        self._recording, self._prompt = recording, prompt
+        self._known: dict[int, Schedule] = {}
+
+    def of(self, steps: int) -> Schedule:
+        """InputError where a run can't be repeated."""
+        if steps not in self._known:
+            self._known[steps] = self._recording.schedule(self._prompt, steps)
+        return self._known[steps]

@@ -1,31 +1,34 @@
-"""`tune`: the coefficients of drift's plans for a bundle's checkpoint, fitted on prompts and measured on others."""
+"""`tune`: plans and coefficients of drift's for a bundle's checkpoint, fitted on prompts and measured on others."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 from importlib import metadata
 from pathlib import Path
-
-import torch
+from typing import get_args
 
 from accelaes_export.bundle.reading import Bundle
-from accelaes_export.contract.tuning import Measured, TunedPlan, Tuning
+from accelaes_export.contract.tuning import Method, TunedPlan, Tuning
 from accelaes_export.errors import InputError
 from accelaes_export.options import require_guidance, require_seed
-from accelaes_export.policies import Drift, DriftSchedule, Policy, PolicyWithPlan, from_name, listed_budgets, options_of
-from accelaes_export.progress import BuildProgress, Silent, Stage
+from accelaes_export.policies import Drift, Plan, PolicyWithPlan, listed_budgets
+from accelaes_export.policies.schedule import require_whole
+from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.runtime.generate import load_pipeline
 from accelaes_export.runtime.policy_choice import policy_for
-from accelaes_export.tuning.kept import Kept, fingerprint, key_of
-from accelaes_export.tuning.recording import Conditions, Recording, Schedule
-from accelaes_export.tuning.walk import ended, fit, taught
+from accelaes_export.tuning.kept import Kept
+from accelaes_export.tuning.recording import Recording, Schedules
+from accelaes_export.tuning.work import FINALISTS, Candidate, Searching, Work
 
 FEWEST_PROMPTS = 4
 TEACHER_STEPS = 160
+EVALUATIONS = 96
+SEARCHED_ON = 5, 24
+"""Pictures that a plan is fitted on while plans are searched: few at first, and more where that is promising."""
+
+LONGEST = 40
+"""Steps of a searched plan; and at most half the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +43,24 @@ class TuningRequest:
         seed: of the first picture's noise.
         teacher_steps: dense steps of the runs that are taken for right.
         checkpoint: the pipeline, where it isn't where the manifest says.
+        method: "search" looks for plans as well, "fit" takes them as they are.
+        evaluations: plans that a search tries for each budget.
+        plans: these are fitted, in place of budgets' own and of a search, each for the budget that it costs.
 
     Raises:
         InputError: for a number out of range or too few prompts.
     """
 
     prompts: tuple[str, ...]
-    budgets: tuple[float, ...]
+    budgets: tuple[float, ...] = ()
     held_out: float = 0.25
     guidance: float | None = None
     seed: int = 0
     teacher_steps: int = TEACHER_STEPS
     checkpoint: str | None = None
+    method: Method = "search"
+    evaluations: int = EVALUATIONS
+    plans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_seed(self.seed)
@@ -64,8 +73,20 @@ class TuningRequest:
                 f"{len(self.prompts)} prompts were given, and tuning needs {FEWEST_PROMPTS} or more; some dozens "
                 "are better."
             )
-        if not self.budgets:
-            raise InputError("No budget was given; name at least one, such as --budgets 8,12.")
+        if bool(self.budgets) == bool(self.plans):
+            raise InputError("Give budgets, such as --budgets 8,12, or plans, such as --plan DDDDDDDD: one of both.")
+        if self.method not in get_args(Method):
+            raise InputError(f"The method is {self.method!r}; allowed are {', '.join(get_args(Method))}.")
+        require_whole("evaluations", self.evaluations, at_least=1)
+
+    @property
+    def searches(self) -> bool:
+        """Whether plans are looked for."""
+        return self.method == "search" and not self.plans
+
+    @property
+    def searching(self) -> Searching:
+        return Searching(self.evaluations, SEARCHED_ON, min(LONGEST, self.teacher_steps // 2), self.seed)
 
     @property
     def fitted_on(self) -> int:
@@ -73,31 +94,13 @@ class TuningRequest:
         return len(self.prompts) - max(1, min(len(self.prompts) - 1, round(self.held_out * len(self.prompts))))
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A plan of drift's to be fitted: as it is now, and with which distances."""
-
-    budget: float
-    bare: Drift
-    symbols: str
-
-    @property
-    def policy(self) -> Policy:
-        return PolicyWithPlan(self.bare, self.symbols)
-
-    @property
-    def steps(self) -> int:
-        return len(self.symbols)
-
-
 def check(bundle: Bundle, request: TuningRequest) -> None:
     """InputError for what can't be tuned on this bundle. Loads nothing."""
-    for budget in request.budgets:
-        candidate = _candidate(bundle, budget)
-        if candidate.steps >= request.teacher_steps:
+    for candidate in _candidates(bundle, request):
+        if len(candidate.symbols) >= request.teacher_steps:
             raise InputError(
-                f"The teacher has {request.teacher_steps} steps, and the plan for budget {budget:g} has "
-                f"{candidate.steps}: give the teacher more, such as {TEACHER_STEPS}."
+                f"The teacher has {request.teacher_steps} steps, and the plan for budget {candidate.budget:g} "
+                f"has {len(candidate.symbols)}: give the teacher more, such as {TEACHER_STEPS}."
             )
 
 
@@ -118,21 +121,36 @@ def tune(
     check(bundle, request)
     manifest = bundle.manifest
     scale = manifest.defaults.guidance if request.guidance is None else request.guidance
-    candidates = [_candidate(bundle, budget) for budget in request.budgets]
+    candidates = _candidates(bundle, request)
     pipe = load_pipeline(bundle, request.checkpoint)
     pipe.set_progress_bar_config(disable=True)
     recording = Recording(pipe, bundle, scale)
-    first = request.prompts[0]
     with progress.stage("record", f"{len(request.prompts)} prompts"):
-        schedules = [recording.schedule(first, candidate.steps) for candidate in candidates]
-        teacher = recording.schedule(first, request.teacher_steps)
+        schedules = Schedules(recording, request.prompts[0])
+        for candidate in candidates:
+            schedules.of(len(candidate.symbols))
         conditions = recording.conditions(request.prompts, request.seed)
-    work = _Work(bundle, scale, conditions, request.fitted_on, Kept(keep), progress)
-    there = work.taught(teacher, sorted({sigma for one in schedules for sigma in one.sigmas[1:]}, reverse=True))
-    plans = {
-        candidate.budget: work.tuned(candidate, schedule, teacher, there)
-        for candidate, schedule in zip(candidates, schedules, strict=True)
-    }
+    today = date.today().isoformat()
+    work = Work(
+        bundle,
+        scale,
+        conditions,
+        request.fitted_on,
+        recording,
+        schedules,
+        Kept(keep),
+        progress,
+        _versions(),
+    )
+    work.teach(request.teacher_steps)
+    work.measure_dense(manifest.defaults.steps, request.teacher_steps, today, request.prompts[0])
+    plans: dict[float, TunedPlan] = {}
+    for candidate in candidates:
+        known = [plan.schedule.symbols for plan in plans.values()][::-1]
+        finalists = [candidate.symbols]
+        if request.searches:
+            finalists = work.searched(candidate, known, request.searching)[:FINALISTS]
+        plans[candidate.budget] = work.tuned(candidate, finalists)
     return Tuning(
         model=manifest.model,
         family=manifest.family,
@@ -141,93 +159,35 @@ def tune(
         tokens=manifest.geometry.latents.tokens,
         guidance=scale,
         buckets=manifest.sparse_fractions,
-        plans=dict(sorted(plans.items())),
+        plans=plans,
+        method="search" if request.searches else "fit",
+        evaluations=request.evaluations if request.searches else 0,
         prompts=request.fitted_on,
         held_out=len(conditions) - request.fitted_on,
         seed=request.seed,
         teacher_steps=request.teacher_steps,
-        date=date.today().isoformat(),
+        date=today,
         versions=_versions(),
     )
 
 
-class _Work:
-    """The pictures of a tuning, and what is done with them.
-
-    Args:
-        conditions: of all pictures, those that plans are fitted on first.
-        fitted_on: how many these are.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        scale: float,
-        conditions: Sequence[Conditions],
-        fitted_on: int,
-        kept: Kept,
-        progress: BuildProgress,
-    ) -> None:
-        self._bundle, self._scale, self._kept, self._progress = bundle, scale, kept, progress
-        self._conditions, self._fitted_on = conditions, fitted_on
-        self._learning, self._testing = conditions[:fitted_on], conditions[fitted_on:]
-        files = {name: record.sha256 for name, record in bundle.manifest.files.items()}
-        self._engine = key_of(files, scale, _versions())
-
-    def taught(self, teacher: Schedule, at: Sequence[float]) -> dict[float, torch.Tensor]:
-        """All pictures' latents [b, ...] at these sigmas of the teacher's run, some pictures at a time."""
-        size = self._bundle.manifest.geometry.contract.batch
-        parts = [self._conditions[first : first + size] for first in range(0, len(self._conditions), size)]
-        found: list[Mapping[float, torch.Tensor]] = []
-        with self._progress.stage(
-            "teacher", f"{teacher.steps} dense steps of {len(self._conditions)} pictures"
-        ) as stage:
-            for part in parts:
-                done = len(found) / len(parts)
-                watch = partial(_tell, stage, done, len(parts) * teacher.steps)
-                runs = self._bundle, part, teacher, self._scale
-                key = key_of(self._engine, fingerprint(part), teacher.sigmas, at)
-                found.append(self._kept.latents("teacher", key, partial(taught, *runs, at, watch)))
-        return {sigma: torch.cat([own[sigma] for own in found]) for sigma in at}
-
-    def tuned(
-        self, candidate: _Candidate, schedule: Schedule, teacher: Schedule, there: Mapping[float, torch.Tensor]
-    ) -> TunedPlan:
-        """A plan with its coefficients, and what they gain on the pictures that are held out."""
-        options = options_of(candidate.bare)
-        key = key_of(
-            *(self._engine, fingerprint(self._conditions), self._fitted_on, teacher.sigmas, schedule.sigmas),
-            *(candidate.symbols, options),
-        )
-        made = self._kept.plan(f"plan-{candidate.budget:g}", key, partial(self._fitted, candidate, schedule, there))
-        measured = made.measured
-        self._progress.note(
-            f"budget {candidate.budget:g}: {measured.before:.4g} from the teacher by hand, {measured.after:.4g} fitted "
-            f"(worst picture {measured.worst_before:.4g}, {measured.worst_after:.4g})"
-        )
-        return made
-
-    def _fitted(self, candidate: _Candidate, schedule: Schedule, there: Mapping[float, torch.Tensor]) -> TunedPlan:
-        bare, symbols, runs = candidate.bare, candidate.symbols, (schedule, self._scale)
-        right = {sigma: latents[: self._fitted_on] for sigma, latents in there.items()}
-        with self._progress.stage("fit", f"budget {candidate.budget:g}, {symbols}") as stage:
-            watch = partial(_tell, stage, 0.0, candidate.steps)
-            given = self._bundle, self._learning, *runs, bare, symbols, right
-            found = fit(*given, theta=bare.extrapolation.theta, watch=watch)
-        learned = from_name("drift", options_of(bare) | {"plan": symbols, "learned": found.coefficients})
-        end = there[schedule.sigmas[-1]][self._fitted_on :]
-        with self._progress.stage("measure", f"budget {candidate.budget:g}, {len(self._testing)} held-out pictures"):
-            before, after = (
-                _errors(ended(self._bundle, self._testing, *runs, own), end) for own in (candidate.policy, learned)
+def _candidates(bundle: Bundle, request: TuningRequest) -> list[Candidate]:
+    """In the order of their budgets."""
+    if not request.plans:
+        return [_candidate(bundle, budget) for budget in sorted(request.budgets)]
+    found: dict[float, Candidate] = {}
+    for symbols in request.plans:
+        cost = Plan(symbols, bundle.manifest.sparse_fractions).cost
+        if cost in found:
+            raise InputError(
+                f"The plans {found[cost].symbols} and {symbols} both cost {cost:g} dense steps, and a budget has one "
+                "plan; tune them one by one."
             )
-        own = bare.extrapolation
-        return TunedPlan(
-            schedule=DriftSchedule(symbols, own.theta, own.trend, own.cache_reach, found.coefficients),
-            measured=Measured(before=before[0], worst_before=before[1], after=after[0], worst_after=after[1]),
-        )
+        found[cost] = replace(_candidate(bundle, cost), symbols=symbols)
+    return [found[cost] for cost in sorted(found)]
 
 
-def _candidate(bundle: Bundle, budget: float) -> _Candidate:
+def _candidate(bundle: Bundle, budget: float) -> Candidate:
     """Drift for this budget as the bundle has it, without coefficients that it may have been tuned to before."""
     manifest = bundle.manifest
     policy = policy_for(manifest, Drift.name, {"budget": budget})
@@ -240,24 +200,14 @@ def _candidate(bundle: Bundle, budget: float) -> _Candidate:
         symbols = str(bare.plan(bare.own_steps or manifest.defaults.steps, manifest.sparse_fractions))
     extrapolation = bare.extrapolation
     bare = replace(bare, theta=extrapolation.theta, trend=extrapolation.trend, cache_reach=extrapolation.cache_reach)
-    return _Candidate(budget, bare, symbols)
+    return Candidate(budget, bare, symbols)
 
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("accelaes-export", "torch", "diffusers")}
 
 
-def _tell(stage: Stage, before: float, steps: int, done: int) -> None:
-    stage.update(before + done / steps)
-
-
 def budgets_of(bundle: Bundle) -> tuple[float, ...]:
     """Those that the bundle has plans for."""
     defaults = bundle.manifest.defaults
     return listed_budgets(defaults.steps, defaults.plans)
-
-
-def _errors(found: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
-    """Root mean square distance, of all pictures and of the worst."""
-    square = (found - wanted).square().flatten(1).mean(dim=1)
-    return math.sqrt(square.mean().item()), math.sqrt(square.max().item())

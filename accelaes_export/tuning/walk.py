@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,6 +23,7 @@ from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run
 from accelaes_export.tuning.fitting import Key, NormalEquations, fitted, lies_in_the_table
+from accelaes_export.tuning.foresight import Seen
 from accelaes_export.tuning.recording import Conditions, Schedule, together
 
 Watch = Callable[[int], None]
@@ -134,24 +136,39 @@ class Walk:
 
 
 def taught(
-    bundle: Bundle,
-    conditions: Sequence[Conditions],
-    schedule: Schedule,
-    scale: float,
-    at: Sequence[float],
-    watch: Watch | None,
-) -> dict[float, torch.Tensor]:
-    """Where a dense run of `schedule` is at the sigmas `at`; between its own steps on the line, as Euler's are."""
-    found: dict[float, torch.Tensor] = {}
-    before, sigmas = torch.cat([own.latents for own in conditions]), schedule.sigmas
-    for i, after in enumerate(Walk(bundle, conditions, schedule, scale).carried_out(Dense(), watch)):
-        high, low = sigmas[i], sigmas[i + 1]
-        for sigma in at:
-            if low <= sigma < high or (i == 0 and sigma >= high):
-                share = min(1.0, (high - sigma) / (high - low))
-                found[sigma] = before + max(0.0, share) * (after - before)
-        before = after
-    return found
+    bundle: Bundle, conditions: Sequence[Conditions], schedule: Schedule, scale: float, watch: Watch | None
+) -> list[torch.Tensor]:
+    """Latents [b, ...] of a dense run after each of its steps."""
+    return list(Walk(bundle, conditions, schedule, scale).carried_out(Dense(), watch))
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Where pictures are in the runs that are taken for right.
+
+    Attributes:
+        sigmas: [S + 1], falling.
+        latents: [b, ...] at each of them.
+    """
+
+    sigmas: tuple[float, ...]
+    latents: tuple[torch.Tensor, ...]
+
+    def at(self, sigma: float) -> torch.Tensor:
+        """Latents [b, ...] at any sigma: between two steps on the line, as Euler's are; outside, the first or last."""
+        i = bisect_left(self.sigmas, -sigma, key=lambda own: -own)
+        if i in (0, len(self.sigmas)):
+            return self.latents[min(i, len(self.sigmas) - 1)]
+        high, low = self.sigmas[i - 1], self.sigmas[i]
+        return torch.lerp(self.latents[i - 1], self.latents[i], (high - sigma) / (high - low))
+
+    def of(self, pictures: slice) -> Teacher:
+        """Some pictures'."""
+        return Teacher(self.sigmas, tuple(own[pictures] for own in self.latents))
+
+    @property
+    def end(self) -> torch.Tensor:
+        return self.latents[-1]
 
 
 @dataclass(frozen=True)
@@ -169,7 +186,7 @@ def fit(
     scale: float,
     policy: Policy,
     symbols: str,
-    teacher: Mapping[float, torch.Tensor],
+    teacher: Teacher,
     *,
     theta: float,
     watch: Watch | None = None,
@@ -178,7 +195,7 @@ def fit(
 
     Args:
         policy: chooses the tokens of sparse steps.
-        teacher: its latents at the schedule's sigmas.
+        teacher: of these pictures.
         theta: of the rule that weights are held to.
     """
     walk = Walk(bundle, conditions, schedule, scale)
@@ -187,7 +204,7 @@ def fit(
     walk.start(PolicyWithCoefficients(policy, symbols, nothing), lambda k, tensors: seen.update({k: dict(tensors)}))
     steps: list[tuple] = []
     for i in range(schedule.steps):
-        there = teacher[schedule.sigmas[i + 1]]
+        there = teacher.at(schedule.sigmas[i + 1])
         sums: dict[Key, NormalEquations] = {}
         for k in walk.parts:
             walk.rows(i, k)
@@ -225,6 +242,26 @@ def _classes(i: int, tensors: Tensors, walk: Walk, k: int) -> Iterator[tuple[Key
     for row in np.unique(every.reshape(-1, 4).numpy(), axis=0):
         age, own_gap, own_earlier, stale = (int(number) for number in row)
         yield Key(age, own_gap, own_earlier, bool(stale)), (every == torch.from_numpy(row)).all(dim=-1)
+
+
+def followed(
+    bundle: Bundle, conditions: Sequence[Conditions], schedule: Schedule, scale: float, teacher: Teacher
+) -> list[Seen]:
+    """What a dense run of `schedule` would say if it were where the teacher is at each of its steps."""
+    walk = Walk(bundle, conditions, schedule, scale)
+    walk.start(Dense())
+    found: list[Seen] = []
+    for i in range(schedule.steps):
+        columns: list[list[torch.Tensor]] = []
+        wanted: list[torch.Tensor] = []
+        for k in walk.parts:
+            walk.latents[k] = teacher.at(schedule.sigmas[i])[walk.spans[k]]
+            columns.append(walk.columns([walk.rows(i, k)], k))
+            wanted.append(walk.wanted(i, k, teacher.at(schedule.sigmas[i + 1])[walk.spans[k]]))
+        halves = tuple(torch.cat(half).double().numpy() for half in zip(*columns, strict=True))
+        change = abs(schedule.sigmas[i + 1] - schedule.sigmas[i])
+        found.append(Seen(halves, torch.cat(wanted).double().numpy(), change))
+    return found
 
 
 def ended(

@@ -13,7 +13,7 @@ from accelaes_export.cli import main
 from accelaes_export.errors import BundleError
 from accelaes_export.runtime.policy_choice import policy_for
 
-OLD = {int(path.stem): path for path in sorted((Path(__file__).parent / "schemas").glob("*.json"))}
+OLD = dict(sorted((int(path.stem), path) for path in (Path(__file__).parent / "schemas").glob("*.json")))
 
 
 @pytest.fixture(params=OLD)
@@ -29,7 +29,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_every_older_schema_is_here():
-    assert list(OLD) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert list(OLD) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
 
 
 def test_an_older_bundle_opens_and_has_a_policy_and_a_plan(bundle):
@@ -37,6 +37,17 @@ def test_an_older_bundle_opens_and_has_a_policy_and_a_plan(bundle):
     assert "StableDiffusion3Pipeline" in manifest.call.pipelines and manifest.call.guidance.layout == "uncond_cond"
     policy = policy_for(manifest)
     assert str(policy.plan(manifest.defaults.steps, manifest.sparse_fractions)) == manifest.defaults.plan
+
+
+def test_plans_that_a_model_brought_before_they_had_coefficients_are_read(bundle):
+    data = json.loads((bundle / MANIFEST).read_text())
+    if data["schema_version"] > 9 or "plans" not in data["defaults"]:
+        return
+    for part in (data["defaults"], data["recipe"]):
+        part["plans"] = {"3.0": {"symbols": "DDb.D", "theta": 0.3, "trend": 1.0, "cache_reach": 0.5}}
+    (bundle / MANIFEST).write_text(json.dumps(data))
+    (plan,) = open_bundle(bundle, check_hashes=False).manifest.defaults.plans.values()
+    assert (plan.symbols, plan.coefficients, plan.quality) == ("DDb.D", None, None)
 
 
 def test_an_older_bundle_can_be_inspected(bundle):

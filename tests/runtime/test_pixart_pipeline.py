@@ -13,10 +13,12 @@ from accelaes_export.backbones import backbone_of
 from accelaes_export.backbones.checkpoints import complete_config, random_transformer, resolve
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.runtime.generate import generate, load_pipeline
+from accelaes_export.tuning.recording import Recording
+from accelaes_export.tuning.walk import ended
 from tests.policies.small_tokenizers import t5_tokenizer
 from tests.runtime.any_pipeline import AnyPipeline, Case
 from tests.runtime.complete_bundle import CompleteBundle, DrawsNatively
-from tests.trajectories import follows
+from tests.trajectories import difference, follows
 
 PIXART = backbone_of("pixart")
 PROMPT = "An INTRICATE red Star on the left"  # T5 gets it in small letters
@@ -156,6 +158,25 @@ class TestAsAnyPipeline(AnyPipeline):
     @pytest.fixture
     def bundle(self, alpha):
         return alpha
+
+
+def test_tuning_goes_as_the_pipeline_does_with_a_solver_of_order_one(pipe, alpha):
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipe.scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=1, flow_shift=2.0
+    )
+    recording = Recording(pipe, alpha, 4.5)
+    schedule, conditions = recording.schedule(PROMPT, 5), recording.conditions([PROMPT], seed=0)
+    found = ended(alpha, conditions, schedule, 4.5, Dense())
+    options = {"num_inference_steps": 5, "guidance_scale": 4.5, "max_sequence_length": WINDOW}
+    *_, wanted = sample(pipe, **options)
+    assert difference([found], [wanted]) < 1e-4
+    (drawn,) = recording.pictures(found, OTHER)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(found / pipe.vae.config.scaling_factor).sample
+    (right,) = pipe.image_processor.postprocess(decoded, output_type="np")
+    assert drawn.shape == (*SIZE.values(), 3) and abs(drawn - right).max() < 1e-4
 
 
 class TestAlone(CompleteBundle, DrawsNatively):

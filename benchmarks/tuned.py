@@ -1,0 +1,141 @@
+"""Tuned plans on the shipped checkpoint: k over plain dense steps, and over dense steps with fitted weights.
+
+    python -m benchmarks.tuned --output FILE --tuning shapes.tuning.json --fitted dense.tuning.json
+    python -m benchmarks.tuned --output FILE --tables    # prints what it holds
+
+The pictures and figures are those of benchmarks/policies.py, of prompts that no tuning may have seen: 128 held-out ones
+from three noises each, against the model's 160-step picture. Finished chunks are kept as there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accelaes_export.contract.tuning import read_tuning
+from accelaes_export.policies import Drift, FewerSteps, Policy, from_name
+from benchmarks.policies import DRAWS, Work, measure, psnr, steps_of
+from benchmarks.policy_cases import DENSE, PolicyCase
+from benchmarks.shapes_runs import machine
+
+PLAIN = (*range(6, 22, 2), 24, 32, 36, 48, 64)
+"""Dense steps that k is read from, beside 28."""
+
+FIGURES = ("psnr", "median", "worst", "right", "k", "k_fitted")
+COLUMNS = "| case | T | cost | PSNR to 160 steps | median | worst | right | k | k over dense, fitted |\n|" + "---|" * 9
+
+
+def cases(tuning: Path | None, fitted: Path | None) -> dict[str, PolicyCase]:
+    """Plain dense steps, dense steps with fitted weights, drift as it is, and tuned."""
+    found = {f"dense, {T} steps": PolicyCase(FewerSteps(budget=T), T, "plain") for T in PLAIN}
+    found |= {"dense, 28 steps": PolicyCase(DENSE.policy, 28, "plain")}
+    for path, group in ((fitted, "fitted"), (tuning, "tuned")):
+        for budget, plan in {} if path is None else read_tuning(path).plans.items():
+            own = plan.schedule
+            T = len(own.symbols)
+            label = f"dense, fitted, {T} steps" if group == "fitted" else f"drift, tuned, budget {budget:g}"
+            found[label] = PolicyCase(_policy(own), T, group)
+            if group == "tuned":
+                hand = Drift(budget=budget)
+                found[f"drift, budget {budget:g}"] = PolicyCase(hand, hand.own_steps or 28, "hand")
+    return found
+
+
+def _policy(schedule: Any) -> Policy:
+    options = {"theta": schedule.theta, "trend": schedule.trend, "cache_reach": schedule.cache_reach}
+    return from_name("drift", options | {"plan": schedule.symbols, "learned": schedule.coefficients})
+
+
+def summary(
+    found: Mapping[str, Mapping[str, np.ndarray]], given: Mapping[str, PolicyCase], draws: int = DRAWS
+) -> list[dict[str, Any]]:
+    """A row a case, dearest last; intervals from resampling prompts, the same ones for every case and curve."""
+    prompts = next(iter(found.values()))["exact"].shape[1]
+    rng = np.random.default_rng(0)
+    picks = [np.arange(prompts), *(rng.integers(0, prompts, prompts) for _ in range(draws))]
+    drawn: dict[str, dict[str, list[float]]] = {label: {name: [] for name in FIGURES} for label in found}
+    for pick in picks:
+        curves = {group: _curve(found, given, group, pick) for group in ("plain", "fitted")}
+        for label, own in found.items():
+            errors, cost = own["exact"][:, pick], float(own["token_steps"])
+            one = drawn[label]
+            one["psnr"].append(psnr(errors))
+            one["median"].append(psnr(np.median(errors)))
+            one["worst"].append(psnr(errors.max()))
+            one["right"].append(float(own["right"][:, pick].sum() / own["objects"][:, pick].sum()))
+            one["k"].append(steps_of(psnr(errors), curves["plain"]) / cost)
+            one["k_fitted"].append(steps_of(psnr(errors), curves["fitted"]) / cost if curves["fitted"] else 0.0)
+    rows = [
+        {
+            "case": label,
+            "group": given[label].group,
+            "plan": str(given[label].policy.plan(given[label].steps, given[label].buckets)),
+            "token_steps": float(own["token_steps"]),
+            **{name: _interval(values) for name, values in drawn[label].items()},
+        }
+        for label, own in found.items()
+    ]
+    return sorted(rows, key=lambda row: (row["token_steps"], row["group"]))
+
+
+def _curve(
+    found: Mapping[str, Mapping[str, np.ndarray]], given: Mapping[str, PolicyCase], group: str, pick: np.ndarray
+) -> tuple[Sequence[float], ...]:
+    """Ascending PSNRs, and the dense steps that have them; empty where a group isn't there."""
+    at = sorted(
+        (psnr(own["exact"][:, pick]), given[label].steps) for label, own in found.items() if given[label].group == group
+    )
+    return tuple(zip(*at, strict=True))
+
+
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    low, high = np.percentile(values[1:], [2.5, 97.5]) if len(values) > 1 else (values[0], values[0])
+    return {"value": values[0], "low": float(low), "high": float(high)}
+
+
+def tables(figures: Mapping[str, Any]) -> str:
+    """Markdown: every case, and the plans that were found."""
+    rows = figures["cases"]
+    lines = [COLUMNS]
+    for row in rows:
+        cells = [row["case"], str(len(row["plan"])), f"{row['token_steps']:.4g}"]
+        cells += [_cell(row[name], ".1f") for name in ("psnr", "median")] + [f"{row['worst']['value']:.1f}"]
+        cells += [_cell(row["right"], ".3f"), _cell(row["k"], ".2f"), _cell(row["k_fitted"], ".2f")]
+        lines.append(f"| {' | '.join(cells)} |")
+    plans = ["| case | plan |", "|---|---|"]
+    plans += [f"| {row['case']} | `{row['plan']}` |" for row in rows if row["group"] == "tuned"]
+    head = f"{figures['prompts']} prompts x {len(figures['seeds'])} noises, 95 % intervals in brackets."
+    return "\n\n".join([head, "\n".join(lines), "\n".join(plans)])
+
+
+def _cell(figure: Mapping[str, float], form: str) -> str:
+    value, low, high = (format(figure[name], form).removeprefix("0") for name in ("value", "low", "high"))
+    return f"{value} ({low}-{high})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="the figures, as JSON")
+    parser.add_argument("--tuning", type=Path, help="of drift's plans")
+    parser.add_argument("--fitted", type=Path, help="a tuning of dense plans")
+    parser.add_argument("--work", type=Path, default=Path("out/policies"), help="folder of finished chunks")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--seeds", default="1,2,3", help="one noise a prompt for each of these numbers")
+    parser.add_argument("--tables", action="store_true", help="only print the tables of what --output holds")
+    options = parser.parse_args()
+    if not options.tables:
+        given, seeds = cases(options.tuning, options.fitted), [int(seed) for seed in options.seeds.split(",")]
+        found = measure(Work(options.work), given, options.prompts, seeds)
+        figures = {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found, given)}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(tables(json.loads(options.output.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
