@@ -17,10 +17,8 @@ from accelaes_export.measure.profiling.report import (
     ProfileReport,
     Spread,
 )
-from accelaes_export.options import parse_label
 from accelaes_export.policies.plan import Plan
 from accelaes_export.policies.plan_quality import said
-from accelaes_export.runtime.policy_choice import policy_for, quality_of
 
 
 def everything(report: ProfileReport, manifest: Manifest, *, kernels: bool) -> Iterator[RenderableType]:
@@ -90,7 +88,7 @@ def _policies(report: ProfileReport, manifest: Manifest) -> Iterator[RenderableT
     first = report.request["batches"][0]
     for policy in report.policies:
         if policy.images == first:
-            yield f"\nPlan of {policy.name}, {len(policy.plan)} steps; quality: {_quality(policy, manifest)}"
+            yield f"\nPlan of {policy.name}, {len(policy.plan)} steps; quality: {said(policy.quality)}"
             yield timeline(Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares))
     yield ""
     table = _table(
@@ -106,11 +104,6 @@ def _policies(report: ProfileReport, manifest: Manifest) -> Iterator[RenderableT
             step = kind.kind.lower() + (f", n = {kind.n}" if kind.n else "")
             kinds.add_row(policy.name, str(policy.images), step, str(kind.count), _ms(kind.seconds))
     yield kinds
-
-
-def _quality(profile: DenoiseProfile, manifest: Manifest) -> str:
-    name, options = parse_label(profile.name)
-    return said(quality_of(manifest, policy_for(manifest, name, options), profile.plan))
 
 
 def _denoised(profile: DenoiseProfile) -> Iterable[str]:

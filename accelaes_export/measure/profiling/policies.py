@@ -17,6 +17,7 @@ from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
 from accelaes_export.policies.plan import Plan
 from accelaes_export.runtime.denoiser import Denoiser
+from accelaes_export.runtime.policy_choice import quality_of
 from accelaes_export.runtime.report import GraphUse, StepRecord
 from accelaes_export.runtime.trajectory import Run
 
@@ -41,6 +42,7 @@ class PolicyRun:
         self.policy = policy
         self.plan: Plan = policy.plan(problem.steps, manifest.sparse_fractions, manifest.range_shares)
         self.taken: list[tuple[Span, ...]] = []
+        self._quality = quality_of(manifest, policy, str(self.plan))
         self._geometry, self._problem, self._spans = manifest.geometry, problem, spans
         recorded = RecordedSession(session, spans)
         self._denoiser = Denoiser(recorded, self._geometry.latents, manifest.bucket_fractions, manifest.call.guidance)
@@ -99,6 +101,7 @@ class PolicyRun:
             flop_limit=limit,
             of_limit=None if against is None else against.median / limit,
             kinds=kinds,
+            quality=self._quality,
             runtime=runtime(self.taken, own, kinds[0].seconds.median, host_waits, report.graphs),
         )
 

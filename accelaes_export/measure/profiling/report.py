@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from accelaes_export.contract.records import Record
+from accelaes_export.policies.plan_quality import PlanQuality
 
 SCHEMA_VERSION = 1
 
@@ -129,6 +130,7 @@ class DenoiseProfile(Record):
         dense_over_this: time of `dense` over this one's in the same round; None where dense wasn't asked for.
         of_limit: median dense_over_this over flop_limit.
         kinds, runtime: of policies.
+        quality: what was measured of a policy's plan on the bundle's checkpoint; None: nothing was.
         full_computes: of a peer: steps in which the whole network ran; `wanted_computes` were to be reached.
         versions: of the packages behind a peer.
     """
@@ -148,6 +150,7 @@ class DenoiseProfile(Record):
     of_limit: float | None = None
     kinds: tuple[StepKindTime, ...] = ()
     runtime: Runtime | None = None
+    quality: PlanQuality | None = None
     full_computes: int | None = None
     wanted_computes: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
