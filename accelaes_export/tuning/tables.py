@@ -13,7 +13,10 @@ def tuned(tuning: Tuning) -> Table:
     """Every plan with how far held-out pictures end from the teacher's: by hand, and tuned."""
     table = Table(
         *("budget", "plan", "cost", "by hand (worst)", "tuned (worst)", "ratio", "PSNR", "as dense steps"),
-        title=f"Distance of {tuning.held_out} held-out pictures to {tuning.teacher_steps} dense steps",
+        title=(
+            f"Distance of {tuning.held_out} held-out picture{'s' if tuning.held_out > 1 else ''} to "
+            f"{tuning.teacher_steps} dense steps"
+        ),
         title_justify="left",
     )
     for budget, plan in tuning.plans.items():
