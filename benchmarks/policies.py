@@ -215,6 +215,7 @@ def _changed(policy: Policy) -> dict[str, Any]:
     """Options that aren't their defaults."""
     options = options_of(policy)
     symbols = options.pop("plan", None)
+    options.pop("learned", None)  # what coefficients are stands in the extrapolation
     inner = getattr(policy, "policy", policy)
     changed = {name: value for name, value in options.items() if value != options_of(type(inner)())[name]}
     return changed if symbols is None else changed | {"plan": symbols}
