@@ -39,14 +39,14 @@ def cases(tuning: Path | None, fitted: Path | None) -> dict[str, PolicyCase]:
             own = plan.schedule
             T = len(own.symbols)
             label = f"dense, fitted, {T} steps" if group == "fitted" else f"drift, tuned, budget {budget:g}"
-            found[label] = PolicyCase(_policy(own), T, group)
+            found[label] = PolicyCase(policy_of(own), T, group)
             if group == "tuned":
                 hand = Drift(budget=budget)
                 found[f"drift, budget {budget:g}"] = PolicyCase(hand, hand.own_steps or 28, "hand")
     return found
 
 
-def _policy(schedule: Any) -> Policy:
+def policy_of(schedule: Any) -> Policy:
     options = {"theta": schedule.theta, "trend": schedule.trend, "cache_reach": schedule.cache_reach}
     return from_name("drift", options | {"plan": schedule.symbols, "learned": schedule.coefficients})
 
@@ -109,7 +109,8 @@ def tables(figures: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     plans = ["| case | plan |", "|---|---|"]
     plans += [f"| {row['case']} | `{row['plan']}` |" for row in rows if row["group"] == "tuned"]
-    head = f"{figures['prompts']} prompts x {len(figures['seeds'])} noises, 95 % intervals in brackets."
+    seeds = len(figures["seeds"])
+    head = f"{figures['prompts']} prompts x {seeds} noise{'s' if seeds > 1 else ''}, 95 % intervals in brackets."
     return "\n\n".join([head, "\n".join(lines), "\n".join(plans)])
 
 
