@@ -14,7 +14,7 @@ RIVALS = 3
 """A parent is the best of so many, drawn from the population."""
 
 SLACK = 0.5
-"""Dense steps that a plan may leave unspent: cheaper ones than that are another budget's."""
+"""Dense steps that a plan may leave unspent, or just less than its cheapest symbol's."""
 
 TRIES = 10_000
 """Changes in a row that give no new plan within the budget before a search has seen all there are."""
@@ -26,7 +26,7 @@ class Space:
 
     Attributes:
         costs: of each symbol, in dense steps; `D` and `.` among them.
-        budget: dense steps a plan costs at most; and at least SLACK less.
+        budget: dense steps a plan costs at most, and little less.
         most: steps a plan has at most.
     """
 
@@ -39,8 +39,8 @@ class Space:
 
     def holds(self, symbols: str) -> bool:
         """Whether a plan is one of them."""
-        cost = self.cost(symbols)
-        within = self.budget - SLACK - 1e-9 <= cost <= self.budget + 1e-9
+        slack = max(SLACK, min(cost for cost in self.costs.values() if cost > 0) - 1e-6)
+        within = self.budget - slack - 1e-9 <= self.cost(symbols) <= self.budget + 1e-9
         return within and symbols[:1] == DENSE and 2 <= len(symbols) <= self.most
 
     def brought_in(self, symbols: str, draw: random.Random) -> str | None:

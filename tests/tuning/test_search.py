@@ -56,6 +56,12 @@ def test_it_says_how_far_it_is_and_ends_when_it_has_seen_all_there_are():
     assert [k for k, _ in seen] == [1, 2, 3] and seen[-1][1] == 0
 
 
+def test_without_buckets_there_is_a_plan_for_every_budget():
+    space = Space({"D": 1.0, ".": 0.0}, 3.7, 6)
+    found = evolved(space, ["DDDD"], [far_from("D.DD.")], evaluations=99, seed=0)
+    assert found[0].symbols == "D.DD."
+
+
 @pytest.mark.parametrize("start", ["", "D", "DDDDDDDDDDDDDDDDDDDD", ".D.D", "D0D"])
 def test_a_start_that_cant_be_brought_in_is_left_out(start):
     assert evolved(Space(COSTS, 3, 6), [start], [far_from("DDD")], evaluations=5, seed=0) == []
