@@ -114,7 +114,7 @@ def ranges(geometry: Geometry) -> Table | None:
 def budgets(manifest: Manifest) -> Table:
     """What `--policy drift --budget` takes, for every budget there is a plan for: the bundle's own and drift's."""
     table = Table(
-        *("budget", "steps", "cost", "θ", "trend", "cache reach", "plan", "from", "as dense steps"),
+        *("budget", "steps", "cost", "θ, trend", "cache reach", "plan", "from", "as dense steps"),
         title="Plans of drift by budget",
         title_justify="left",
     )
@@ -127,10 +127,10 @@ def budgets(manifest: Manifest) -> Table:
             continue
         far = policy.extrapolation
         learned = far.coefficients is not None
-        said = ("learned", "learned") if learned else (f"{far.theta:g}", f"{far.trend:g}")
+        said = "learned" if learned else f"{far.theta:g}, {far.trend:g}"
         origin = "this model" if budget in defaults.plans else "every model"
         quality = quality_of(manifest, policy, str(plan))
-        cells = (f"{budget:g}", str(len(plan)), f"{plan.cost:g}", *said, f"{far.cache_reach:g}", str(plan), origin)
+        cells = (f"{budget:g}", str(len(plan)), f"{plan.cost:g}", said, f"{far.cache_reach:g}", str(plan), origin)
         table.add_row(*cells, "not measured" if quality is None else bracketed(quality.dense_steps))
     table.caption, table.caption_justify = "other budgets get a plan by the rule of docs/method.md", "left"
     return table

@@ -129,7 +129,8 @@ class TestInspect:
         defaults = fake_manifest().defaults.model_copy(update={"plans": {7: own}})
         text = command("inspect", write_fake_bundle(tmp_path / "own", defaults=defaults).path).stdout
         rows = {cells[0]: cells for line in text.splitlines() if len(cells := line.replace("│", " ").split()) > 8}
-        assert rows["7"][:9] == ["7", "9", "6.5", "0.15", "0.45", "0.35", "DDDbb.DbD", "this", "model"]
+        assert rows["7"][:9] == ["7", "9", "6.5", "0.15,", "0.45", "0.35", "DDDbb.DbD", "this", "model"]
+        assert rows["7"][9:] == ["not", "measured"]
         assert rows["12"][:3] == ["12", "28", "12"] and rows["12"][7:9] == ["every", "model"]
         few = defaults.model_copy(update={"steps": 4})
         text = command("inspect", write_fake_bundle(tmp_path / "few", defaults=few).path).stdout
