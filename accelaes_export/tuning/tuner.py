@@ -177,6 +177,8 @@ def _candidates(bundle: Bundle, request: TuningRequest) -> list[Candidate]:
         return [_candidate(bundle, budget) for budget in sorted(request.budgets)]
     found: dict[float, Candidate] = {}
     for symbols in request.plans:
+        if len(symbols) < 2:
+            raise InputError(f"The plan {symbols!r} is too short; a plan has at least two steps: give a longer one.")
         cost = Plan(symbols, bundle.manifest.sparse_fractions).cost
         if cost in found:
             raise InputError(

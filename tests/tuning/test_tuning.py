@@ -292,6 +292,7 @@ def test_a_file_that_holds_something_else_is_refused_in_a_sentence(tmp_path, tex
         ({"plans": ("DDDD",)}, "Give budgets"),
         ({"budgets": (), "plans": ("DDDD", "DDDbb")}, "DDDD and DDDbb both cost 4"),
         ({"budgets": (), "plans": ("DxD",)}, "Step 1 of the plan is 'x'"),
+        ({"budgets": (), "plans": ("D",)}, "'D' is too short; a plan has at least two steps"),
         ({"budgets": (), "plans": (".D",)}, "first step must be D"),
         ({"method": "dp"}, "The method is 'dp'; allowed are search, fit"),
         ({"evaluations": 0}, "evaluations is 0"),
