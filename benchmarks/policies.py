@@ -170,11 +170,10 @@ def psnr(errors: np.ndarray) -> float:
 
 def summary(found: Mapping[str, Mapping[str, np.ndarray]], draws: int = DRAWS) -> list[dict[str, Any]]:
     """A row a case; intervals from resampling prompts, the same ones for every case and for the dense curves."""
-    prompts = next(iter(found.values()))["exact"].shape[1]
-    rng = np.random.default_rng(0)
-    picks = [np.arange(prompts), *(rng.integers(0, prompts, prompts) for _ in range(draws))]
+    picks = resampled(found, draws)
     curves = {
-        theta: [_curve(found, labels, pick) for pick in picks] for theta, labels in ((0.0, CURVE), (1.0, CURVE_THETA))
+        theta: [curve(found, {label: CASES[label] for label in labels}, pick) for pick in picks]
+        for theta, labels in ((0.0, CURVE), (1.0, CURVE_THETA))
     }
     rows = []
     for label, figures in found.items():
@@ -193,20 +192,32 @@ def summary(found: Mapping[str, Mapping[str, np.ndarray]], draws: int = DRAWS) -
         row: dict[str, Any] = {"case": label, "group": case.group, "policy": case.policy.name}
         row |= {"options": _changed(case.policy), "steps": case.steps, "plan": _plan(case)}
         row |= {"token_steps": cost, "flop_cost": float(figures["flop_cost"])}
-        for name, drawn in values.items():
-            low, high = np.percentile(drawn[1:], [2.5, 97.5]) if draws else (drawn[0], drawn[0])
-            row[name] = {"value": drawn[0], "low": float(low), "high": float(high)}
-        rows.append(row)
+        rows.append(row | {name: interval(drawn) for name, drawn in values.items()})
     return rows
 
 
-def _curve(found: Mapping[str, Mapping[str, np.ndarray]], labels: Sequence[str], pick: np.ndarray) -> tuple[Any, Any]:
-    """Ascending PSNRs to the exact pictures, and the dense steps that have them."""
-    at = sorted((psnr(found[label]["exact"][:, pick]), CASES[label].steps) for label in labels)
-    return tuple(zip(*at, strict=True))  # type: ignore[return-value]
+def resampled(found: Mapping[str, Mapping[str, np.ndarray]], draws: int) -> list[np.ndarray]:
+    """Which prompts figures are of: all of them, then drawn anew, with replacement."""
+    prompts = next(iter(found.values()))["exact"].shape[1]
+    rng = np.random.default_rng(0)
+    return [np.arange(prompts), *(rng.integers(0, prompts, prompts) for _ in range(draws))]
 
 
-def steps_of(value: float, curve: tuple[Any, Any]) -> float:
+def interval(drawn: Sequence[float]) -> dict[str, float]:
+    """A figure of all prompts, with the 95 % interval of those of prompts drawn anew."""
+    low, high = np.percentile(drawn[1:], [2.5, 97.5]) if len(drawn) > 1 else (drawn[0], drawn[0])
+    return {"value": drawn[0], "low": float(low), "high": float(high)}
+
+
+def curve(
+    found: Mapping[str, Mapping[str, np.ndarray]], cases: Mapping[str, PolicyCase], pick: np.ndarray
+) -> tuple[Any, ...]:
+    """Ascending PSNRs of the cases to the exact pictures, and the dense steps that have them; empty without cases."""
+    at = sorted((psnr(found[label]["exact"][:, pick]), case.steps) for label, case in cases.items())
+    return tuple(zip(*at, strict=True))
+
+
+def steps_of(value: float, curve: tuple[Any, ...]) -> float:
     """Dense steps of equal PSNR, between those that were measured; at most the most, at least the fewest of them."""
     return float(np.interp(value, curve[0], curve[1]))
 

@@ -53,8 +53,8 @@ def _time(row: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
         row["policy"],
         str(len(row["plan"])),
         f"{row['token_steps']:.4g}",
-        _interval(row["milliseconds"], ".0f", ("median", "p10", "p90")),
-        "1" if row is dense else _interval(row["dense_over_this"], ".2f", ("median", "p10", "p90")),
+        written(row["milliseconds"], ".0f", ("median", "p10", "p90")),
+        "1" if row is dense else written(row["dense_over_this"], ".2f", ("median", "p10", "p90")),
         f"{dense['token_steps'] / row['token_steps']:.2f}",
         f"{row['flop_limit']:.2f}",
     ]
@@ -66,16 +66,17 @@ def _row(row: Mapping[str, Any]) -> str:
         row["case"],
         str(row["steps"]),
         f"{row['token_steps']:.4g}",
-        _interval(row["psnr_to_exact"], ".1f"),
-        "-" if row["psnr_to_dense"]["value"] > 100 else _interval(row["psnr_to_dense"], ".1f"),
-        _interval(row["right"], ".3f"),
-        _interval(row["k"], ".2f"),
-        _interval(row["k_theta"], ".2f"),
+        written(row["psnr_to_exact"], ".1f"),
+        "-" if row["psnr_to_dense"]["value"] > 100 else written(row["psnr_to_dense"], ".1f"),
+        written(row["right"], ".3f"),
+        written(row["k"], ".2f"),
+        written(row["k_theta"], ".2f"),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _interval(figure: Mapping[str, float], form: str, names: tuple[str, str, str] = ("value", "low", "high")) -> str:
+def written(figure: Mapping[str, float], form: str, names: tuple[str, str, str] = ("value", "low", "high")) -> str:
+    """A figure with its interval; below 1 without the zero."""
     value, low, high = (
         format(figure[name], form).replace("0.", ".", 1) if abs(figure[name]) < 1 else format(figure[name], form)
         for name in names

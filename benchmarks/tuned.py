@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ import numpy as np
 
 from accelaes_export.contract.tuning import read_tuning
 from accelaes_export.policies import Drift, FewerSteps, Policy, from_name
-from benchmarks.policies import DRAWS, Work, measure, psnr, steps_of
+from benchmarks.policies import DRAWS, Work, curve, interval, measure, psnr, resampled, steps_of
 from benchmarks.policy_cases import DENSE, PolicyCase
+from benchmarks.policy_tables import written
 from benchmarks.shapes_runs import machine
 
 PLAIN = (*range(6, 22, 2), 24, 32, 36, 48, 64)
@@ -55,12 +56,12 @@ def summary(
     found: Mapping[str, Mapping[str, np.ndarray]], given: Mapping[str, PolicyCase], draws: int = DRAWS
 ) -> list[dict[str, Any]]:
     """A row a case, dearest last; intervals from resampling prompts, the same ones for every case and curve."""
-    prompts = next(iter(found.values()))["exact"].shape[1]
-    rng = np.random.default_rng(0)
-    picks = [np.arange(prompts), *(rng.integers(0, prompts, prompts) for _ in range(draws))]
+    groups = {
+        group: {label: given[label] for label in found if given[label].group == group} for group in ("plain", "fitted")
+    }
     drawn: dict[str, dict[str, list[float]]] = {label: {name: [] for name in FIGURES} for label in found}
-    for pick in picks:
-        curves = {group: _curve(found, given, group, pick) for group in ("plain", "fitted")}
+    for pick in resampled(found, draws):
+        curves = {group: curve(found, own, pick) for group, own in groups.items()}
         for label, own in found.items():
             errors, cost = own["exact"][:, pick], float(own["token_steps"])
             one = drawn[label]
@@ -76,26 +77,11 @@ def summary(
             "group": given[label].group,
             "plan": str(given[label].policy.plan(given[label].steps, given[label].buckets)),
             "token_steps": float(own["token_steps"]),
-            **{name: _interval(values) for name, values in drawn[label].items()},
+            **{name: interval(values) for name, values in drawn[label].items()},
         }
         for label, own in found.items()
     ]
     return sorted(rows, key=lambda row: (row["token_steps"], row["group"]))
-
-
-def _curve(
-    found: Mapping[str, Mapping[str, np.ndarray]], given: Mapping[str, PolicyCase], group: str, pick: np.ndarray
-) -> tuple[Sequence[float], ...]:
-    """Ascending PSNRs, and the dense steps that have them; empty where a group isn't there."""
-    at = sorted(
-        (psnr(own["exact"][:, pick]), given[label].steps) for label, own in found.items() if given[label].group == group
-    )
-    return tuple(zip(*at, strict=True))
-
-
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    low, high = np.percentile(values[1:], [2.5, 97.5]) if len(values) > 1 else (values[0], values[0])
-    return {"value": values[0], "low": float(low), "high": float(high)}
 
 
 def tables(figures: Mapping[str, Any]) -> str:
@@ -104,19 +90,14 @@ def tables(figures: Mapping[str, Any]) -> str:
     lines = [COLUMNS]
     for row in rows:
         cells = [row["case"], str(len(row["plan"])), f"{row['token_steps']:.4g}"]
-        cells += [_cell(row[name], ".1f") for name in ("psnr", "median")] + [f"{row['worst']['value']:.1f}"]
-        cells += [_cell(row["right"], ".3f"), _cell(row["k"], ".2f"), _cell(row["k_fitted"], ".2f")]
+        cells += [written(row[name], ".1f") for name in ("psnr", "median")] + [f"{row['worst']['value']:.1f}"]
+        cells += [written(row["right"], ".3f"), written(row["k"], ".2f"), written(row["k_fitted"], ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
     plans = ["| case | plan |", "|---|---|"]
     plans += [f"| {row['case']} | `{row['plan']}` |" for row in rows if row["group"] == "tuned"]
     seeds = len(figures["seeds"])
     head = f"{figures['prompts']} prompts x {seeds} noise{'s' if seeds > 1 else ''}, 95 % intervals in brackets."
     return "\n\n".join([head, "\n".join(lines), "\n".join(plans)])
-
-
-def _cell(figure: Mapping[str, float], form: str) -> str:
-    value, low, high = (format(figure[name], form).removeprefix("0") for name in ("value", "low", "high"))
-    return f"{value} ({low}-{high})"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from accelaes_export.cli.policy_help import PoliciesBelow
 from accelaes_export.cli.policy_settings import policy_settings
 from accelaes_export.errors import AccelAesError, InputError
 from accelaes_export.policies import names
+from accelaes_export.policies.plan_quality import SHARES, said
 
 if TYPE_CHECKING:
     from accelaes_export.bundle.reading import Bundle
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--quality",
-    type=click.Choice(["high", "balanced", "fast"]),
+    type=click.Choice(list(SHARES)),
     help="In place of a policy: the cheapest measured plan whose pictures are as near to exact ones as those of all "
     "(high), 70 % or half (fast) of the model's dense steps. For bundles built with a tuning.",
 )
@@ -97,7 +98,6 @@ def command(
     from accelaes_export.cli.timeline import timeline
     from accelaes_export.files.writing import check_writable
     from accelaes_export.options import require_guidance, require_seed
-    from accelaes_export.policies.plan_quality import said
     from accelaes_export.runtime.policy_choice import policy_for, policy_of_quality, quality_of, steps_alone
 
     # Everything that can be wrong with the request is found before the models are loaded.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from accelaes_export.errors import InputError
 
@@ -79,8 +79,8 @@ def said(quality: PlanQuality | None) -> str:
 
 def require_level(level: object) -> Level:
     """InputError, which names the levels, for another."""
-    if level not in get_args(Level):
-        raise InputError(f"quality is {level!r}; allowed are {', '.join(get_args(Level))}.")
+    if level not in SHARES:
+        raise InputError(f"quality is {level!r}; allowed are {', '.join(SHARES)}.")
     return level  # type: ignore[return-value]
 
 

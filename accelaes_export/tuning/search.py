@@ -65,7 +65,7 @@ class Space:
         steps, letters = list(symbols), sorted(self.costs)
         for _ in range(draw.choice((1, 1, 2, 3))):
             how, i = draw.random(), draw.randrange(1, max(2, len(steps)))
-            if i >= len(steps) or (how >= 0.65 and len(steps) < self.most and how < 0.85):
+            if i >= len(steps) or (0.65 <= how < 0.85 and len(steps) < self.most):
                 steps.insert(i, draw.choice([one for one in letters if one != DENSE]))
             elif how < 0.35:
                 steps[i] = draw.choice((*letters, SKIP))

@@ -11,7 +11,7 @@ import torch
 
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.tuning import Measured, TunedPlan
-from accelaes_export.policies import Dense, Drift, DriftSchedule, Policy, PolicyWithPlan, from_name, options_of
+from accelaes_export.policies import Dense, Drift, DriftSchedule, Plan, Policy, PolicyWithPlan, from_name, options_of
 from accelaes_export.policies.coefficients import MOST_APART
 from accelaes_export.progress import BuildProgress, Stage
 from accelaes_export.tuning.foresight import best_plan, misses_of
@@ -112,7 +112,7 @@ class Work:
             also: plans to begin with beside the candidate's own, of any cost.
         """
         buckets = self._bundle.manifest.sparse_fractions
-        costs = {"D": 1.0, ".": 0.0, **{chr(ord("a") + k): fraction for k, fraction in enumerate(buckets)}}
+        costs = {"D": 1.0, ".": 0.0, **Plan("D", buckets).letters}
         space = Space(costs, candidate.budget, how.most)
         counts = sorted({min(count, self._fitted_on) for count in how.pictures})
         rungs = [self._rung(candidate, slice(count)) for count in counts]
