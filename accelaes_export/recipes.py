@@ -29,6 +29,7 @@ from accelaes_export.errors import InputError, did_you_mean
 from accelaes_export.options import parse_buckets, parse_compiling, parse_presets, parse_ranges, parse_resolution
 from accelaes_export.policies import Plan
 from accelaes_export.policies.drift_plans import DriftSchedule
+from accelaes_export.policies.layer_schedule import Ranking, parse_ranking
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -60,6 +61,7 @@ class Override(TypedDict, total=False):
     dtype: str | None
     buckets: str | Sequence[float] | None
     block_ranges: str | Sequence[tuple[int, int]] | None
+    layerwise: str | None
     affinity_every: int | None
     form: str | None
     weights: str | None
@@ -89,6 +91,7 @@ class BuildRecipe(BaseModel):
         batch: images per call; guidance doubles the rows.
         buckets: fractions n/N < 1, ascending; dense (1.0) is always built beside them.
         block_ranges: (first, last) of blocks that steps may leave out (policy delta-dit); each is another engine.
+        layerwise: how the parts of a layer-wise step rank tokens (policy diffsparse); it is another engine.
         affinity_every: the affinity averages every k-th block's text attention; 1 is all of them.
         affinity_blocks: the blocks by number instead, where it is known which of this checkpoint's look where the words
             point; another checkpoint falls back to `affinity_every`.
@@ -125,6 +128,7 @@ class BuildRecipe(BaseModel):
     dtype: Literal["fp32", "fp16", "bf16"]
     buckets: Annotated[tuple[float, ...], BeforeValidator(parse_buckets)]
     block_ranges: Annotated[tuple[tuple[int, int], ...], BeforeValidator(parse_ranges)] = ()
+    layerwise: Annotated[Ranking | None, BeforeValidator(parse_ranking)] = None
     affinity_every: int = Field(ge=1)
     affinity_blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
     text: tuple[TextSegment, ...]

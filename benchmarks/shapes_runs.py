@@ -137,7 +137,7 @@ def case_cost(reports: Mapping[str, Any], cases: Mapping[str, Case]) -> float:
 
 def flop_cost(report: Any, bundle: Bundle) -> float:
     """A run's counted FLOPs in dense steps."""
-    return policies.flop_cost(report.steps, bundle.manifest.geometry.bucket_flops, bundle.manifest.geometry.range_flops)
+    return policies.flop_cost(report, bundle.manifest.geometry)
 
 
 def pipeline_of(cases: Mapping[str, Case]) -> Any:

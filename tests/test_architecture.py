@@ -34,12 +34,13 @@ ALLOWED: dict[str, set[str]] = {
     "graph": BELOW_ALL | {"contract", "policies", "backbones", "plugins"},
     "building": RUN | {"memory", "progress", "runtime", "backbones", "graph", "plugins"},
     "tuning": RUN | {"progress", "runtime"},
+    "sparsity": RUN | {"plugins", "progress", "runtime", "backbones", "graph", "building", "tuning"},
     "measure/profiling": BRIDGE | {"policies", "progress", "runtime", "building"},
     "measure/quality": BELOW_ALL | {"files", "contract", "bundle"} | {"policies", "progress", "runtime"}
     | {"measure/profiling"},
     "measure/report": BELOW_ALL | {"contract", "policies", "runtime", "measure/profiling", "measure/quality"},
-    "cli": RUN | {"memory", "native_sdk", "progress", "runtime", "backbones", "building", "plugins", "tuning"}
-    | {"measure/profiling", "measure/quality", "measure/report"},
+    "cli": RUN | {"memory", "native_sdk", "progress", "runtime", "backbones", "building", "plugins"}
+    | {"tuning", "sparsity", "measure/profiling", "measure/quality", "measure/report"},
 }  # fmt: skip
 
 # One file of a room that may do what the others may not.

@@ -161,7 +161,7 @@ def test_times_are_ratios_within_a_round_beside_those_of_cost_and_keep_the_other
     def sample(pipe, prompts, steps, bundle):
         plan = pipe.policy.plan(steps, BUCKETS, (1 / 6, 1 / 6))
         cost = sum(step.fraction for step in plan)
-        steps = [SimpleNamespace(n=round(144 * step.fraction), left_out=step.left_out) for step in plan]
+        steps = [SimpleNamespace(n=round(144 * step.fraction), left_out=step.left_out, kind=step.kind) for step in plan]
         round_number = len(runs) // len(TIMED)
         runs.append(
             SimpleNamespace(plan=plan, cost=cost, steps=steps, seconds=(1 + round_number % 2) * (cost + 2) / 1e3)

@@ -21,7 +21,8 @@ class Focus(Protocol):
     """The step under way, as a backbone and its attention processors see it.
 
     The tokens that go through the network are the s = n focus tokens (`token` form), or all s = N, focus first
-    (`component` form); n of them are computed.
+    (`component` form); n of them are computed. In a layer-wise step (graph/layerwise.py) all go through it in their own
+    order, and n is another number in every part.
     """
 
     @property
@@ -36,6 +37,10 @@ class Focus(Protocol):
 
     def queries(self, tokens: torch.Tensor, *, text_first: bool = False) -> torch.Tensor:
         """[B, s, ...] to [B, n, ...], the tokens computed now; with `text_first` behind M text tokens, which stay."""
+
+    def keys(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, s, ...] to the tokens that an attention of the image to itself makes keys of: all, or none where it
+        computes no token (layer-wise steps)."""
 
     def attend(
         self,

@@ -134,10 +134,11 @@ class LTXSelfAttnProcessor:
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # [B, s, D/2]
     ) -> torch.Tensor:
         assert image_rotary_emb is not None, "forward gives one"
-        own = [self.focus.queries(table) for table in image_rotary_emb]
-        q = _turned(attn.norm_q(attn.to_q(self.focus.queries(hidden_states))), own)
-        k = _turned(attn.norm_k(attn.to_k(hidden_states)), image_rotary_emb)
-        q, k, v = (split_heads(x, attn.heads) for x in (q, k, attn.to_v(hidden_states)))
+        focus = self.focus
+        asking, asked = ([narrow(table) for table in image_rotary_emb] for narrow in (focus.queries, focus.keys))
+        q = _turned(attn.norm_q(attn.to_q(focus.queries(hidden_states))), asking)
+        k = _turned(attn.norm_k(attn.to_k(focus.keys(hidden_states))), asked)
+        q, k, v = (split_heads(x, attn.heads) for x in (q, k, attn.to_v(focus.keys(hidden_states))))
         return projected(attn, self.focus.attend(self.slot, q, k, v))
 
 

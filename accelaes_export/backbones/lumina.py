@@ -161,8 +161,9 @@ class SelfAttnProcessor:
         proportion: float,
     ) -> torch.Tensor:
         q = _queries(attn, hidden_states, query_rotary_emb, self.focus)
-        k = rotated_pairs(_heads(attn, normed(attn.norm_k, attn.to_k(hidden_states))), *key_rotary_emb)
-        v = _heads(attn, attn.to_v(hidden_states))
+        own, rotation = self.focus.keys(hidden_states), (self.focus.keys(table) for table in key_rotary_emb)
+        k = rotated_pairs(_heads(attn, normed(attn.norm_k, attn.to_k(own))), *rotation)
+        v = _heads(attn, attn.to_v(own))
         return self.focus.attend(self.slot, q, k, v, scale=proportion * attn.scale).transpose(1, 2)
 
 

@@ -113,8 +113,9 @@ class JointAttnProcessor:
         import torch
 
         q = normed(attn.norm_q, split_heads(attn.to_q(self.focus.queries(hidden_states)), attn.heads))
-        k = normed(attn.norm_k, split_heads(attn.to_k(hidden_states), attn.heads))
-        v = split_heads(attn.to_v(hidden_states), attn.heads)
+        own = self.focus.keys(hidden_states)
+        k = normed(attn.norm_k, split_heads(attn.to_k(own), attn.heads))
+        v = split_heads(attn.to_v(own), attn.heads)
         if encoder_hidden_states is None:
             return projected(attn, self.focus.attend(self.slot, q, k, v))
 

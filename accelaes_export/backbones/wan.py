@@ -139,10 +139,11 @@ class WanSelfAttnProcessor:
         cos, sin = rotary_emb
         # The norms go over all heads at once, so the heads are split behind them.
         q = split_heads(attn.norm_q(attn.to_q(self.focus.queries(hidden_states))), attn.heads)
-        k = split_heads(attn.norm_k(attn.to_k(hidden_states)), attn.heads)
-        v = split_heads(attn.to_v(hidden_states), attn.heads)
+        own = self.focus.keys(hidden_states)
+        k = split_heads(attn.norm_k(attn.to_k(own)), attn.heads)
+        v = split_heads(attn.to_v(own), attn.heads)
         q = rotated_pairs(q, self.focus.queries(cos), self.focus.queries(sin))
-        k = rotated_pairs(k, cos, sin)
+        k = rotated_pairs(k, self.focus.keys(cos), self.focus.keys(sin))
         out = self.focus.attend(self.slot, q, k, v)
         return projected(attn, out)
 

@@ -156,6 +156,7 @@ class Backend(Protocol):
         dynamic_text: sessions take any M up to the position limit, not just the recipe's window.
         takes_plugin: our attention kernel can be in its engines.
         weights_beside: weights can lie beside an engine as inputs.
+        layerwise: takes steps in which every part computes a number of tokens of its own.
         version_bound: the distribution whose exact release (major.minor.patch) an engine is tied to, or None.
         packages: distributions whose versions say how fast it is.
     """
@@ -169,6 +170,7 @@ class Backend(Protocol):
     dynamic_text: bool
     takes_plugin: bool
     weights_beside: bool
+    layerwise: bool
     version_bound: str | None
     packages: tuple[str, ...]
 

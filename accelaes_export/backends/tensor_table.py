@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from accelaes_export.contract.dtypes import torch_dtype
-from accelaes_export.contract.tensors import OBSERVED_INDEX, GraphContract, TensorSpec
+from accelaes_export.contract.tensors import OBSERVED_INDEX, GraphContract, TensorSpec, places
 from accelaes_export.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class StepSizes(NamedTuple):
-    """The letters' sizes of one step: batch rows B, focus tokens n, text tokens M (m is N - n), and whether a is n."""
+    """The letters' sizes of one step: batch rows B, focus tokens n, text tokens M (m is N - n), whether a is n, and the
+    tokens that each part of a layer-wise step computes."""
 
     B: int
     n: int
     M: int
     observed: bool = True
+    counts: tuple[int, ...] | None = None
 
 
 class TensorTable:
@@ -45,7 +47,7 @@ class TensorTable:
         self.shapes = lru_cache(maxsize=64)(self._shapes)
 
     def _shapes(self, sizes: StepSizes) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-        letters = self._contract.sizes(sizes.n, sizes.B, sizes.M, observed=sizes.observed)
+        letters = self._contract.sizes(sizes.n, sizes.B, sizes.M, observed=sizes.observed, counts=sizes.counts)
         return self._contract.input_shapes(letters), self._contract.output_shapes(letters)
 
     def check(self, inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]) -> StepSizes:
@@ -91,7 +93,18 @@ class TensorTable:
         a = self._read(inputs, self._observed_axis) if self._observed_axis else n
         if a not in (0, n):
             raise InputError(f"{OBSERVED_INDEX!r} has {a} tokens; the affinity is made of all {n} or of none.")
-        return StepSizes(B, n, M, a > 0)
+        return StepSizes(B, n, M, a > 0, self._counts(inputs))
+
+    def _counts(self, inputs: Mapping[str, torch.Tensor]) -> tuple[int, ...] | None:
+        """How many tokens each part of a layer-wise step computes; None for another step."""
+        if self._contract.own_parts is None:
+            return None
+        counts = tuple(self._read(inputs, (places(label), 0)) for label in self._contract.own_parts.labels)
+        if max(counts) > self._contract.tokens:
+            raise InputError(
+                f"A part was asked for {max(counts)} of {self._contract.tokens} tokens; ask for all of them at most."
+            )
+        return counts
 
     def _read(self, inputs: Mapping[str, torch.Tensor], place: tuple[str, int]) -> int:
         name, axis = place

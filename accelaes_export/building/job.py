@@ -27,12 +27,13 @@ from accelaes_export.building.attention import Attention, choose_attention
 from accelaes_export.building.stages import stage_key
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Source
-from accelaes_export.contract.tensors import BlockRange, GraphContract
+from accelaes_export.contract.tensors import BlockRange, GraphContract, Layerwise
 from accelaes_export.errors import InputError
+from accelaes_export.graph.layerwise import layerwise_contract
 from accelaes_export.graph.ranges import contract_without
 from accelaes_export.graph.tensors import affinity_layers, few_text_lengths, graph_contract, layers
 from accelaes_export.options import parse_label
-from accelaes_export.policies import ModelFacts, Plan, Policy, from_name
+from accelaes_export.policies import DiffSparse, ModelFacts, Plan, Policy, from_name
 from accelaes_export.recipes import BuildRecipe
 from accelaes_export.runtime.policy_choice import require_text_for
 
@@ -133,8 +134,8 @@ class PresetChoice:
 class BuildJob:
     """Everything a build decides before it starts working.
 
-    A build makes one engine of the focus step, and one more for every range of blocks that steps may leave out:
-    `parts` are all of them, each a job with the graph and keys of its own.
+    A build makes one engine of the focus step, one more for every range of blocks that steps may leave out, and one of
+    the layer-wise step where it is asked for: `parts` are all of them, each a job with the graph and keys of its own.
     """
 
     inputs: Inputs
@@ -146,17 +147,26 @@ class BuildJob:
 
     @property
     def parts(self) -> tuple[BuildJob, ...]:
-        """This job's focus step, then the step without each of its ranges."""
-        return (self, *(self._without(blocks) for blocks in self.graph.contract.ranges))
+        """This job's focus step, then the step without each of its ranges, then the layer-wise step."""
+        contract = self.graph.contract
+        layerwise = [] if contract.layerwise is None else [self._layerwise(contract.layerwise)]
+        return (self, *(self._without(blocks) for blocks in contract.ranges), *layerwise)
 
     def _without(self, blocks: BlockRange) -> BuildJob:
-        contract = contract_without(self.graph.contract, blocks)
-        export = stage_key(export=self.keys.export, without=(blocks.first, blocks.last))
-        engine = stage_key(engine=self.keys.engine, export=export, contract=contract.model_dump(mode="json"))
         nearly = int(blocks.share * self.graph.weight_bytes)  # what stands around the blocks is left out
+        contract = contract_without(self.graph.contract, blocks)
+        return self._beside(contract, nearly, without=(blocks.first, blocks.last))
+
+    def _layerwise(self, step: Layerwise) -> BuildJob:
+        contract = layerwise_contract(self.graph.contract)
+        return self._beside(contract, self.graph.weight_bytes, layerwise=step.model_dump(mode="json"))
+
+    def _beside(self, contract: GraphContract, weight_bytes: int, **which: Any) -> BuildJob:
+        export = stage_key(export=self.keys.export, **which)
+        engine = stage_key(engine=self.keys.engine, export=export, contract=contract.model_dump(mode="json"))
         return replace(
             self,
-            graph=replace(self.graph, contract=contract, weight_bytes=nearly),
+            graph=replace(self.graph, contract=contract, weight_bytes=weight_bytes),
             keys=replace(self.keys, export=export, engine=engine),
         )
 
@@ -195,6 +205,11 @@ def _inputs(recipe: BuildRecipe, backend: Backend, targets: tuple[str, ...], see
             f"Weights as inputs are for {' and '.join(names_with('weights_beside'))}, whose builders copy them; "
             f"{backend.name} doesn't: leave --weights out."
         )
+    if recipe.layerwise is not None and not backend.layerwise:
+        raise InputError(
+            f"Layer-wise steps are for {' and '.join(names_with('layerwise'))}: {backend.name} compiles a profile for "
+            "every number of tokens, and here each part has its own at each step; leave --layerwise out."
+        )
     backbone = backbone_of(recipe.family)
     if seed is None:
         checkpoint = resolve(recipe.checkpoint, backbone, variant=recipe.variant, whole=bool(recipe.components))
@@ -224,6 +239,7 @@ def _graph(inputs: Inputs, shapes: torch.nn.Module) -> Graph:
         dynamic_text=inputs.backend.dynamic_text,
         text_multiple=_text_multiple(inputs, shapes),
         ranges=recipe.block_ranges,
+        ranking=recipe.layerwise,
     )
     return Graph(
         latents,
@@ -285,6 +301,7 @@ def _presets(recipe: BuildRecipe, contract: GraphContract) -> tuple[PresetChoice
         if name == recipe.policy.name:
             options = recipe.policy.options | options
         try:
+            _refuse_layers(name)
             policy = from_name(name, options, ModelFacts(recipe.steps, recipe.buckets, recipe.plans))
             steps = policy.own_steps or recipe.steps
             require_text_for(policy, policy.plan(steps, recipe.buckets, contract.shares), contract)
@@ -298,7 +315,14 @@ def _default_plan(recipe: BuildRecipe, contract: GraphContract) -> Plan:
     """What the recipe's own policy does; InputError where it lacks a bucket, before anything is built."""
     name, options = recipe.policy.name, recipe.policy.options
     try:
+        _refuse_layers(name)
         policy = from_name(name, options, ModelFacts(recipe.steps, recipe.buckets, recipe.plans))
         return policy.plan(recipe.steps, recipe.buckets, contract.shares)
     except InputError as error:
         raise InputError(f"A bundle's default policy must run on it, and here {name} can't. {error}") from error
+
+
+def _refuse_layers(name: str) -> None:
+    """InputError for a policy that comes with a schedule, which is given to a run and isn't part of a bundle."""
+    if name == DiffSparse.name:
+        raise InputError("Policy diffsparse is given to a run with its schedule; leave it out here.")

@@ -9,7 +9,7 @@ from accelaes_export.backbones.checkpoints import empty_transformer
 from accelaes_export.backends.base import CompiledEngine
 from accelaes_export.building.components import MadeComponents
 from accelaes_export.building.job import BuildJob
-from accelaes_export.contract.geometry import EngineWithout, Geometry
+from accelaes_export.contract.geometry import EngineBeside, Geometry, PartFlops
 from accelaes_export.contract.manifest import BackendRecord, Defaults, Manifest, TransformerCall
 from accelaes_export.contract.presets import Preset
 from accelaes_export.plugins.sparse_query_attention import NAME as PLUGIN
@@ -81,26 +81,50 @@ def _geometry(
     job: BuildJob, engines: Sequence[CompiledEngine], presets: Sequence[Preset], components: MadeComponents | None
 ) -> Geometry:
     backbone, config, latents = job.inputs.backbone, job.inputs.config, job.graph.latents
+    beside = [_beside(part, engine) for part, engine in zip(job.parts[1:], engines[1:], strict=True)]
     return Geometry(
         latents=latents,
         contract=job.graph.contract,
         fixed=backbone.fixed(config, latents),
         bucket_flops=_bucket_flops(job),
-        without=tuple(_without(part, engine) for part, engine in zip(job.parts[1:], engines[1:], strict=True)),
+        without=tuple(engine for engine in beside if engine.contract.without is not None),
+        layerwise=next((engine for engine in beside if engine.contract.own_parts is not None), None),
         presets=tuple(presets),
         vae=None if components is None else components.vae,
     )
 
 
-def _without(part: BuildJob, engine: CompiledEngine) -> EngineWithout:
+def _beside(part: BuildJob, engine: CompiledEngine) -> EngineBeside:
     blocks = part.graph.contract.without
-    assert blocks is not None, "all parts but the first leave a range out"
-    return EngineWithout(
+    return EngineBeside(
         contract=part.graph.contract,
-        folder=f"without_{blocks.first}_{blocks.last}",
+        folder="layerwise" if blocks is None else f"without_{blocks.first}_{blocks.last}",
         files=engine.files,
         flops=_bucket_flops(part)[part.graph.contract.tokens],
+        part_flops=_part_flops(part),
     )
+
+
+def _part_flops(job: BuildJob) -> dict[str, PartFlops]:
+    """Of a layer-wise step's parts; those of one name and kind of block are alike, so the first of them is counted."""
+    from accelaes_export.graph.focus_step import count_flops
+
+    inputs, contract = job.inputs, job.graph.contract
+    if contract.own_parts is None:
+        return {}
+    step = job.focus_step(empty_transformer(inputs.backbone, inputs.config, inputs.recipe.dtype))
+    parts, N = contract.own_parts.parts, contract.tokens
+    whole = count_flops(step, N)
+    kinds: dict[str, PartFlops] = {}
+    for k, part in enumerate(parts):
+        if part.name not in kinds:
+            none, half = (
+                count_flops(step, N, counts=[count if own == k else N for own in range(len(parts))])
+                for count in (0, N // 2)
+            )
+            token = (whole - half) / (N - N // 2)
+            kinds[part.name] = PartFlops(once=max(0.0, whole - none - token * N), token=token)
+    return {part.label: kinds[part.name] for part in parts}
 
 
 def _bucket_flops(job: BuildJob) -> dict[int, int]:

@@ -115,8 +115,10 @@ def compiled_part(part: BuildJob, store: StageStore, onnx: Path | None, progress
 
 def _named(part: BuildJob) -> str:
     """Which of a build's engines this is, in words; nothing for the focus step."""
-    blocks = part.graph.contract.without
-    return "" if blocks is None else f", without blocks {blocks.label}"
+    contract = part.graph.contract
+    if contract.own_parts is not None:
+        return f", layer-wise, tokens ranked by {contract.own_parts.ranking}"
+    return "" if contract.without is None else f", without blocks {contract.without.label}"
 
 
 def _program(part: BuildJob) -> FocusProgram:

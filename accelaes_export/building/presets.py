@@ -13,8 +13,8 @@ from accelaes_export.backends.graphs import GraphRequest
 from accelaes_export.building.job import BuildJob, PresetChoice
 from accelaes_export.building.stages import StageStore, stage_key
 from accelaes_export.contract.patches import picture_of
-from accelaes_export.contract.presets import NEW, FocusChoice, GraphRecord, Preset
-from accelaes_export.contract.tensors import BACKGROUND_PREDICTION
+from accelaes_export.contract.presets import FocusChoice, GraphRecord, Preset
+from accelaes_export.contract.tensors import BACKGROUND_PREDICTION, NEW
 from accelaes_export.errors import InputError
 from accelaes_export.policies import options_of
 from accelaes_export.progress import BuildProgress

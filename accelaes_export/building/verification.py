@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from accelaes_export.backends.base import Session
     from accelaes_export.building.component_verification import ComponentParity
+    from accelaes_export.graph.focus_step import FocusStep
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,8 @@ def compare(
     The model computes where the engine does: a GPU is as able to compute the reference, at any size.
 
     Dense: prediction against the unmodified diffusers model. Sparse: every output against the eager focus step. A step
-    that leaves blocks out, given what they changed on these very inputs: against the unmodified model as well.
+    that leaves blocks out, given what they changed on these very inputs: against the unmodified model as well. The
+    layer-wise step: see `_layered`.
     """
     import torch
 
@@ -201,7 +203,36 @@ def compare(
         found = _outputs(session, engine.contract, step_inputs, expected, contract.tokens)
         kind = f"diffusers, blocks {blocks.label} left out"
         results.append(_parity(found, expected, contract.tokens, kind, contract.dtype))
+    if geometry.layerwise is not None:
+        own = geometry.layerwise.contract
+        step.restore()
+        layered = FocusStep(reference, backbone, own, geometry.latents, ()).eval()
+        results += _layered(session, layered, inputs, expected)
+        layered.restore()
     return tuple(results)
+
+
+def _layered(
+    session: Session, step: FocusStep, dense: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
+) -> Iterator[Parity]:
+    """The layer-wise step where all parts compute all tokens: as the model; and where every other part computes none,
+    as in eager mode. Between these a token more or less may rank differently by the last bit of its score."""
+    import torch
+
+    from accelaes_export.graph.focus_step import example_inputs
+
+    contract, N = step.contract, step.contract.tokens
+    assert contract.own_parts is not None
+    for least, kind in ((N, "diffusers, layer-wise"), (0, "eager layer-wise step")):
+        counts = [N if k % 2 else least for k in range(len(contract.own_parts.parts))]
+        inputs = example_inputs(contract, N, seed=least, device=session.device, counts=counts)
+        inputs |= {name: tensor for name, tensor in dense.items() if name in inputs}
+        wanted = expected
+        if least == 0:
+            exact = {name: t.float() if t.is_floating_point() else t for name, t in inputs.items()}
+            with torch.no_grad():
+                wanted = step.run(exact)
+        yield _parity(_outputs(session, contract, inputs, wanted, N), wanted, N, kind, contract.dtype)
 
 
 def _as_in_a_run(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import BackendRecord
-from accelaes_export.contract.presets import NEW, GraphRecord, Preset
+from accelaes_export.contract.presets import GraphRecord, Preset
+from accelaes_export.contract.tensors import NEW
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ def open_engines(
         )
 
     full = opened("", geometry.contract, record.files)
-    return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in geometry.without])
+    return joined(full, [opened(engine.folder, engine.contract, engine.files) for engine in geometry.beside])
 
 
 def open_programs(

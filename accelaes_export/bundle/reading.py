@@ -222,7 +222,7 @@ def _check_statements(folder: Path, manifest: Manifest) -> None:
             raise BundleError(
                 f"{path} names the file {shortened(name)!r}, which lies outside the bundle; nothing was read."
             )
-    files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.geometry.without for name in e.files)]
+    files = [*manifest.backend.files, *(f"{e.folder}/{name}" for e in manifest.geometry.beside for name in e.files)]
     files += preset_files(manifest.geometry.presets)
     files += component_files(manifest.components, manifest.geometry.vae)
     unlisted = [name for name in files if name not in manifest.files]

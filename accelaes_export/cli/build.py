@@ -60,6 +60,13 @@ from accelaes_export.backends import names
     "[default: the recipe's]",
 )
 @click.option(
+    "--layerwise",
+    metavar="RANKING",
+    help="toca, similarity or norm: also a step whose attention and feed-forward parts each compute tokens of their "
+    "own, ranked so, for policy diffsparse; another engine (onnxruntime, aoti). none: without. "
+    "[default: the recipe's]",
+)
+@click.option(
     "--affinity-every",
     "--affinity-layers",  # as it was called
     "affinity_every",

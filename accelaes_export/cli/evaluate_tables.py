@@ -24,7 +24,7 @@ def everything(report: QualityReport, manifest: Manifest) -> Iterator[Renderable
     for policy in report.policies:
         several = f", the first of {policy.plans}" if policy.plans > 1 else ""
         yield f"\nPlan of {policy.label}, {policy.steps} steps{several}"
-        yield timeline(Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares))
+        yield timeline(Plan.drawn(policy.plan, manifest.sparse_fractions, manifest.range_shares, policy.kept))
     yield ""
     yield from _figures(report)
     differences = [metric for metric in report.metrics if any(metric.name in p.differences for p in report.policies)]

@@ -54,6 +54,10 @@ def command(bundle: Path, steps: int | None, policy: str | None, tensors: bool, 
     if left_out is not None:
         console.print(left_out)
         console.print()
+    layered = manifest_tables.layerwise(manifest.geometry)
+    if layered is not None:
+        console.print(layered)
+        console.print()
     console.print(manifest_tables.budgets(manifest))
     console.print()
     presets = manifest_tables.presets(manifest)

@@ -111,6 +111,26 @@ def ranges(geometry: Geometry) -> Table | None:
     return table
 
 
+def layerwise(geometry: Geometry) -> Table | None:
+    """The parts of the layer-wise step by name, with what computing all of their tokens takes; None where there is
+    none."""
+    engine, own = geometry.layerwise, geometry.contract.layerwise
+    if engine is None or own is None:
+        return None
+    title = f"Layer-wise step, ranked by {own.ranking}"
+    table = Table("parts", "blocks", "GFLOPs a step", "share", title=title, title_justify="left")
+    dense = geometry.bucket_flops[geometry.contract.tokens]
+    flops: dict[str, list[float]] = {}
+    for part in own.parts:
+        one = engine.part_flops[part.label]
+        flops.setdefault(part.name, []).append(one.once + one.token * geometry.contract.tokens)
+    rest = engine.flops - sum(map(sum, flops.values()))
+    for name, each in flops.items():
+        table.add_row(name, str(len(each)), f"{sum(each) / 1e9:.3g}", f"{sum(each) / dense:.1%}")
+    table.add_row("always", "", f"{rest / 1e9:.3g}", f"{rest / dense:.1%}")
+    return table
+
+
 def budgets(manifest: Manifest) -> Table:
     """What `--policy drift --budget` takes, for every budget there is a plan for: the bundle's own and drift's."""
     table = Table(

@@ -38,6 +38,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "metavar": "COST",
         "help": "Token-steps to spend, in dense steps (drift and fewer-steps); inspect lists drift's plans.",
     },
+    "schedule": {
+        "type": click.Path(dir_okay=False),
+        "metavar": "FILE",
+        "help": "Shares by step and part, from a file that tune --method diffsparse wrote (diffsparse).",
+    },
     "plan": {
         "metavar": "SYMBOLS",
         "help": "Any policy's plan by hand: D, '.' or a bucket letter for every step.",

@@ -89,7 +89,7 @@ def _policies(report: ProfileReport, manifest: Manifest) -> Iterator[RenderableT
     for policy in report.policies:
         if policy.images == first:
             yield f"\nPlan of {policy.name}, {len(policy.plan)} steps; quality: {said(policy.quality)}"
-            yield timeline(Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares))
+            yield timeline(Plan.drawn(policy.plan, manifest.sparse_fractions, manifest.range_shares, policy.kept))
     yield ""
     table = _table(
         f"Whole denoise, {report.request['iterations']} rounds, text and VAE left out",

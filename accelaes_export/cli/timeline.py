@@ -11,6 +11,7 @@ _GROUPS_A_LINE = 5
 _STYLES = {
     StepKind.DENSE: "bold blue",
     StepKind.PARTIAL: "magenta",
+    StepKind.LAYERED: "cyan",
     StepKind.SPARSE: "green",
     StepKind.SKIP: "dim",
 }
@@ -39,7 +40,7 @@ def _legend(plan: Plan) -> Text:
     entries = [("D", "dense", StepKind.DENSE)]
     entries += [(digit, f"{share:.3g} of the blocks", StepKind.PARTIAL) for digit, share in plan.digits.items()]
     entries += [(letter, f"sparse n/N = {fraction:g}", StepKind.SPARSE) for letter, fraction in plan.letters.items()]
-    entries += [(".", "skip", StepKind.SKIP)]
+    entries += [("*", "each part its own share", StepKind.LAYERED), (".", "skip", StepKind.SKIP)]
     legend = Text()
     for symbol, meaning, kind in entries:
         count = plan.symbols.count(symbol)

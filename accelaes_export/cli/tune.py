@@ -1,4 +1,5 @@
-"""`accelaes-export tune`: find a checkpoint's plans and solver coefficients, for `build --tuning`."""
+"""`accelaes-export tune`: find a checkpoint's plans and solver coefficients, for `build --tuning`, or a layer-wise
+schedule, for `run --schedule`."""
 
 from __future__ import annotations
 
@@ -8,12 +9,16 @@ from typing import TYPE_CHECKING
 import click
 
 from accelaes_export.cli.bundle_options import runs_bundle
+from accelaes_export.errors import InputError
 
 if TYPE_CHECKING:
     from accelaes_export.bundle.reading import Bundle
 
 
-@click.command("tune", short_help="Find plans and solver coefficients for drift on a checkpoint.")
+_LAYERED = ("diffsparse", "random", "greedy", "evolutionary", "uniform")
+
+
+@click.command("tune", short_help="Find what suits a checkpoint: plans for drift, schedules for diffsparse.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
     "--prompts",
@@ -26,8 +31,9 @@ if TYPE_CHECKING:
     "--method",
     default="search",
     show_default=True,
-    type=click.Choice(["search", "fit"]),
-    help="search: find plans, and fit their coefficients; fit: the bundle's own plans as they are.",
+    type=click.Choice(["search", "fit", *_LAYERED]),
+    help="search: find drift's plans, and fit their coefficients; fit: the bundle's own plans as they are. diffsparse: "
+    "learn a layer-wise schedule; random, greedy, evolutionary, uniform: schedules to compare it with.",
 )
 @click.option(
     "--evaluations",
@@ -35,13 +41,14 @@ if TYPE_CHECKING:
     show_default=True,
     type=int,
     metavar="N",
-    help="Plans that a search tries for each budget; each is fitted to a few pictures.",
+    help="Plans that a search tries for each budget, or schedules that random and evolutionary try.",
 )
 @click.option(
     "--budgets",
     "--budget",
     metavar="LIST",
-    help="Of drift's plans, in dense steps. [default: all the bundle lists]",
+    help="Of drift's plans, in dense steps. [default: all the bundle lists] Of a layer-wise schedule: the share of the "
+    "parts' tokens that may be computed, such as 0.46.",
 )
 @click.option(
     "--plan",
@@ -50,12 +57,20 @@ if TYPE_CHECKING:
     metavar="PLAN",
     help="Fit this plan, in place of budgets' own and of a search; may be given again. It is for the budget it costs.",
 )
+@click.option("--steps", type=int, help="T of a layer-wise schedule. [default: 20]")
+@click.option("--iterations", type=int, metavar="N", help="Of each of diffsparse's two stages. [default: 96]")
+@click.option(
+    "--distance",
+    metavar="NAME",
+    help="What layer-wise schedules are to make small: lpips, latents, or MODULE:FUNCTION of two batches of pictures. "
+    "[default: lpips where its weights are at hand, else latents]",
+)
 @click.option("--seed", default=0, show_default=True, help="Of the first picture's noise; the others' follow it.")
 @click.option("--guidance", type=float, help="Classifier-free guidance scale. [default: the bundle's]")
+@click.option("--teacher-steps", type=int, help="Dense steps of the runs that plans are fitted to. [default: 160]")
 @click.option(
-    "--teacher-steps", default=160, show_default=True, type=int, help="Dense steps of the runs taken for right."
+    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The tuning or schedule."
 )
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The tuning.")
 @click.option(
     "--checkpoint",
     metavar="DIR_OR_HUB_ID",
@@ -69,24 +84,41 @@ def command(
     evaluations: int,
     budgets: str | None,
     plans: tuple[str, ...],
+    steps: int | None,
+    iterations: int | None,
+    distance: str | None,
     seed: int,
     guidance: float | None,
-    teacher_steps: int,
+    teacher_steps: int | None,
     output: Path,
     checkpoint: str | None,
 ) -> None:
-    """Find the plans, and fit the weights by which their steps are put together, to this checkpoint.
+    """Find the plans, and fit the weights by which their steps are put together, to this checkpoint; or a schedule.
 
     Every prompt is drawn once by many dense steps. Plans are changed step by step, and kept where their pictures come
     nearer to those; each plan's coefficients are fitted so that its pictures stay nearest at every step. What is done
     is kept beside the output, where the same command goes on. docs/tuning.md says how it goes, and what it gains. Build
     a bundle with the result: accelaes-export build --tuning FILE.
 
+    A layer-wise schedule says which share of the tokens each part of each block computes at every step; the bundle must
+    be built with --layerwise. A picture of it is written beside the file. Run it: accelaes-export run BUNDLE --policy
+    diffsparse --schedule FILE. docs/sparsity.md says how it is learned.
+
     \b
     Examples:
         accelaes-export tune engines/built/shapes --prompts prompts.txt -o shapes.tuning.json
         accelaes-export tune engines/built/shapes --prompts prompts.txt --budgets 8,12 -o shapes.tuning.json
+        accelaes-export tune engines/built/shapes-layerwise --prompts prompts.txt --method diffsparse --budget 0.46
+        --steps 20 -o shapes.schedule.json
     """
+    if method in _LAYERED:
+        from accelaes_export.cli.tune_layers import Asked, learn_schedule
+
+        not_for("a layer-wise schedule", plan=plans, teacher_steps=teacher_steps)
+        asked = Asked(method, budgets, evaluations, steps, iterations, distance, seed, guidance, checkpoint)
+        learn_schedule(bundle, prompts, asked, output)
+        return
+    not_for("drift's plans", steps=steps, iterations=iterations, distance=distance)
     from accelaes_export.cli.progress import TerminalProgress
     from accelaes_export.cli.terminal import progress_lines, quiet_libraries, results
     from accelaes_export.files.replacing import remove
@@ -94,7 +126,7 @@ def command(
     from accelaes_export.measure.quality.prompts import read_prompts
     from accelaes_export.options import parse_budgets
     from accelaes_export.tuning.tables import tuned
-    from accelaes_export.tuning.tuner import TuningRequest, budgets_of, check, tune
+    from accelaes_export.tuning.tuner import TEACHER_STEPS, TuningRequest, budgets_of, check, tune
 
     check_writable(output)
     request = TuningRequest(
@@ -103,7 +135,7 @@ def command(
         plans=plans,
         guidance=guidance,
         seed=seed,
-        teacher_steps=teacher_steps,
+        teacher_steps=TEACHER_STEPS if teacher_steps is None else teacher_steps,
         checkpoint=checkpoint,
         method=method,  # type: ignore[arg-type]
         evaluations=evaluations,
@@ -118,3 +150,10 @@ def command(
     console.print(tuned(found))
     console.print(f"Wrote {output}", soft_wrap=True)
     console.print(f"Next: accelaes-export build --model {found.model} --tuning {output}", soft_wrap=True)
+
+
+def not_for(what: str, **options: object) -> None:
+    """InputError for an option that was given and says nothing about `what`."""
+    for name, value in options.items():
+        if value not in (None, ()):
+            raise InputError(f"--{name.replace('_', '-')} isn't for {what}; leave it out, or take another --method.")

@@ -12,14 +12,17 @@ from typing import Any
 
 from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Manifest
-from accelaes_export.contract.presets import NEW
 from accelaes_export.contract.tensors import (
     AFFINITY,
     FOCUS_INDEX,
     FOCUS_PREDICTION,
     HIDDEN_STATES,
+    NEW,
     TIMESTEP,
     GraphContract,
+    Layerwise,
+    keys_of,
+    places,
 )
 from accelaes_export.errors import InputError, shortened
 from accelaes_export.policies.plan import Plan
@@ -94,14 +97,16 @@ def _ranges(_: Manifest, geometry: Geometry) -> Iterator[str]:
     for blocks in geometry.contract.ranges:
         if not 0 <= blocks.first < blocks.last <= blocks.of:
             yield f"blocks {blocks.label} of {blocks.of} are left out"
-    folders = [engine.folder for engine in geometry.without]
+    if (geometry.layerwise and geometry.layerwise.contract.own_parts) != geometry.contract.layerwise:
+        yield "its focus step and its layer-wise step differ in what the latter is"
+    folders = list(geometry.folders)
     if len(set(folders)) != len(folders):
         yield "two engines lie in one folder"
-    for engine in geometry.without:
+    for engine in geometry.beside:
         for name in ("dtype", "batch", "pairs", "tokens", "text_tokens", "conditioning"):
             own, whole = getattr(engine.contract, name), getattr(geometry.contract, name)
             if own != whole:
-                yield f"{name} is {whole} of the focus step and {own} of the step without blocks"
+                yield f"{name} is {whole} of the focus step and {own} of the step in {engine.folder}"
 
 
 def _text(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
@@ -115,12 +120,13 @@ def _text(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
 
 
 def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
-    contracts: tuple[GraphContract, ...] = (geometry.contract, *(engine.contract for engine in geometry.without))
+    contracts: tuple[GraphContract, ...] = (geometry.contract, *(engine.contract for engine in geometry.beside))
     for contract in contracts:
         inputs, outputs = ({spec.name: spec for spec in specs} for specs in (contract.inputs, contract.outputs))
         if len(inputs) != len(contract.inputs) or len(outputs) != len(contract.outputs):
             yield "a tensor is there twice"
-        focus = (FOCUS_INDEX,) if contract.without is None else ()  # without some blocks all tokens are computed
+        whole = contract.without is not None or contract.own_parts is not None  # all tokens go through the network
+        focus = () if whole else (FOCUS_INDEX,)
         required = (HIDDEN_STATES, TIMESTEP, *focus, *contract.conditioning)
         missing = [name for name in required if name not in inputs]
         missing += [name for name in (FOCUS_PREDICTION,) if name not in outputs]
@@ -129,7 +135,7 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
             return
         if inputs[HIDDEN_STATES].shape != ("B", *geometry.latents.shape):
             yield f"its latents are {geometry.latents.shape}, and the engine takes {inputs[HIDDEN_STATES].shape[1:]}"
-        computed = "n" if contract.without is None else contract.tokens
+        computed = contract.tokens if whole else "n"
         if outputs[FOCUS_PREDICTION].shape != ("B", computed, geometry.latents.token_width):
             yield f"a token has {geometry.latents.token_width} numbers, and the engine gives others"
         for entry in contract.cache:
@@ -137,6 +143,8 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
             wanted = [("B", entry.heads, letter, entry.head_dim) for letter in ("m", "n")]
             if background is None or fresh is None or [background.shape, fresh.shape] != wanted:
                 yield f"the cache's {entry.name} isn't as the engine has it"
+        if contract.own_parts is not None:
+            yield from _parts(geometry, contract, contract.own_parts)
         cached = {entry.name for entry in contract.cache}
         unknown = [name for name in inputs if name.endswith("_bg") and name.removesuffix("_bg") not in cached]
         if unknown:
@@ -148,6 +156,25 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
                 yield f"{spec.name} is {spec.dtype} in an engine of {contract.dtype}"
     if (AFFINITY in geometry.contract.has) != bool(manifest.affinity_layers):
         yield f"affinity comes from the blocks {manifest.affinity_layers}, and the engine has it or not"
+
+
+def _parts(geometry: Geometry, contract: GraphContract, own: Layerwise) -> Iterator[str]:
+    """Of a layer-wise step."""
+    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (contract.inputs, contract.outputs))
+    if len(set(own.labels)) != len(own.labels):
+        yield "a part of the layer-wise step is there twice"
+    for part in own.parts:
+        asked = inputs.get(places(part.label)), inputs.get(keys_of(part.label))
+        found = [None if spec is None else spec.shape for spec in asked]
+        if found != [(f"n.{part.label}",), (f"k.{part.label}",) if part.keys else None]:
+            yield f"the layer-wise step's part {part.label} isn't as the engine has it"
+    engine = next((one for one in geometry.beside if one.contract is contract), None)
+    if engine is not None and set(engine.part_flops) != set(own.labels):
+        yield "FLOPs are counted for other parts than the layer-wise step's"
+    for spec in own.state:
+        new = outputs.get(spec.name + NEW)
+        if inputs.get(spec.name) != spec or new is None or (new.shape, new.dtype) != (spec.shape, spec.dtype):
+            yield f"the layer-wise step keeps {spec.name}, and the engine doesn't"
 
 
 def _presets(manifest: Manifest, geometry: Geometry) -> Iterator[str]:

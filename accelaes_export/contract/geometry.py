@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from accelaes_export.contract.components import AutoencoderGraphs
 from accelaes_export.contract.presets import Preset
@@ -100,19 +101,43 @@ class Parity(Record):
         return f"{said}, and {self.norm_rel:.2g} of its norm, where {self.norm_tolerance:g} is,"
 
 
-class EngineWithout(Record):
-    """The engine of a step that leaves a range of blocks out.
+class PartFlops(Record):
+    """FLOPs of one kind of part of a layer-wise step at the largest B.
 
     Attributes:
-        contract: its tensor table; `contract.without` is the range.
+        once: of computing any token: keys and values of all.
+        token: of each token.
+    """
+
+    once: FiniteFloat = Field(ge=0)
+    token: FiniteFloat = Field(ge=0)
+
+
+class EngineBeside(Record):
+    """The engine of a step beside the focus step: one that leaves a range of blocks out, or the layer-wise one.
+
+    Attributes:
+        contract: its tensor table, with `without` or `own_parts`.
         folder: in the bundle; `files` are in it.
-        flops: of one call at the largest B.
+        flops: of one call at the largest B; where every part computes all tokens.
+        part_flops: of a layer-wise step's parts, by label.
     """
 
     contract: GraphContract
     folder: str
     files: tuple[str, ...]
     flops: int = Field(ge=0)
+    part_flops: dict[str, PartFlops] = Field(default_factory=dict)
+
+    def flops_of(self, counts: Sequence[int]) -> float:
+        """FLOPs of a layer-wise step whose parts compute so many tokens."""
+        assert self.contract.own_parts is not None, "the engine is a layer-wise step's"
+        labels, N = self.contract.own_parts.labels, self.contract.tokens
+        left_out = 0.0
+        for label, count in zip(labels, counts, strict=True):
+            part = self.part_flops[label]
+            left_out += part.token * (N - count) + (0 if count else part.once)
+        return self.flops - left_out
 
 
 class Geometry(Record):
@@ -123,6 +148,7 @@ class Geometry(Record):
         fixed: arguments of the pipeline's call that the engine was built for one value of.
         bucket_flops: n -> FLOPs of one call at the largest B (multiply-adds times two).
         without: the engines of steps that leave blocks out, in the order of contract.ranges.
+        layerwise: the engine of the layer-wise step, where there is one.
         presets: policies as graphs, for runtimes without a policy's code.
         vae: the VAE as graphs, where the bundle has it.
     """
@@ -131,7 +157,8 @@ class Geometry(Record):
     contract: GraphContract
     fixed: dict[str, Any] = Field(default_factory=dict)
     bucket_flops: dict[int, int]
-    without: tuple[EngineWithout, ...] = ()
+    without: tuple[EngineBeside, ...] = ()
+    layerwise: EngineBeside | None = None
     parity: tuple[Parity, ...] = ()
     presets: tuple[Preset, ...] = ()
     vae: AutoencoderGraphs | None = None
@@ -139,7 +166,12 @@ class Geometry(Record):
     @property
     def folders(self) -> tuple[str, ...]:
         """Of its engines in the bundle, the focus step's first: that is the bundle's own, ""."""
-        return ("", *(engine.folder for engine in self.without))
+        return ("", *(engine.folder for engine in self.beside))
+
+    @property
+    def beside(self) -> tuple[EngineBeside, ...]:
+        """The engines beside the focus step's, in the order they are built in."""
+        return (*self.without, *(() if self.layerwise is None else (self.layerwise,)))
 
     @property
     def range_flops(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count
 from accelaes_export.policies.drift_plans import DriftSchedule
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 
 class Source(Record):

@@ -11,9 +11,6 @@ from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count, TensorSpec
 from accelaes_export.policies.words import WordScoring
 
-NEW = "'"
-"""Behind a state tensor's name among a program's outputs: what it is after the step."""
-
 
 class GraphRecord(Record):
     """A graph beside the focus step: its files in the bundle, and its tensors in the engine's order."""

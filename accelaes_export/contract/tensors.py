@@ -11,22 +11,39 @@ shape are written down once. Dimensions that vary are letters of the design page
 There are two forms. In the `token` form only focus tokens go through the network, and what is cached are keys and
 values. In the `component` form the residual stream keeps all N tokens, and what is cached are the outputs of
 attention and feed-forward parts, one head wide: [B, 1, m, D].
+
+A *layer-wise* step (`GraphContract.layerwise`) is a graph of its own: all N tokens go through the network, and every
+part computes a number of them for itself, `n.3.ff`, which its ranking chooses in the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
 from accelaes_export.contract.records import Record
+from accelaes_export.policies.layer_schedule import Ranking
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """How many of something there are, or how large a dimension is: engines count in 32 bits."""
 
-Dimension = Count | Literal["B", "b", "n", "m", "M", "a"] | Annotated[str, Field(pattern=r"^M-[1-9][0-9]{0,8}$")]
-"""A size, a letter, or "M-34": a text whose first 34 ids have no position in the transformer."""
+Dimension = (
+    Count
+    | Literal["B", "b", "n", "m", "M", "a"]
+    | Annotated[str, Field(pattern=r"^M-[1-9][0-9]{0,8}$")]
+    | Annotated[str, Field(pattern=r"^[nk]\.[0-9]{1,4}\.[a-z0-9]+$")]
+)
+"""A size, a letter, or "M-34": a text whose first 34 ids have no position in the transformer; "n.3.ff": tokens that a
+part computes in a layer-wise step, and "k.3.attn": tokens it makes keys of, all N where it computes any."""
 DTypeName = Literal["fp32", "fp16", "bf16", "int64"]
+
+NEW = "'"
+"""Behind the name of an output: what the input of that name is at the next step."""
+
+PLACES = "places."
+KEYS = "keys."
 
 FOCUS_INDEX = "focus_index"
 TOKEN_WEIGHTS = "token_weights"
@@ -75,6 +92,16 @@ def _parts(dimension: str) -> tuple[str, int]:
     return letter, int(less or 0)
 
 
+def places(label: str) -> str:
+    """A part's input whose length is how many tokens it computes: their places in its ranking."""
+    return f"{PLACES}{label}"
+
+
+def keys_of(label: str) -> str:
+    """A part's input with the tokens it makes keys of: all or none."""
+    return f"{KEYS}{label}"
+
+
 class CacheEntry(Record):
     """One cached tensor: ``<name>`` is the fresh one among the outputs, ``<name>_bg`` the background's input."""
 
@@ -109,6 +136,43 @@ class BlockRange(Record):
         return f"{self.first}:{self.last}"
 
 
+class KeptPart(Record):
+    """A part of a block that computes its own share of the tokens in a layer-wise step.
+
+    Attributes:
+        layer, name: its output is cached as ``cache.{layer}.{name}``.
+        keys: whether it makes keys of the image's tokens for nobody but itself, so that none are made where it
+            computes no token.
+    """
+
+    layer: int = Field(ge=0)
+    name: str
+    keys: bool
+
+    @property
+    def label(self) -> str:
+        """As inputs and schedules name it: "3.ff"."""
+        return f"{self.layer}.{self.name}"
+
+
+class Layerwise(Record):
+    """A layer-wise step.
+
+    Attributes:
+        ranking: how each part ranks tokens.
+        parts: in the order they are computed in.
+        state: what it keeps from step to step: its input NAME is the output NAME' of the step before.
+    """
+
+    ranking: Ranking
+    parts: tuple[KeptPart, ...] = Field(min_length=1)
+    state: tuple[TensorSpec, ...] = Field(min_length=1)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(part.label for part in self.parts)
+
+
 class GraphContract(Record):
     """What goes into one focus step and what comes out.
 
@@ -126,6 +190,8 @@ class GraphContract(Record):
         cache: per attention the K and V entries, in the engine's order.
         ranges: of blocks whose changes the outputs have, so that later steps can leave them out.
         without: the range this graph leaves out; its changes are the last inputs.
+        layerwise: the layer-wise step that there is beside this one.
+        own_parts: set where this graph is it.
     """
 
     dtype: DTypeName
@@ -142,6 +208,8 @@ class GraphContract(Record):
     cache: tuple[CacheEntry, ...]
     ranges: tuple[BlockRange, ...] = ()
     without: BlockRange | None = None
+    layerwise: Layerwise | None = None
+    own_parts: Layerwise | None = None
 
     @property
     def rows(self) -> int:
@@ -164,14 +232,30 @@ class GraphContract(Record):
         """Names of all inputs and outputs, for those not every graph has."""
         return frozenset(spec.name for spec in (*self.inputs, *self.outputs))
 
-    def sizes(self, n: int, B: int | None = None, M: int | None = None, *, observed: bool = True) -> dict[str, int]:
-        """The letters' sizes for a step with `n` focus tokens; B defaults to `rows` and M to the window."""
+    def sizes(
+        self,
+        n: int,
+        B: int | None = None,
+        M: int | None = None,
+        *,
+        observed: bool = True,
+        counts: Sequence[int] | None = None,
+    ) -> dict[str, int]:
+        """The letters' sizes for a step with `n` focus tokens; B defaults to `rows` and M to the window.
+
+        Args:
+            counts: of a layer-wise step: how many tokens each part computes, in their order; all compute n by default.
+        """
+        parts = self.own_parts.parts if self.own_parts is not None else ()
+        own = dict(zip(parts, [n] * len(parts) if counts is None else counts, strict=True))
         return {
             "B": self.rows if B is None else B,
             "n": n,
             "m": self.tokens - n,
             "M": self.text_tokens if M is None else M,
             "a": n if observed else 0,
+            **{f"n.{part.label}": count for part, count in own.items()},
+            **{f"k.{part.label}": self.tokens if count else 0 for part, count in own.items()},
         }
 
     @property

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat
 
+from accelaes_export.contract.learned import read_learned
 from accelaes_export.contract.records import Record
 from accelaes_export.contract.tensors import Count
-from accelaes_export.errors import InputError
-from accelaes_export.files.reading import read_given
 from accelaes_export.policies.drift_plans import DriftSchedule
 from accelaes_export.policies.plan import Plan
 
@@ -92,21 +91,4 @@ def not_measured(plans: Mapping[float, DriftSchedule]) -> dict[float, DriftSched
 
 def read_tuning(path: Path) -> Tuning:
     """The file at `path`; InputError where there is none, or it isn't one."""
-    try:
-        text = read_given(path, regular=False)
-    except OSError as error:
-        raise InputError(f"The tuning {path} can't be read: {error.strerror}; give a file that tune wrote.") from None
-    try:
-        found = Tuning.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        cause = first.get("ctx", {}).get("error")
-        place = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        said = str(cause).rstrip(".") if isinstance(cause, InputError) else first["msg"]
-        raise InputError(f"{path} is no tuning: {place}: {said}.") from error
-    if found.tuning_version != TUNING_VERSION:
-        raise InputError(
-            f"{path} is a tuning of version {found.tuning_version}, and this release reads {TUNING_VERSION}: tune "
-            "again with this release."
-        )
-    return found
+    return read_learned(path, Tuning, "tuning", TUNING_VERSION, "tune")

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def upgraded(manifest: dict[str, Any]) -> dict[str, Any]:
-    """`manifest`, read from JSON, in the present schema. What schemas 2 to 4 and 6 to 11 added has defaults."""
+    """`manifest`, read from JSON, in the present schema. What schemas 2 to 4 and 6 to 12 added has defaults."""
     version = manifest["schema_version"]
     if version == 1 and "call" not in manifest:
         manifest = _with_call(manifest)

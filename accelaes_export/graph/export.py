@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.fx.config
@@ -15,8 +16,13 @@ from accelaes_export.contract.tensors import GraphContract, TensorSpec
 from accelaes_export.errors import BuildError, first_line
 from accelaes_export.graph import streaming
 from accelaes_export.graph.focus_step import FocusStep, as_arguments, example_inputs
-from accelaes_export.graph.function import OPSET, finish_model, translate
+from accelaes_export.graph.function import OPSET, finish_model, translate, translate_sort
 
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.accelaes.sparse_query_attention.default: translate,
+    torch.ops.aten.sort.stable: translate_sort,
+}
+"""Of operators that torch.onnx doesn't know."""
 ONNX_NAME = "focus_step.onnx"
 EXTERNAL_FROM = 2**28  # bytes of weights; a protobuf message may have 2**31, and is copied a few times on its way
 TEXT_LIMIT = 4096  # longest text an exported graph takes; tables of the supported families end far below
@@ -37,6 +43,8 @@ def trace(step: FocusStep, n: int | None = None) -> torch.export.ExportedProgram
     if n is None:
         letters |= {"n": Dim("n", min=1, max=contract.tokens), "m": Dim("m", min=0, max=contract.tokens)}
     letters["a"] = Dim("a", min=0, max=contract.tokens if n is None else n)
+    own = [str(d) for spec in contract.inputs for d in spec.shape if str(d)[:2] in ("n.", "k.")]
+    letters |= {d: Dim(d.replace(".", "_"), min=0, max=contract.tokens) for d in own}
     shapes = {
         spec.name: {axis: letters[d] for axis, d in enumerate(spec.shape) if d in letters} for spec in contract.inputs
     }
@@ -107,7 +115,7 @@ def write_onnx(
                 opset_version=OPSET,
                 input_names=[spec.name for spec in inputs],
                 output_names=[spec.name for spec in outputs],
-                custom_translation_table={torch.ops.accelaes.sparse_query_attention.default: translate},
+                custom_translation_table=TRANSLATIONS,
                 optimize=False,
                 verbose=False,
             )

@@ -57,6 +57,10 @@ class TokenFocus:
         """All of them: every token that is here is computed."""
         return tokens
 
+    def keys(self, tokens: torch.Tensor) -> torch.Tensor:
+        """All of them."""
+        return tokens
+
     def attend(
         self,
         slot: int,
@@ -73,7 +77,10 @@ class TokenFocus:
         k_bg, v_bg = self._background_of(slot, k, v, slice(text, None) if text_first else slice(k.shape[2] - text))
         scale = q.shape[3] ** -0.5 if scale is None else scale
         mask = None if bias is None else _over_keys(bias, q, k, k_bg, text_first)
-        return sparse_query_attention(q, k, v, k_bg, v_bg, scale, mask)
+        return self.operator(q, k, v, k_bg, v_bg, scale, mask)
+
+    operator = staticmethod(sparse_query_attention)
+    """Every attention that reads cached keys, or could."""
 
     def _background_of(
         self, slot: int, k: torch.Tensor, v: torch.Tensor, image: slice

@@ -18,8 +18,7 @@ import onnx
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from accelaes_export.contract.presets import NEW
-from accelaes_export.contract.tensors import TensorSpec
+from accelaes_export.contract.tensors import NEW, TensorSpec
 from accelaes_export.errors import BuildError, first_line
 from accelaes_export.graph.export import quiet
 from accelaes_export.graph.function import OPSET

@@ -22,7 +22,9 @@ from accelaes_export.contract.tensors import (
     TensorSpec,
 )
 from accelaes_export.errors import InputError
+from accelaes_export.graph.layerwise import layerwise_step
 from accelaes_export.graph.ranges import block_ranges
+from accelaes_export.policies.layer_schedule import Ranking
 
 # cuBLAS and the attention kernels work in tiles; a focus count that is a multiple of 8 keeps them full in fp16.
 _FOCUS_MULTIPLE = 8
@@ -50,6 +52,7 @@ def graph_contract(
     dynamic_text: bool,
     text_multiple: int = 1,
     ranges: Sequence[tuple[int, int]] = (),
+    ranking: Ranking | None = None,
 ) -> GraphContract:
     """The contract of one form of a model's focus step.
 
@@ -60,6 +63,7 @@ def graph_contract(
         text_tokens: M; 0 for a model without text.
         text_multiple: what masked texts are padded to a multiple of.
         ranges: (first, last) of blocks that other graphs leave out; what they change is among the outputs.
+        ranking: of a layer-wise step's parts, where there is to be one beside this.
 
     Raises:
         InputError: two fractions give the same number of tokens at this resolution, the family has no such form, or
@@ -104,6 +108,7 @@ def graph_contract(
         ),
         cache=cache,
         ranges=left_out,
+        layerwise=None if ranking is None else layerwise_step(backbone, model, ranking, latents, dtype=dtype),
     )
 
 

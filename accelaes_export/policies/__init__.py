@@ -11,9 +11,11 @@ from accelaes_export.policies.base import Extrapolation, Gate, ModelFacts, Polic
 from accelaes_export.policies.coefficients import Coefficients, TokenClass
 from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
+from accelaes_export.policies.diffsparse import DiffSparse
 from accelaes_export.policies.drift import Drift
 from accelaes_export.policies.drift_plans import DriftSchedule, listed_budgets
 from accelaes_export.policies.easycache import EasyCache
+from accelaes_export.policies.layer_schedule import LayerSchedule
 from accelaes_export.policies.plan import Plan, Step, StepKind, bucket_letter
 from accelaes_export.policies.planned import PolicyWithCoefficients, PolicyWithDefaultPlan, PolicyWithPlan
 from accelaes_export.policies.ras import RAS
@@ -28,6 +30,7 @@ __all__ = [
     "Coefficients",
     "DeltaDiT",
     "Dense",
+    "DiffSparse",
     "Drift",
     "DriftSchedule",
     "EasyCache",
@@ -35,6 +38,7 @@ __all__ = [
     "FewerSteps",
     "Fora",
     "Gate",
+    "LayerSchedule",
     "ModelFacts",
     "Plan",
     "Policy",

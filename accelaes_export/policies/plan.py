@@ -3,6 +3,7 @@
 D        DENSE: all N tokens are computed
 a b c …  SPARSE: the focus tokens of a bucket are computed (a is the bundle's smallest bucket)
 0 1 2 …  PARTIAL: all tokens, but one of the bundle's block ranges is left out (0 is the first)
+*        LAYERED: all tokens, of which every part of every block computes a share of its own
 .        SKIP: nothing is computed, the prediction is extrapolated
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accelaes_export.errors import InputError
 
@@ -19,6 +20,7 @@ from accelaes_export.errors import InputError
 class StepKind(enum.Enum):
     DENSE = "D"
     PARTIAL = "0"
+    LAYERED = "*"
     SPARSE = "s"
     SKIP = "."
 
@@ -28,7 +30,8 @@ class Step:
     """One step of a plan.
 
     Attributes:
-        fraction: of a dense step's work: n/N, the bucket's for SPARSE; the share of blocks for PARTIAL; 0 for SKIP.
+        fraction: of a dense step's work: n/N, the bucket's for SPARSE; the share of blocks for PARTIAL; the parts' mean
+            share for LAYERED; 0 for SKIP.
         left_out: which block range a PARTIAL step leaves out.
     """
 
@@ -49,11 +52,13 @@ class Plan:
         symbols: one of ``D``, ``.``, a bucket letter or a block range's digit for each of the T steps.
         buckets: the fractions n/N < 1 that the letters a, b, c, … stand for, strictly ascending, at most 26.
         shares: of the blocks that a step without each block range computes, which the digits 0, 1, … stand for.
+        rows: of a plan with LAYERED steps: the share of the tokens that each part computes, for every step.
     """
 
     symbols: str
     buckets: tuple[float, ...] = ()
     shares: tuple[float, ...] = ()
+    rows: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         ascending = all(low < high for low, high in zip((0.0, *self.buckets), (*self.buckets, 1.0), strict=True))
@@ -64,10 +69,15 @@ class Plan:
             )
         if not self.symbols:
             raise InputError("The plan is empty; give one symbol a step: D, '.' or a bucket letter.")
-        allowed = {"D", ".", *self.letters, *self.digits}
+        if self.rows and len(self.rows) != len(self.symbols):
+            raise InputError(
+                f"The plan has {len(self.symbols)} steps, and {len(self.rows)} rows of shares: give each step one."
+            )
+        allowed = {"D", ".", *self.letters, *self.digits, *("*" if self.rows else "")}
         for i, symbol in enumerate(self.symbols):
             if symbol not in allowed:
                 built = ", and it was built without block ranges" if symbol.isdecimal() and not self.shares else ""
+                built = ", and * needs the shares of a schedule" if symbol == "*" else built
                 raise InputError(
                     f"Step {i} of the plan is {symbol!r}; allowed are {', '.join(sorted(allowed))} "
                     f"(letters stand for the buckets {', '.join(f'{b:g}' for b in self.buckets) or 'none'}{built})."
@@ -76,6 +86,18 @@ class Plan:
             raise InputError(
                 f"The plan starts with {self.symbols[0]!r}; its first step must be D, as nothing is cached yet."
             )
+
+    @classmethod
+    def drawn(
+        cls, symbols: str, buckets: Sequence[float], shares: Sequence[float] = (), kept: Sequence[float] = ()
+    ) -> Plan:
+        """A plan to be looked at, of which only `kept` is known of its rows: the parts' mean share, for every step."""
+        return cls(symbols, tuple(buckets), tuple(shares), tuple((share,) for share in kept))
+
+    @property
+    def kept(self) -> tuple[float, ...]:
+        """The parts' mean share at every step of a plan with LAYERED steps; nothing of another."""
+        return tuple(step.fraction for step in self) if self.rows else ()
 
     @property
     def letters(self) -> dict[str, float]:
@@ -90,7 +112,7 @@ class Plan:
     def on(self, buckets: Sequence[float]) -> Plan:
         """The same steps on a bundle with `buckets`; InputError where it lacks one that a step computes."""
         letters = {ord(old): bucket_letter(n, buckets) for old, n in self.letters.items() if old in self.symbols}
-        return Plan(self.symbols.translate(letters), tuple(buckets), self.shares)
+        return replace(self, symbols=self.symbols.translate(letters), buckets=tuple(buckets))
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -103,6 +125,8 @@ class Plan:
             return Step(StepKind.SKIP, 0.0)
         if symbol.isdecimal():
             return Step(StepKind.PARTIAL, self.shares[int(symbol)], int(symbol))
+        if symbol == "*":
+            return Step(StepKind.LAYERED, math.fsum(self.rows[i]) / len(self.rows[i]))
         return Step(StepKind.SPARSE, self.letters[symbol])
 
     def __iter__(self) -> Iterator[Step]:
@@ -113,7 +137,7 @@ class Plan:
 
     @property
     def cost(self) -> float:
-        """Computed token-steps in units of one dense step: the sum of n/N, or the share of blocks, over the steps."""
+        """Computed token-steps in units of one dense step: the sum of the steps' fractions."""
         return math.fsum(step.fraction for step in self)
 
     def count(self, kind: StepKind) -> int:

@@ -14,6 +14,7 @@ from accelaes_export.policies.coefficients import Coefficients
 from accelaes_export.policies.delta_dit import DeltaDiT
 from accelaes_export.policies.dense import Dense, FewerSteps
 from accelaes_export.policies.described import PolicyHelp, described
+from accelaes_export.policies.diffsparse import DiffSparse
 from accelaes_export.policies.drift import Drift
 from accelaes_export.policies.easycache import EasyCache
 from accelaes_export.policies.planned import PolicyWithCoefficients, PolicyWithDefaultPlan, PolicyWithPlan
@@ -24,7 +25,7 @@ from accelaes_export.policies.teacache import TeaCache
 
 _REGISTERED: tuple[type[Any], ...] = (
     *(Dense, FewerSteps, StepCache, AccelAes, Drift, RAS),
-    *(Fora, TaylorSeer, TeaCache, EasyCache, DeltaDiT),  # what other papers do
+    *(Fora, TaylorSeer, TeaCache, EasyCache, DeltaDiT, DiffSparse),  # what other papers do
 )
 _POLICIES: dict[str, type[Any]] = {policy.name: policy for policy in _REGISTERED}
 

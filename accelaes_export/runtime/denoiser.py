@@ -28,7 +28,7 @@ from accelaes_export.policies.plan import StepKind
 from accelaes_export.policies.planned import require_runnable
 from accelaes_export.policies.programs import Compute, nothing_seen, programs_of
 from accelaes_export.policies.selection import FocusSets
-from accelaes_export.runtime.policy_choice import require_text_for
+from accelaes_export.runtime.policy_choice import require_layers, require_text_for
 from accelaes_export.runtime.report import GraphUse, RunReport, StepTimer, nonfinite_sentence
 from accelaes_export.runtime.step_inputs import StepInputs
 from accelaes_export.runtime.trajectory import Run, Trajectory
@@ -75,6 +75,7 @@ class Denoiser:
                 f"The plan is for a bundle with {len(run.plan.shares)} block ranges, and this one has {len(ranges)}; "
                 "plan with this bundle's."
             )
+        require_layers(run.plan, self.session.contract)
         require_text_for(run.policy, run.plan, self.session.contract)
         if run.policy.spatial_guidance is not None and not self.guidance.pairs:
             raise InputError(
@@ -151,7 +152,8 @@ class Denoiser:
         last = i + 1 == len(self._run.plan)
         skipped = self._decisions is not None and not self._decisions.computes(i, now.hidden_states, last=last)
         planned = self._run.plan[i]
-        n = 0 if skipped or planned.kind is StepKind.PARTIAL else self._tokens_of[planned.fraction]
+        unsparse = (StepKind.PARTIAL, StepKind.LAYERED)
+        n = 0 if skipped or planned.kind in unsparse else self._tokens_of[planned.fraction]
         trajectories = self._trajectories_for(images, branch, now.paired)
         for trajectory in trajectories if now.renewed else ():
             trajectory.renew()
@@ -159,7 +161,7 @@ class Denoiser:
             kind, result = trajectories[0].step(i, n, now, skipped=skipped)
         else:
             kind, result = self._in_turn(trajectories, i, n, now, skipped)
-        whole = kind in (StepKind.DENSE, StepKind.PARTIAL)
+        whole = kind not in (StepKind.SPARSE, StepKind.SKIP)
         left_out = planned.left_out if kind is StepKind.PARTIAL else None
         self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
         result = result.to(now.hidden_states)

@@ -16,11 +16,14 @@ from accelaes_export.contract.tensors import (
     FOCUS_INDEX,
     FOCUS_PREDICTION,
     HIDDEN_STATES,
+    NEW,
     OBSERVED_INDEX,
     TIMESTEP,
     TOKEN_WEIGHTS,
     BlockRange,
     TensorSpec,
+    keys_of,
+    places,
 )
 from accelaes_export.runtime.step_inputs import StepInputs
 
@@ -39,8 +42,10 @@ class EngineCalls:
         self._workspace = workspace
         self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
         self._counted: dict[tuple[int, int], torch.Tensor] = {}
+        self._ranks: dict[tuple[str, int], torch.Tensor] = {}
         self._text = contract.text_input
         self._text_axes = {spec.name: spec.shape.index("M") for spec in contract.inputs if "M" in spec.shape}
+        self._layered = contract.layerwise
         self._predictions = [name for name in (FOCUS_PREDICTION, BACKGROUND_PREDICTION) if name in self._dtypes]
 
     def text_tokens(self, now: StepInputs) -> int:
@@ -111,6 +116,48 @@ class EngineCalls:
     def changes(self, now: StepInputs, blocks: BlockRange) -> dict[str, torch.Tensor]:
         """Buffers for what `blocks` change in a dense step of `now`."""
         return self._whole(now, blocks.changes)
+
+    def run_layered(self, now: StepInputs, counts: Sequence[int], turn: int) -> torch.Tensor:
+        """The layer-wise step: the prediction [B, N, w], in a buffer that the next call of this kind writes over.
+
+        Args:
+            counts: how many tokens each part computes.
+            turn: of these calls; each reads the state that the one before wrote, and the first reads none.
+        """
+        assert self._layered is not None, "plans with layer-wise steps are for bundles that have one"
+        inputs = self._conditions(now, self.text_tokens(now))
+        for part, count in zip(self._layered.parts, counts, strict=True):
+            inputs[places(part.label)] = self._first(places(part.label), count)
+            if part.keys:
+                inputs[keys_of(part.label)] = self._first(
+                    keys_of(part.label), self._session.contract.tokens * (count > 0)
+                )
+        before, after = self._state(now, turn % 2), self._state(now, 1 - turn % 2)
+        if turn == 0:  # all is computed, and times 0 what memory held before may still be no number
+            for tensor in before.values():
+                tensor.zero_()
+        outputs = self._whole(now, [spec for spec in self._session.contract.outputs if spec.name == FOCUS_PREDICTION])
+        written = {name + NEW: tensor for name, tensor in after.items()}
+        self._session.run(inputs | before, outputs | written, self._workspace)
+        return outputs[FOCUS_PREDICTION]
+
+    def _first(self, name: str, count: int) -> torch.Tensor:
+        """[count]: 0, 1, 2 ..., always the same."""
+        key = (name, count)
+        if key not in self._ranks:
+            ranks = torch.arange(count, device=self._session.device)
+            self._ranks[key] = self._workspace.holding(name, ranks, torch.int64, slot=count)
+        return self._ranks[key]
+
+    def _state(self, now: StepInputs, side: int) -> dict[str, torch.Tensor]:
+        """One of the two places that layer-wise steps keep their state in, by turns."""
+        assert self._layered is not None
+        contract = self._session.contract
+        sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
+        return {
+            spec.name: self._workspace.empty(spec.name, spec.sized(sizes), torch_dtype(spec.dtype), slot=side)
+            for spec in self._layered.state
+        }
 
     def _whole(self, now: StepInputs, specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
         """Buffers by name, sized for a step of all N tokens."""

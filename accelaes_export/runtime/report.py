@@ -65,9 +65,15 @@ class RunReport:
 
     @property
     def cost(self) -> float:
-        """Computed token-steps in dense steps: the sum of n/N, times the share of blocks where a range was left out."""
-        shares = (1.0 if step.left_out is None else self.plan.shares[step.left_out] for step in self.steps)
-        return sum(step.n * share for step, share in zip(self.steps, shares, strict=True)) / self.tokens
+        """Computed token-steps in dense steps: the sum of n/N, times the share of blocks where a range was left out, or
+        that the parts compute."""
+        return sum(step.n * self._share(step) for step in self.steps) / self.tokens
+
+    def _share(self, step: StepRecord) -> float:
+        """How much of its tokens' work a step does."""
+        if step.kind is StepKind.LAYERED:
+            return self.plan[step.index].fraction
+        return 1.0 if step.left_out is None else self.plan.shares[step.left_out]
 
     @property
     def dense_cost(self) -> float:

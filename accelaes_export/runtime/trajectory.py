@@ -22,12 +22,16 @@ from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.patches import unpatchify
 from accelaes_export.contract.tensors import AFFINITY, BACKGROUND_PREDICTION, FOCUS_PREDICTION
 from accelaes_export.policies.base import Policy
+from accelaes_export.policies.layer_schedule import counts_of
 from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.policies.programs import CACHED_MADE, GUIDE_BY_REGION, Compute, state_shapes
 from accelaes_export.policies.selection import FocusSets, background_of
 from accelaes_export.runtime.cache import BackgroundCache
 from accelaes_export.runtime.engine_calls import EngineCalls
 from accelaes_export.runtime.step_inputs import StepInputs
+
+_WHOLE = (StepKind.DENSE, StepKind.PARTIAL, StepKind.LAYERED)
+"""Steps in which all tokens' predictions come from the network."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Trajectory:
         self._sets: _TokenSets | None = None
         self._alpha: torch.Tensor | None = None
         self._filled = False
+        self._turn = 0
 
     def _begin(self, rows: int) -> None:
         """From here on calls have B = `rows`, of which nothing is known yet."""
@@ -171,10 +176,11 @@ class Trajectory:
         everything = torch.arange(latents.tokens, device=device).expand(rows, -1)
         self._everything, self._nothing = self._calls.tokens(everything, everything[:, :0])
         self._sets, self._alpha, self._filled = None, None, False
+        self._turn = 0
 
     def renew(self) -> None:
         """What is cached doesn't hold any more (keys were rotated by another table): the next step is DENSE."""
-        self._filled = False
+        self._filled, self._turn = False, 0
         if self._cache is not None and CACHED_MADE in self._known:
             self._known = {**self._known, CACHED_MADE: self._none}
 
@@ -201,8 +207,9 @@ class Trajectory:
         kind = StepKind.SKIP if skipped else self._run.plan[i].kind
         kind = kind if self._filled else StepKind.DENSE
         mask, target = self._mask(), self._run.target(i)
-        if kind in (StepKind.DENSE, StepKind.PARTIAL):
-            tokens = self._dense(i, now) if kind is StepKind.DENSE else self._partial(i, now)
+        if kind in _WHOLE:
+            compute = self._partial if kind is StepKind.PARTIAL else self._dense
+            tokens = (self._layered if self._run.plan.rows else compute)(i, now)
             if mask is None and not self._run.leads:
                 # A copy: the next step writes over the engine's output, and a callback may keep this one.
                 made = unpatchify(tokens, self._latents)
@@ -235,6 +242,16 @@ class Trajectory:
         left_out = self._run.plan[i].left_out
         assert left_out is not None, "a partial step says which range it leaves out"
         tokens = self._calls.run_without(now, self._ranges[left_out])
+        self._advance(i, tokens, cached=self._none)
+        return tokens
+
+    def _layered(self, i: int, now: StepInputs) -> torch.Tensor:
+        """Predict every token by parts that compute tokens of their own, all of them where nothing is cached yet:
+        [B, N, w]."""
+        row = self._run.plan.rows[i]
+        counts = counts_of(row if self._turn else [1.0] * len(row), self._latents.tokens)
+        tokens = self._calls.run_layered(now, counts, self._turn)
+        self._turn, self._filled = self._turn + 1, True
         self._advance(i, tokens, cached=self._none)
         return tokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,25 @@ class Kept:
             made = make()
             write_whole(self._placed(path), made.model_dump_json())
             return made
+
+    def save(self, name: str, key: str, state: Mapping[str, torch.Tensor]) -> None:
+        """Write down a state as it is now."""
+        path = self._path(name, key, "safetensors")
+        if path is not None:
+            with whole_file(self._placed(path)) as file:
+                file.write(save({own: tensor.contiguous() for own, tensor in state.items()}))
+
+    def resume(self, name: str, key: str, restore: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        """Hand a state that was written down to `restore`; nothing where there is none."""
+        path = self._path(name, key, "safetensors")
+        if path is None or not path.exists():
+            return
+        try:
+            with safe_open(path, "pt") as file:
+                state = {own: file.get_tensor(own) for own in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return
+        restore(state)
 
     def _path(self, name: str, key: str, kind: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{name}-{key}.{kind}"

@@ -12,6 +12,7 @@ import torch
 
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.contract.dtypes import torch_dtype
+from accelaes_export.contract.manifest import Manifest
 from accelaes_export.contract.patches import patchify, picture_of, unpatchify
 from accelaes_export.contract.tensors import BACKGROUND_PREDICTION, HIDDEN_STATES, TIMESTEP
 from accelaes_export.policies import Coefficients, Dense, Policy
@@ -30,6 +31,47 @@ Watch = Callable[[int], None]
 """Called after every step with how many are done."""
 
 
+class Moves:
+    """How latents move by what the transformer says: guidance, and Euler's step.
+
+    Args:
+        scale: of guidance.
+    """
+
+    def __init__(self, manifest: Manifest, schedule: Schedule, scale: float) -> None:
+        self._guidance, self._latents = manifest.call.guidance, manifest.geometry.latents
+        self._schedule, self._scale = schedule, scale
+
+    def halves(self, rows: torch.Tensor, *, paired: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unconditional and conditional rows [b, N, w]; the same twice where there is no guidance."""
+        if not paired:
+            return rows, rows
+        first, second = rows.chunk(2)
+        return (first, second) if self._guidance.layout == "uncond_cond" else (second, first)
+
+    def moved(self, i: int, x: torch.Tensor, rows: torch.Tensor, *, paired: bool) -> torch.Tensor:
+        """Latents [b, ...] after step i, from rows [B, N, w]."""
+        uncond, cond = self.halves(rows, paired=paired)
+        if paired:
+            cond = self.with_free(guided(uncond, cond, self._scale), cond)
+        direction = unpatchify(cond, self._latents)
+        if not self._latents.packed:
+            direction = direction[:, : self._latents.out_channels]  # without a learned variance
+        return x + self._change(i) * direction
+
+    def wanted(self, i: int, x: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """The prediction [b, N, w] that would lead from latents x at step i to `there`."""
+        return patchify((there - x) / self._change(i), self._latents)
+
+    def with_free(self, whole: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        """`whole`, but `cond` in the channels that aren't guided."""
+        return with_free_channels(whole, cond, self._guidance.channels, self._latents.out_channels)
+
+    def _change(self, i: int) -> float:
+        sigmas = self._schedule.sigmas
+        return self._schedule.sign * (sigmas[i + 1] - sigmas[i])
+
+
 class Walk:
     """Pictures of one bundle on their way, in as many parts as engine calls are made for.
 
@@ -44,19 +86,16 @@ class Walk:
 
     def __init__(self, bundle: Bundle, conditions: Sequence[Conditions], schedule: Schedule, scale: float) -> None:
         manifest, self._schedule, self._scale = bundle.manifest, schedule, scale
-        self._guidance, self._latents = manifest.call.guidance, manifest.geometry.latents
+        self._latents, self._moves = manifest.geometry.latents, Moves(manifest, schedule, scale)
+        guidance = manifest.call.guidance
         session, size = bundle.session(), manifest.geometry.contract.batch
         self._types = {spec.name: torch_dtype(spec.dtype) for spec in session.contract.inputs}
         self._parts = together(conditions, size)
         ends = list(accumulate(part.images for part in self._parts))
         self.spans = [slice(end - part.images, end) for end, part in zip(ends, self._parts, strict=True)]
-        self._denoisers = [
-            Denoiser(session, self._latents, manifest.bucket_fractions, self._guidance) for _ in self._parts
-        ]
+        self._denoisers = [Denoiser(session, self._latents, manifest.bucket_fractions, guidance) for _ in self._parts]
         self.latents = [part.latents for part in self._parts]
-        self._picture = picture_of(
-            self._latents, self._guidance, component=BACKGROUND_PREDICTION in session.contract.has
-        )
+        self._picture = picture_of(self._latents, guidance, component=BACKGROUND_PREDICTION in session.contract.has)
         self._buckets = manifest.sparse_fractions, manifest.range_shares
 
     def start(self, policy: Policy, watching: Callable[[int, Tensors], None] | None = None) -> None:
@@ -86,21 +125,11 @@ class Walk:
 
     def halves(self, rows: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Unconditional and conditional rows [b, N, w]; the same twice where there is no guidance."""
-        if not self._parts[k].paired:
-            return rows, rows
-        first, second = rows.chunk(2)
-        return (first, second) if self._guidance.layout == "uncond_cond" else (second, first)
+        return self._moves.halves(rows, paired=self._parts[k].paired)
 
     def move(self, i: int, k: int, rows: torch.Tensor) -> None:
         """Take the step from rows [B, N, w]."""
-        uncond, cond = self.halves(rows, k)
-        if self._parts[k].paired:
-            cond = self._with_free(guided(uncond, cond, self._scale), cond)
-        sigmas = self._schedule.sigmas
-        direction = unpatchify(cond, self._latents)
-        if not self._latents.packed:
-            direction = direction[:, : self._latents.out_channels]  # without a learned variance
-        self.latents[k] = self.latents[k] + self._schedule.sign * (sigmas[i + 1] - sigmas[i]) * direction
+        self.latents[k] = self._moves.moved(i, self.latents[k], rows, paired=self._parts[k].paired)
 
     def columns(self, predictions: Sequence[torch.Tensor], k: int) -> list[torch.Tensor]:
         """What the weights of both halves multiply [b, N, w]: three for each half, or three without guidance."""
@@ -108,17 +137,14 @@ class Walk:
         if not self._parts[k].paired:
             return [cond for _, cond in pairs]
         nothing = torch.zeros_like(pairs[0][0])
-        return [self._with_free((1 - self._scale) * uncond, nothing) for uncond, _ in pairs] + [
-            self._with_free(self._scale * cond, cond) for _, cond in pairs
+        free = self._moves.with_free
+        return [free((1 - self._scale) * uncond, nothing) for uncond, _ in pairs] + [
+            free(self._scale * cond, cond) for _, cond in pairs
         ]
 
     def wanted(self, i: int, k: int, there: torch.Tensor) -> torch.Tensor:
         """The prediction [b, N, w] that would lead from here to latents `there` [b, ...]."""
-        sigmas = self._schedule.sigmas
-        return patchify((there - self.latents[k]) / (self._schedule.sign * (sigmas[i + 1] - sigmas[i])), self._latents)
-
-    def _with_free(self, whole: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        return with_free_channels(whole, cond, self._guidance.channels, self._latents.out_channels)
+        return self._moves.wanted(i, self.latents[k], there)
 
     @property
     def parts(self) -> range:

@@ -87,6 +87,20 @@ def _windows(pictures: torch.Tensor) -> torch.Tensor:
     return torch.stack([pictures[:, :, y : y + WINDOW, x : x + WINDOW] for x, y in corners], dim=1)
 
 
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """[B]: how differently pictures [B, 3, 48, 48] look to the judge, before it names anything: the root mean square of
+    its features' differences over those of the wanted. What layer-wise schedules can be learned by."""
+    model = load()
+
+    def features(pictures: torch.Tensor) -> torch.Tensor:
+        windows = _windows(pictures)
+        seen = model.look(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
+        return torch.cat([seen.flatten(1), model.ground(pictures)], dim=1)
+
+    own, theirs = features(found), features(wanted)
+    return (own - theirs).norm(dim=1) / theirs.norm(dim=1).clamp_min(1e-6)
+
+
 def classes(scenes: list[Scene]) -> dict[str, torch.Tensor]:
     """Ground truth as class indices, in the shapes of the judge's logits without their last axis."""
     truth = {field: torch.full((len(scenes), len(POSITIONS)), IGNORED) for field in FIELDS}

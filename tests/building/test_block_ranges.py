@@ -119,7 +119,7 @@ def test_dense_follows_the_untouched_pipeline_and_leaving_blocks_out_comes_near_
     report = pipe.transformer.report()
     assert report.cost == 6
     geometry = opened.manifest.geometry
-    assert flop_cost(report.steps, geometry.bucket_flops, geometry.range_flops) == pytest.approx(6, 0.02)
+    assert flop_cost(report, geometry) == pytest.approx(6, 0.02)
     assert 0 < (found[-1] - untouched[-1]).pow(2).mean() < 0.1 * untouched[-1].pow(2).mean()
 
 

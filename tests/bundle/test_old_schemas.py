@@ -29,7 +29,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_every_older_schema_is_here():
-    assert list(OLD) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert list(OLD) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 
 
 def test_an_older_bundle_opens_and_has_a_policy_and_a_plan(bundle):

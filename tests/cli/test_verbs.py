@@ -62,7 +62,7 @@ class TestBuild:
         monkeypatch.setattr(builder, "build", build)
         options = "--checkpoint ckpt --backend tensorrt-rtx --target sm86,sm120 --resolution 512x768 --batch 2 --seed 7"
         more = "--dtype bf16 --buckets 0.25,0.5 --affinity-every 2 --form component --frames 3 --weights inputs "
-        more += "--text-multiple 16 --compiling autotune --attention plugin --block-ranges 0:12 "
+        more += "--text-multiple 16 --compiling autotune --attention plugin --block-ranges 0:12 --layerwise norm "
         more += "--presets ras,drift:budget=9 --components text -o here --force --random-weights --variant fp16 "
         more += "--tuning found.json --tuning-anyway"
         result = command("build", "--model", "sd3", *options.split(), *more.split())
@@ -78,6 +78,7 @@ class TestBuild:
             "dtype": "bf16",
             "buckets": "0.25,0.5",
             "block_ranges": "0:12",
+            "layerwise": "norm",
             "presets": "ras,drift:budget=9",
             "components": "text",
             "affinity_every": 2,

@@ -13,6 +13,7 @@ from accelaes_export.backbones.checkpoints import complete_config, empty_transfo
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.graph.focus_step import FocusStep
 from accelaes_export.graph.tensors import affinity_layers, graph_contract
+from accelaes_export.policies.layer_schedule import Ranking
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Family:
         dynamic_text: bool = True,
         fractions: tuple[float, ...] = (0.25, 0.5, 0.75),
         ranges: tuple[tuple[int, int], ...] = (),
+        ranking: Ranking | None = None,
     ) -> FocusStep:
         """The focus step of `model`, every layer's affinity in it."""
         latents = self.latents(variant, resolution or self.resolutions[0])
@@ -81,6 +83,7 @@ class Family:
             text_tokens=self.text_tokens,
             dynamic_text=dynamic_text,
             ranges=ranges,
+            ranking=ranking,
         )
         layers = affinity_layers(self.backbone, shapes, 1)
         return FocusStep(model, self.backbone, contract, latents, layers).eval()

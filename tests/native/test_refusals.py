@@ -81,7 +81,7 @@ def test_a_bundle_that_is_not_whole_is_refused(native, copied, spoil, said):
 
 
 def test_a_sentence_is_utf8_whatever_bytes_a_file_had(native, copied):
-    (copied / "manifest.json").write_bytes(b'{"schema_version": 11, "\xff\x1b[31m": 1}')
+    (copied / "manifest.json").write_bytes(b'{"schema_version": 12, "\xff\x1b[31m": 1}')
     with pytest.raises(NativeError, match="is damaged") as raised:
         native.open(copied, library=LIBRARY)
     assert "\x1b" not in str(raised.value)

@@ -101,8 +101,10 @@ def test_a_mask_that_a_models_plan_comes_too_late_for_is_refused():
 
 def test_other_policies_are_what_they_are_by_name():
     for name in names():
-        if name != "drift":
+        if name not in ("drift", "diffsparse"):
             assert on_model(name, steps=4) == named(name)
+    schedule = {"ranking": "norm", "parts": ["0.ff"], "keep": [[1], [0.5]]}
+    assert on_model("diffsparse", steps=4, schedule=schedule) == named("diffsparse", schedule=schedule)
     assert on_model("fewer-steps", budget=9) == named("fewer-steps", budget=9)
 
 

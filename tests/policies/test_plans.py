@@ -16,10 +16,12 @@ from accelaes_export.policies import (
     AccelAes,
     DeltaDiT,
     Dense,
+    DiffSparse,
     Drift,
     Extrapolation,
     FewerSteps,
     Fora,
+    LayerSchedule,
     Plan,
     PolicyWithPlan,
     SpatialGuidance,
@@ -211,6 +213,7 @@ def test_every_policy_can_be_named_and_comes_back_from_its_options_as_data():
         TeaCache(threshold=0.3, coefficients=(2.0, 0.0, 1.0)),
         DeltaDiT(interval=3, boundary=0.3),
         FewerSteps(budget=9),
+        DiffSparse(LayerSchedule("norm", ("0.attn", "0.ff"), ((1, 1), (0.25, 0)))),
     ]
     policies += [named(name) for name in names() if name not in {policy.name for policy in policies}]
     assert {policy.name for policy in policies} == set(names())

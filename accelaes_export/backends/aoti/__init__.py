@@ -38,6 +38,7 @@ class AotiBackend:
     runs_code = True
     takes_plugin = True
     weights_beside = False
+    layerwise = True
     version_bound: str | None = None  # a session says what it needs of torch
     packages: tuple[str, ...] = ("torch", "triton")
     target_words = TARGETS

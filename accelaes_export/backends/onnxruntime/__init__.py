@@ -45,6 +45,7 @@ class OnnxRuntimeBackend:
     runs_code = False
     takes_plugin = False
     weights_beside = False
+    layerwise = True
     version_bound: str | None = None
     packages: tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
     target_words: tuple[str, ...] = ("cpu", "cuda")

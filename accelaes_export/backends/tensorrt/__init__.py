@@ -47,6 +47,7 @@ class TensorRTBackend:
     runs_code = False
     takes_plugin = True
     weights_beside = True
+    layerwise = False
     dtypes: tuple[str, ...] = ("fp16", "bf16", "fp32")
     dynamic_text = False
 

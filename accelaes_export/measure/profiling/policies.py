@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from accelaes_export.contract.geometry import Geometry
 from accelaes_export.contract.manifest import Manifest
 from accelaes_export.measure.profiling.denoise import DenoiseProblem
 from accelaes_export.measure.profiling.host_waits import HostWaits
@@ -15,10 +16,11 @@ from accelaes_export.measure.profiling.spans import ENGINE, RUN, STEP, RecordedS
 from accelaes_export.measure.profiling.timing import Timing, ratios, spread
 from accelaes_export.policies import registry
 from accelaes_export.policies.base import Policy
-from accelaes_export.policies.plan import Plan
+from accelaes_export.policies.layer_schedule import counts_of
+from accelaes_export.policies.plan import Plan, StepKind
 from accelaes_export.runtime.denoiser import Denoiser
 from accelaes_export.runtime.policy_choice import quality_of
-from accelaes_export.runtime.report import GraphUse, StepRecord
+from accelaes_export.runtime.report import GraphUse, RunReport, StepRecord
 from accelaes_export.runtime.trajectory import Run
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ class PolicyRun:
             host_waits: what `host_waits` counted, once that was done.
         """
         own, report = timings[self.name], self._denoiser.report()  # of the last run
-        cost = flop_cost(report.steps, self._geometry.bucket_flops, self._geometry.range_flops)
+        cost = flop_cost(report, self._geometry)
         seconds = spread(own.rounds)
         against = ratios(timings[DENSE], own) if DENSE in timings else None
         limit = dense_steps / cost
@@ -91,6 +93,7 @@ class PolicyRun:
             settings=registry.options_of(self.policy),
             images=self._problem.images,
             plan=str(report.plan),  # a policy may have decided otherwise on the way
+            kept=report.plan.kept,
             engine_calls=sum(span.what == ENGINE for span in self.taken[-1]),
             first_seconds=own.first,
             seconds=seconds,
@@ -106,16 +109,19 @@ class PolicyRun:
         )
 
 
-def flop_cost(records: Sequence[StepRecord], flops: Mapping[int, int], without: Sequence[int] = ()) -> float:
-    """Counted FLOPs of all engine calls, in dense steps. A skipped step has n = 0 and costs none.
+def flop_cost(report: RunReport, geometry: Geometry) -> float:
+    """Counted FLOPs of all engine calls of a run, in dense steps. A skipped step has n = 0 and costs none."""
+    flops = geometry.bucket_flops
+    return sum(_flops(record, report.plan, geometry) for record in report.steps) / flops[max(flops)]
 
-    Args:
-        flops: of a step with n focus tokens.
-        without: of a step that leaves out each block range.
-    """
-    whole = [record.n for record in records if record.n and record.left_out is None]
-    left_out = [record.left_out for record in records if record.left_out is not None]
-    return (sum(flops[n] for n in whole) + sum(without[k] for k in left_out)) / flops[max(flops)]
+
+def _flops(record: StepRecord, plan: Plan, geometry: Geometry) -> float:
+    if record.kind is StepKind.LAYERED:
+        assert geometry.layerwise is not None, "the run was on a bundle with a layer-wise step"
+        return geometry.layerwise.flops_of(counts_of(plan.rows[record.index], geometry.contract.tokens))
+    if record.left_out is not None:
+        return geometry.range_flops[record.left_out]
+    return geometry.bucket_flops[record.n] if record.n else 0
 
 
 def step_kinds(records: Sequence[StepRecord], taken: Sequence[Sequence[Span]]) -> tuple[StepKindTime, ...]:

@@ -131,6 +131,7 @@ class DenoiseProfile(Record):
         of_limit: median dense_over_this over flop_limit.
         kinds, runtime: of policies.
         quality: what was measured of a policy's plan on the bundle's checkpoint; None: nothing was.
+        kept: the parts' mean share at every step of a plan with layer-wise steps.
         full_computes: of a peer: steps in which the whole network ran; `wanted_computes` were to be reached.
         versions: of the packages behind a peer.
     """
@@ -151,6 +152,7 @@ class DenoiseProfile(Record):
     kinds: tuple[StepKindTime, ...] = ()
     runtime: Runtime | None = None
     quality: PlanQuality | None = None
+    kept: tuple[float, ...] = ()
     full_computes: int | None = None
     wanted_computes: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)

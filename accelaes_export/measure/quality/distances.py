@@ -102,6 +102,39 @@ def lpips(device: torch.device) -> Metric:
     """Learned perceptual similarity (Zhang et al. 2018) with AlexNet, through torchmetrics and torchvision."""
     import torch
 
+    network = _lpips_network().to(device)
+
+    def measure(sample: Sample) -> float:
+        own, dense = (as_tensor(frames, device) for frames in (sample.frames, _to_dense(sample)))
+        with torch.inference_mode():
+            return float(network(own, dense))
+
+    version = metadata.version("torchmetrics")
+    source = f"AlexNet, torchmetrics {version}, to dense's picture"
+    return Metric("lpips", measure, title="LPIPS", better="lower", to_dense=True, source=source)
+
+
+def lpips_between() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The same of two batches of pictures [b, 3, H, W] in [0, 1], on the CPU and with a gradient: [b].
+
+    Raises:
+        MetricAbsentError: its library or weights aren't there.
+    """
+    import torch
+
+    network = _lpips_network().requires_grad_(False)
+
+    def between(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        pairs = zip(found.split(1), wanted.split(1), strict=True)
+        return torch.stack([network(own, dense) for own, dense in pairs])
+
+    return between
+
+
+def _lpips_network() -> torch.nn.Module:
+    """Raises MetricAbsentError where its library or weights aren't there."""
+    import torch
+
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
         from torchvision.models import AlexNet_Weights
@@ -113,16 +146,8 @@ def lpips(device: torch.device) -> Metric:
     if not weights.is_file():
         raise MetricAbsentError("AlexNet's weights aren't there", f"download {url} to {weights}")
     with tensors_alone():
-        network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
-
-    def measure(sample: Sample) -> float:
-        own, dense = (as_tensor(frames, device) for frames in (sample.frames, _to_dense(sample)))
-        with torch.inference_mode():
-            return float(network(own, dense))
-
-    version = metadata.version("torchmetrics")
-    source = f"AlexNet, torchmetrics {version}, to dense's picture"
-    return Metric("lpips", measure, title="LPIPS", better="lower", to_dense=True, source=source)
+        network: torch.nn.Module = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+    return network
 
 
 @contextmanager

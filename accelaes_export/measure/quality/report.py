@@ -52,6 +52,7 @@ class ImageRow(_Row):
         focus_index: tokens computed at the last sparse step, row-major; None without sparse steps.
         affinity: of all N tokens, what the mask was built from, to 4 digits; None without one.
         cut: what the text encoders had no room for, or ''.
+        kept: the parts' mean share at every step of a plan with layer-wise steps.
     """
 
     policy: str
@@ -71,6 +72,7 @@ class ImageRow(_Row):
     focus_index: tuple[int, ...] | None = None
     affinity: tuple[float, ...] | None = None
     cut: str = ""
+    kept: tuple[float, ...] = ()
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -136,6 +138,7 @@ class PolicyQuality(_Row):
         denoise_ratio: the same of denoise_seconds.
         metrics: by name, pooled as MetricAbout says.
         differences: of metrics that aren't distances: mean of this less dense, same prompt and seed; empty for dense.
+        kept: as of the first picture.
     """
 
     label: str
@@ -153,6 +156,7 @@ class PolicyQuality(_Row):
     denoise_ratio: Interval | None
     metrics: dict[str, Interval]
     differences: dict[str, Interval]
+    kept: tuple[float, ...] = ()
 
 
 class QualityReport(_Row):

@@ -46,6 +46,7 @@ class _Policy:
             settings=registry.options_of(policy),
             steps=steps,
             plan=first.plan,
+            kept=first.kept,
             plans=len({row.plan for row in own}),
             pictures=len(own),
             token_cost=self._figure(lambda row: row.token_cost, mean),

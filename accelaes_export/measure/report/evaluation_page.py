@@ -80,7 +80,7 @@ def _direction(about: MetricAbout) -> str:
 
 def timeline(policy: PolicyQuality, manifest: Manifest) -> Timeline:
     """The plan of the policy's first picture, as it was carried out."""
-    plan = Plan(policy.plan, manifest.sparse_fractions, manifest.range_shares)
+    plan = Plan.drawn(policy.plan, manifest.sparse_fractions, manifest.range_shares, policy.kept)
     several = f"; one of {policy.plans} plans" if policy.plans > 1 else ""
     detail = f"{len(plan)} steps, cost {significant(plan.cost)}{several}"
     return Timeline(policy.label, policy.plan, tuple(step.fraction for step in plan), detail)

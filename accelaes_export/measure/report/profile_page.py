@@ -83,7 +83,7 @@ def _faster(profile: DenoiseProfile) -> str:
 
 def timeline(profile: DenoiseProfile, manifest: Manifest) -> Timeline:
     """The plan as it was carried out."""
-    plan = Plan(profile.plan, manifest.sparse_fractions, manifest.range_shares)
+    plan = Plan.drawn(profile.plan, manifest.sparse_fractions, manifest.range_shares, profile.kept)
     detail = f"{len(plan)} steps, cost {significant(plan.cost)}"
     return Timeline(profile.name, profile.plan, tuple(step.fraction for step in plan), detail)
 

@@ -15,7 +15,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int schema_version = 11;
+constexpr int schema_version = 12;
 constexpr std::streamoff largest = 64 << 20;  // bytes; manifests have less than one
 
 Preset preset_of(const json& given) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,8 +15,8 @@ from accelaes_export.measure.profiling.policies import PolicyRun, flop_cost, run
 from accelaes_export.measure.profiling.spans import ENGINE, RUN, STEP, Span, Spans
 from accelaes_export.measure.profiling.timing import HostStopwatch, Timing
 from accelaes_export.policies import AccelAes, Dense, StepCache
-from accelaes_export.policies.plan import StepKind
-from accelaes_export.runtime.report import GraphUse, StepRecord
+from accelaes_export.policies.plan import Plan, StepKind
+from accelaes_export.runtime.report import GraphUse, RunReport, StepRecord
 from tests.eager_session import EagerSession
 from tests.families import FAMILIES
 from tests.measure.profiling.tiny import tiny
@@ -156,7 +158,9 @@ def test_step_times_by_kind() -> None:
 
 
 def test_a_skipped_step_costs_no_flops() -> None:
-    assert flop_cost([*RECORDS, StepRecord(2, StepKind.SPARSE, 4, 1.0)], {4: 300, 16: 1000}) == pytest.approx(1.3)
+    report = RunReport(Plan("D.a", (0.25,)), 16, [*RECORDS, StepRecord(2, StepKind.SPARSE, 4, 1.0)])
+    geometry = SimpleNamespace(bucket_flops={4: 300, 16: 1000}, range_flops=(), layerwise=None)
+    assert flop_cost(report, geometry) == pytest.approx(1.3)
 
 
 def test_policies_never_make_the_host_wait_and_the_counter_sees_who_does() -> None:
