@@ -22,7 +22,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,15 @@ class Work:
         folder.mkdir(parents=True, exist_ok=True)
 
     def bundle(self, case: PolicyCase = DENSE, batch: int = CHUNK) -> ax.Bundle:
-        """The shipped checkpoint with the buckets and block ranges of a case, built where the folder lacks it."""
+        """The shipped checkpoint as a case wants it, built where the folder lacks it."""
         fractions = "" if case.buckets == BUCKETS else "".join(f"-{100 * bucket:.0f}" for bucket in case.buckets)
         ranges = "".join(f"-{first}-{last}" for first, last in case.ranges)
         name = f"bundle{fractions}{'-without' if ranges else ''}{ranges}{'' if batch == CHUNK else f'-batch-{batch}'}"
+        name += "" if case.layerwise == "none" else f"-{case.layerwise}"
         if name not in self._bundles:
             folder = self._folder / name
             options: dict[str, Any] = {"buckets": case.buckets, "block_ranges": case.ranges, "output": folder}
+            options |= {"layerwise": case.layerwise}
             self._bundles[name] = (
                 ax.open(folder) if folder.is_dir() else ax.build(model="shapes", batch=batch, **options)
             )
@@ -228,7 +230,9 @@ def _changed(policy: Policy) -> dict[str, Any]:
     symbols = options.pop("plan", None)
     options.pop("learned", None)  # what coefficients are stands in the extrapolation
     inner = getattr(policy, "policy", policy)
-    changed = {name: value for name, value in options.items() if value != options_of(type(inner)())[name]}
+    asked = any(own.default is MISSING and own.default_factory is MISSING for own in fields(inner))
+    ordinary = {} if asked else options_of(type(inner)())
+    changed = {name: value for name, value in options.items() if name not in ordinary or value != ordinary[name]}
     return changed if symbols is None else changed | {"plan": symbols}
 
 

@@ -29,7 +29,7 @@ FINE_BUCKETS = (0.3, 0.4, 0.5, 0.6, 0.7)  # skip ratios .3 to .7; without .5 a b
 
 @dataclass(frozen=True)
 class PolicyCase:
-    """A policy for a number of steps, on the bundle with these buckets and block ranges.
+    """A policy for a number of steps, on the bundle with these buckets, block ranges and layer-wise step.
 
     Groups: "curves" (what k is read from), "policies" and "ablations".
     """
@@ -39,6 +39,7 @@ class PolicyCase:
     group: str = "policies"
     buckets: tuple[float, ...] = BUCKETS
     ranges: tuple[tuple[int, int], ...] = ()
+    layerwise: str = "none"
 
     @property
     def shares(self) -> tuple[float, ...]:

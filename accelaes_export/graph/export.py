@@ -138,9 +138,10 @@ def weight_bytes(program: torch.export.ExportedProgram) -> int:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter warns about operators of packages that aren't installed and about its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     # Stack traces of every node take a fifth of an export's time, and nobody reads them. (torch 2.9 can't leave them.)
     kept = getattr(torch.fx.config, "do_not_emit_stack_traces", False)
     torch.fx.config.do_not_emit_stack_traces = True
@@ -149,5 +150,6 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         torch.fx.config.do_not_emit_stack_traces = kept
