@@ -13,7 +13,7 @@ PROMPTS = 12
 
 
 def figures(steps, cost):
-    """Errors to 160 steps that fall by 1 dB a step; half of the prompts have half of them, the others one and a half."""
+    """Errors to 160 steps fall by 1 dB a step; half of the prompts have half of them, the others one and a half."""
     errors = 0.01 * 10 ** (-steps / 10) * np.where(np.arange(PROMPTS) % 2, 0.5, 1.5)[None]
     objects = np.full((1, PROMPTS), 2.0)
     costs = {"token_steps": np.float64(cost), "flop_cost": np.float64(cost + 1)}

@@ -58,7 +58,12 @@ _LAYERED = ("diffsparse", "random", "greedy", "evolutionary", "uniform")
     help="Fit this plan, in place of budgets' own and of a search; may be given again. It is for the budget it costs.",
 )
 @click.option("--steps", type=int, help="T of a layer-wise schedule. [default: 20]")
-@click.option("--iterations", type=int, metavar="N", help="Of each of diffsparse's two stages. [default: 96]")
+@click.option(
+    "--iterations",
+    type=int,
+    metavar="N",
+    help="Pictures that diffsparse's second stage learns by; its first has a third of it. [default: 96]",
+)
 @click.option(
     "--distance",
     metavar="NAME",
@@ -108,8 +113,7 @@ def command(
     Examples:
         accelaes-export tune engines/built/shapes --prompts prompts.txt -o shapes.tuning.json
         accelaes-export tune engines/built/shapes --prompts prompts.txt --budgets 8,12 -o shapes.tuning.json
-        accelaes-export tune engines/built/shapes-layerwise --prompts prompts.txt --method diffsparse --budget 0.46
-        --steps 20 -o shapes.schedule.json
+        accelaes-export tune engines/built/layerwise --prompts prompts.txt --method diffsparse -o shapes.schedule.json
     """
     if method in _LAYERED:
         from accelaes_export.cli.tune_layers import Asked, learn_schedule

@@ -164,6 +164,22 @@ class TestRun:
         found = sampled(pipe, PROMPTS[0], num_inference_steps=T, guidance_scale=1.0)
         assert torch.isfinite(found[-1]).all()
 
+    @pytest.mark.thorough
+    def test_compiled_ahead_of_time_it_draws_the_same(self, checkpoint, bundle, pipe, tmp_path):
+        compiled = ax.build(
+            str(checkpoint),
+            model="shapes",
+            backend="aoti",
+            layerwise="similarity",
+            output=tmp_path / "aoti",
+            presets=[],
+        )
+        drawn = []
+        for own in (bundle, compiled):
+            ax.accelerate(pipe, own, DiffSparse(MIXED))
+            drawn.append(sampled(pipe, PROMPTS[0], num_inference_steps=T, guidance_scale=SCALE)[-1])
+        torch.testing.assert_close(*drawn, rtol=1e-3, atol=1e-3)
+
     def test_other_numbers_of_steps_are_refused(self, bundle, pipe):
         ax.accelerate(pipe, bundle, DiffSparse(MIXED))
         with pytest.raises(InputError, match="for runs of 4 steps, and this one has 5"):
