@@ -96,13 +96,7 @@ class TokenFocus:
         assert self._weights is not None, "a layer that reads text is in a model with text"
         if self._observed is not None:  # graphs before version 3 observe every token at every step
             q = q.gather(2, self._observed[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))  # [B, H, a, hd]
-        H = q.shape[1]
-        if H != text_k.shape[1]:
-            text_k = text_k.index_select(1, torch.arange(H, device=text_k.device) // (H // text_k.shape[1]))
-        scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * q.shape[3] ** -0.5
-        if bias is not None:
-            scores = scores + bias[:, None, None, :].float()
-        of_text = torch.softmax(scores, dim=-1)
+        of_text = attention_to_text(q, text_k, bias)
         self._observations.append(torch.matmul(of_text, self._weights[:, None, :, None]).squeeze(3))  # [B, H, a]
 
     @property
@@ -186,6 +180,22 @@ class WholeFocus(TokenFocus):
     @property
     def fresh(self) -> list[torch.Tensor]:
         return []
+
+
+def attention_to_text(q: torch.Tensor, text_k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """A [B, H, n, M] fp32: the softmax over the text alone (Eq. 2).
+
+    Args:
+        q: [B, H, n, hd]; text_k: [B, Hkv, M, hd].
+        bias: [B, M] added to the scores, or None.
+    """
+    H = q.shape[1]
+    if H != text_k.shape[1]:
+        text_k = text_k.index_select(1, torch.arange(H, device=text_k.device) // (H // text_k.shape[1]))
+    scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * q.shape[3] ** -0.5
+    if bias is not None:
+        scores = scores + bias[:, None, None, :].float()
+    return torch.softmax(scores, dim=-1)
 
 
 def _over_keys(

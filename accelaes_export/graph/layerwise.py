@@ -7,7 +7,7 @@ n = N in every part is the dense model; a part with n = 0 isn't computed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ from accelaes_export.contract.tensors import (
     places,
 )
 from accelaes_export.errors import InputError
-from accelaes_export.graph.focus import WholeFocus
-from accelaes_export.graph.ranking import TOCA, TocaScore, norm_score, text_entropy, toca_score, unlike_score
+from accelaes_export.graph.focus import WholeFocus, attention_to_text
+from accelaes_export.graph.ranking import TOCA, TocaScore, entropy, norm_score, toca_score, unlike_score
 from accelaes_export.policies.layer_schedule import Ranking
 
 Site = AttentionSite | PartSite
@@ -90,16 +90,20 @@ def layerwise_contract(contract: GraphContract) -> GraphContract:
 
 
 def kept_parts(sites: Sequence[Site]) -> list[KeptPart]:
-    """A model's parts: what ends at each named part site, with the attention that leads to it."""
-    parts, leading = [], []
+    """A model's parts, in the order they are computed in."""
+    return [part for part, _ in _by_part(sites)]
+
+
+def _by_part(sites: Sequence[Site]) -> Iterator[tuple[KeptPart, list[Site]]]:
+    """Each part with its sites: what ends at a named part site, and all that leads to it."""
+    own: list[Site] = []
     for site in sites:
-        leading.append(site)
+        own.append(site)
         if isinstance(site, PartSite) and site.name:
-            own = [one for one in leading if isinstance(one, AttentionSite)]
-            keys = any(one.cached for one in own) and not any(one.cached and one.reads_text for one in own)
-            parts.append(KeptPart(layer=site.layer, name=site.name, keys=keys))
-            leading = []
-    return parts
+            attentions = [one for one in own if isinstance(one, AttentionSite) and one.cached]
+            keys = bool(attentions) and not any(one.reads_text for one in attentions)
+            yield KeptPart(layer=site.layer, name=site.name, keys=keys), own
+            own = []
 
 
 class LayerwiseFocus(WholeFocus):
@@ -145,8 +149,8 @@ class LayerwiseFocus(WholeFocus):
             return unlike_score(tokens, self._inputs[f"input.{part.label}"])
         # A block's parts before its attention to the text see the entropy of the step before.
         name = f"entropy.{part.layer}"
-        entropy = self._new.get(name, self._inputs[name])
-        return toca_score(entropy, self._inputs[f"reused.{part.label}"], self._grid, self._toca)
+        known = self._new.get(name, self._inputs[name])
+        return toca_score(known, self._inputs[f"reused.{part.label}"], self._grid, self._toca)
 
     def _choose(self, part: KeptPart, score: torch.Tensor) -> None:
         """Where the first n of the ranking lie among the rows of all tokens [B * N]."""
@@ -184,7 +188,7 @@ class LayerwiseFocus(WholeFocus):
         """Take in how focused the computed tokens' attention to the text is, for ToCa's ranking."""
         if self._ranking == "toca":
             name = f"entropy.{layer}"
-            self._new[name] = self._put(name, text_entropy(q, text_k, bias))
+            self._new[name] = self._put(name, entropy(attention_to_text(q, text_k, bias)))
 
     def _put(self, name: str, computed: torch.Tensor) -> torch.Tensor:
         """The state called `name` [B, N, ...] with the part's tokens [B, n, ...] renewed."""
@@ -201,16 +205,12 @@ class LayerwiseFocus(WholeFocus):
 
 def layerwise_hooks(sites: Sequence[Site], focus: LayerwiseFocus) -> list[Any]:
     """Hooks by which every part chooses tokens when it begins, and is completed from its cache where it ends."""
-    parts = iter(kept_parts(sites))
     hooks: list[Any] = []
-    leading: list[Site] = []
-    for site in sites:
-        leading.append(site)
-        if isinstance(site, PartSite) and site.name:
-            part = next(parts)
-            for one in leading:
-                hooks += _hooks(one, part, focus, text_first=site.text_first)
-            leading = []
+    for part, own in _by_part(sites):
+        last = own[-1]
+        text_first = isinstance(last, PartSite) and last.text_first
+        for site in own:
+            hooks += _hooks(site, part, focus, text_first=text_first)
     return hooks
 
 

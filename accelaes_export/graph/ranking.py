@@ -68,19 +68,8 @@ def norm_score(tokens: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(tokens.float(), dim=-1)
 
 
-def text_entropy(q: torch.Tensor, text_k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """[B, n]: entropy, in nats, of each token's attention to the text alone, averaged over heads before.
-
-    Args:
-        q: [B, H, n, hd]; text_k: [B, Hkv, M, hd].
-        bias: [B, M] added to the scores, or None.
-    """
-    H = q.shape[1]
-    if H != text_k.shape[1]:
-        text_k = text_k.index_select(1, torch.arange(H, device=text_k.device) // (H // text_k.shape[1]))
-    scores = torch.matmul(q, text_k.transpose(-1, -2)).float() * q.shape[3] ** -0.5
-    if bias is not None:
-        scores = scores + bias[:, None, None, :].float()
-    attention = torch.softmax(scores, dim=-1).mean(dim=1)  # [B, n, M]
+def entropy(attention: torch.Tensor) -> torch.Tensor:
+    """[B, n]: of each token's attention to the text [B, H, n, M], in nats, its heads averaged before."""
+    mean = attention.mean(dim=1)
     # Clamped, as the exporter takes a small enough summand for none: a masked word's 0 ln 0 is 0.
-    return -(attention * torch.log(attention.clamp_min(1e-6))).sum(dim=-1)
+    return -(mean * torch.log(mean.clamp_min(1e-6))).sum(dim=-1)
