@@ -111,8 +111,9 @@ def test_by_default_all_policies_three_seeds_and_whatever_can_be_measured(
 ) -> None:
     result = command("evaluate", world[0].path, "--prompts", prompts)
     ((request, folder),) = asked
-    assert set(request.policies) == set(registry.names()) - {"delta-dit"}
+    assert set(request.policies) == set(registry.names()) - {"delta-dit", "diffsparse"}
     assert "delta-dit is left out: " in result.stderr and "built without any" in result.stderr
+    assert "diffsparse is left out: Policy diffsparse lacks 'schedule'" in " ".join(result.stderr.split())
     assert (request.prompts, request.seeds) == (("a red star", "a blue ring"), (1, 2, 3))
     assert (request.metrics, request.steps, request.guidance, folder) == (None, None, None, Path("out/evaluation"))
 

@@ -63,5 +63,5 @@ def test_run_lists_every_policy_with_its_options_and_their_defaults(command: Com
     text = " ".join(command("run", "--help").stdout.split("Policies, and their options")[1].split())
     for name in policies.names():
         policy = policies.help_of(name)
-        listed = ", ".join(f"{option.name}={option.default}" for option in policy.options)
+        listed = ", ".join(f"{o.name}={o.default}" if o.default else o.name for o in policy.options)
         assert policy.summary.endswith(".") and f"{name} {policy.summary} {listed}" in text

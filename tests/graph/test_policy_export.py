@@ -10,7 +10,7 @@ from accelaes_export.backends import backend
 from accelaes_export.contract.geometry import Latents
 from accelaes_export.contract.manifest import Guidance
 from accelaes_export.contract.patches import picture_of
-from accelaes_export.contract.presets import NEW
+from accelaes_export.contract.tensors import NEW
 from accelaes_export.graph.policy_export import Sizes, policy_graphs, save_programs
 from accelaes_export.policies import (
     RAS,

@@ -252,11 +252,12 @@ def test_by_default_every_policy_is_there_that_the_bundle_can_have() -> None:
         return fake_manifest(geometries=(fake_geometry(contract=contract),))
 
     found, impossible = possible_policies(fake_manifest(), None)
-    assert set(found) == set(registry.names()) - {"delta-dit"}
-    assert set(impossible) == {"delta-dit"} and "built without any" in impossible["delta-dit"]
+    assert set(found) == set(registry.names()) - {"delta-dit", "diffsparse"}
+    assert set(impossible) == {"delta-dit", "diffsparse"} and "lacks 'schedule'" in impossible["diffsparse"]
+    assert "built without any" in impossible["delta-dit"]
     ranges = (BlockRange(first=0, last=1, of=2, changes=()),)
     found, impossible = possible_policies(of(contract.model_copy(update={"ranges": ranges})), None)
-    assert set(found) == set(registry.names()) and not impossible
+    assert set(found) == set(registry.names()) - {"diffsparse"} and set(impossible) == {"diffsparse"}
     blind = contract.model_copy(update={"outputs": tuple(o for o in contract.outputs if o.name != "affinity")})
     found, impossible = possible_policies(of(blind), None)
     assert "accelaes" in impossible and "no text" in impossible["accelaes"]
