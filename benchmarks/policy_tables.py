@@ -21,10 +21,15 @@ def tables(figures: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def sample_of(figures: Mapping[str, Any]) -> str:
+    """What figures and intervals are of."""
+    seeds = len(figures["seeds"])
+    return f"{figures['prompts']} prompts x {seeds} noise{'s' if seeds > 1 else ''}, 95 % intervals in brackets."
+
+
 def _quality(figures: Mapping[str, Any]) -> list[str]:
     cases = figures["cases"]
-    seeds = len(figures["seeds"])
-    parts = [f"{figures['prompts']} prompts x {seeds} noise{'s' if seeds > 1 else ''}, 95 % intervals in brackets."]
+    parts = [sample_of(figures)]
     for group, title in TITLES.items():
         rows = [row for row in cases if row["group"] == group]
         if rows:

@@ -22,7 +22,7 @@ from accelaes_export.contract.schedules import ScheduleFile, read_schedule
 from accelaes_export.policies import DiffSparse, Drift, FewerSteps
 from benchmarks.policies import CHUNK, DRAWS, Work, curve, interval, measure, psnr, resampled, steps_of
 from benchmarks.policy_cases import DENSE, PolicyCase
-from benchmarks.policy_tables import written
+from benchmarks.policy_tables import sample_of, written
 from benchmarks.shapes_quality import heldout
 from benchmarks.shapes_runs import machine
 
@@ -122,9 +122,7 @@ def tables(figures: Mapping[str, Any]) -> str:
         cells += [f"{row['worst']['value']:.1f}", written(row["psnr_to_exact"], ".1f")]
         cells += [written(row["right"], ".3f"), written(row["k"], ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
-    seeds = len(figures["seeds"])
-    head = f"{figures['prompts']} prompts x {seeds} noise{'s' if seeds > 1 else ''}, 95 % intervals in brackets."
-    return "\n\n".join([head, "\n".join(lines)])
+    return "\n\n".join([sample_of(figures), "\n".join(lines)])
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from accelaes_export.contract.tuning import read_tuning
 from accelaes_export.policies import Drift, FewerSteps, Policy, from_name
 from benchmarks.policies import DRAWS, Work, curve, interval, measure, psnr, resampled, steps_of
 from benchmarks.policy_cases import DENSE, PolicyCase
-from benchmarks.policy_tables import written
+from benchmarks.policy_tables import sample_of, written
 from benchmarks.shapes_runs import machine
 
 PLAIN = (*range(6, 22, 2), 24, 32, 36, 48, 64)
@@ -95,9 +95,7 @@ def tables(figures: Mapping[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     plans = ["| case | plan |", "|---|---|"]
     plans += [f"| {row['case']} | `{row['plan']}` |" for row in rows if row["group"] == "tuned"]
-    seeds = len(figures["seeds"])
-    head = f"{figures['prompts']} prompts x {seeds} noise{'s' if seeds > 1 else ''}, 95 % intervals in brackets."
-    return "\n\n".join([head, "\n".join(lines), "\n".join(plans)])
+    return "\n\n".join([sample_of(figures), "\n".join(lines), "\n".join(plans)])
 
 
 def main() -> None:

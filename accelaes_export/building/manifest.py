@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from accelaes_export import __version__
 from accelaes_export.backbones.checkpoints import empty_transformer
@@ -12,9 +13,13 @@ from accelaes_export.building.job import BuildJob
 from accelaes_export.contract.geometry import EngineBeside, Geometry, PartFlops
 from accelaes_export.contract.manifest import BackendRecord, Defaults, Manifest, TransformerCall
 from accelaes_export.contract.presets import Preset
+from accelaes_export.contract.tensors import KeptPart
 from accelaes_export.plugins.sparse_query_attention import NAME as PLUGIN
 from accelaes_export.plugins.sparse_query_attention import VERSION as PLUGIN_VERSION
 from accelaes_export.policies.anchors import ANCHORS
+
+if TYPE_CHECKING:
+    from accelaes_export.graph.focus_step import FocusStep
 
 
 def manifest_of(
@@ -95,26 +100,25 @@ def _geometry(
 
 
 def _beside(part: BuildJob, engine: CompiledEngine) -> EngineBeside:
-    blocks = part.graph.contract.without
+    from accelaes_export.graph.focus_step import count_flops
+
+    contract = part.graph.contract
+    step = _to_count(part)
+    flops = count_flops(step, contract.tokens)
     return EngineBeside(
-        contract=part.graph.contract,
-        folder="layerwise" if blocks is None else f"without_{blocks.first}_{blocks.last}",
+        contract=contract,
+        folder="layerwise" if contract.without is None else f"without_{contract.without.first}_{contract.without.last}",
         files=engine.files,
-        flops=_bucket_flops(part)[part.graph.contract.tokens],
-        part_flops=_part_flops(part),
+        flops=flops,
+        part_flops={} if contract.own_parts is None else _part_flops(step, contract.own_parts.parts, flops),
     )
 
 
-def _part_flops(job: BuildJob) -> dict[str, PartFlops]:
-    """Of a layer-wise step's parts; those of one name and kind of block are alike, so the first of them is counted."""
+def _part_flops(step: FocusStep, parts: Sequence[KeptPart], whole: int) -> dict[str, PartFlops]:
+    """Of a layer-wise step's parts; those of one name are alike, so the first of them is counted."""
     from accelaes_export.graph.focus_step import count_flops
 
-    inputs, contract = job.inputs, job.graph.contract
-    if contract.own_parts is None:
-        return {}
-    step = job.focus_step(empty_transformer(inputs.backbone, inputs.config, inputs.recipe.dtype))
-    parts, N = contract.own_parts.parts, contract.tokens
-    whole = count_flops(step, N)
+    N = step.contract.tokens
     kinds: dict[str, PartFlops] = {}
     for k, part in enumerate(parts):
         if part.name not in kinds:
@@ -130,6 +134,11 @@ def _part_flops(job: BuildJob) -> dict[str, PartFlops]:
 def _bucket_flops(job: BuildJob) -> dict[int, int]:
     from accelaes_export.graph.focus_step import count_flops
 
-    inputs = job.inputs
-    step = job.focus_step(empty_transformer(inputs.backbone, inputs.config, inputs.recipe.dtype))
+    step = _to_count(job)
     return {n: count_flops(step, n) for n in job.graph.contract.buckets}
+
+
+def _to_count(job: BuildJob) -> FocusStep:
+    """The job's step on the meta device."""
+    inputs = job.inputs
+    return job.focus_step(empty_transformer(inputs.backbone, inputs.config, inputs.recipe.dtype))

@@ -124,7 +124,7 @@ def layerwise(geometry: Geometry) -> Table | None:
     for part in own.parts:
         one = engine.part_flops[part.label]
         flops.setdefault(part.name, []).append(one.once + one.token * geometry.contract.tokens)
-    rest = engine.flops - sum(map(sum, flops.values()))
+    rest = engine.flops_of([0] * len(own.parts))
     for name, each in flops.items():
         table.add_row(name, str(len(each)), f"{sum(each) / 1e9:.3g}", f"{sum(each) / dense:.1%}")
     table.add_row("always", "", f"{rest / 1e9:.3g}", f"{rest / dense:.1%}")

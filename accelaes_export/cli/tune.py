@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from accelaes_export.bundle.reading import Bundle
 
 
+# ScheduleMethod, which help is shown without loading
 _LAYERED = ("diffsparse", "random", "greedy", "evolutionary", "uniform")
 
 

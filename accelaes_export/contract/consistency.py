@@ -20,7 +20,6 @@ from accelaes_export.contract.tensors import (
     NEW,
     TIMESTEP,
     GraphContract,
-    Layerwise,
     keys_of,
     places,
 )
@@ -37,6 +36,7 @@ def contradiction(manifest: Manifest) -> str | None:
         _channels,
         _tensors,
         _ranges,
+        _layerwise,
         _text,
         _rows,
         _presets,
@@ -97,8 +97,6 @@ def _ranges(_: Manifest, geometry: Geometry) -> Iterator[str]:
     for blocks in geometry.contract.ranges:
         if not 0 <= blocks.first < blocks.last <= blocks.of:
             yield f"blocks {blocks.label} of {blocks.of} are left out"
-    if (geometry.layerwise and geometry.layerwise.contract.own_parts) != geometry.contract.layerwise:
-        yield "its focus step and its layer-wise step differ in what the latter is"
     folders = list(geometry.folders)
     if len(set(folders)) != len(folders):
         yield "two engines lie in one folder"
@@ -143,8 +141,6 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
             wanted = [("B", entry.heads, letter, entry.head_dim) for letter in ("m", "n")]
             if background is None or fresh is None or [background.shape, fresh.shape] != wanted:
                 yield f"the cache's {entry.name} isn't as the engine has it"
-        if contract.own_parts is not None:
-            yield from _parts(geometry, contract, contract.own_parts)
         cached = {entry.name for entry in contract.cache}
         unknown = [name for name in inputs if name.endswith("_bg") and name.removesuffix("_bg") not in cached]
         if unknown:
@@ -158,9 +154,17 @@ def _tensors(manifest: Manifest, geometry: Geometry) -> Iterator[str]:
         yield f"affinity comes from the blocks {manifest.affinity_layers}, and the engine has it or not"
 
 
-def _parts(geometry: Geometry, contract: GraphContract, own: Layerwise) -> Iterator[str]:
-    """Of a layer-wise step."""
-    inputs, outputs = ({spec.name: spec for spec in specs} for specs in (contract.inputs, contract.outputs))
+def _layerwise(_: Manifest, geometry: Geometry) -> Iterator[str]:
+    engine = geometry.layerwise
+    others = (geometry.contract, *(one.contract for one in geometry.without))
+    if any(contract.own_parts is not None for contract in others):
+        yield "a step that isn't the layer-wise one has parts of its own"
+    own = None if engine is None else engine.contract.own_parts
+    if own != geometry.contract.layerwise or (engine is not None and own is None):
+        yield "its focus step and its layer-wise step differ in what the latter is"
+    if engine is None or own is None:
+        return
+    inputs, outputs = ({s.name: s for s in specs} for specs in (engine.contract.inputs, engine.contract.outputs))
     if len(set(own.labels)) != len(own.labels):
         yield "a part of the layer-wise step is there twice"
     for part in own.parts:
@@ -168,8 +172,7 @@ def _parts(geometry: Geometry, contract: GraphContract, own: Layerwise) -> Itera
         found = [None if spec is None else spec.shape for spec in asked]
         if found != [(f"n.{part.label}",), (f"k.{part.label}",) if part.keys else None]:
             yield f"the layer-wise step's part {part.label} isn't as the engine has it"
-    engine = next((one for one in geometry.beside if one.contract is contract), None)
-    if engine is not None and set(engine.part_flops) != set(own.labels):
+    if set(engine.part_flops) != set(own.labels):
         yield "FLOPs are counted for other parts than the layer-wise step's"
     for spec in own.state:
         new = outputs.get(spec.name + NEW)

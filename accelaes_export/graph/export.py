@@ -43,8 +43,9 @@ def trace(step: FocusStep, n: int | None = None) -> torch.export.ExportedProgram
     if n is None:
         letters |= {"n": Dim("n", min=1, max=contract.tokens), "m": Dim("m", min=0, max=contract.tokens)}
     letters["a"] = Dim("a", min=0, max=contract.tokens if n is None else n)
-    own = [str(d) for spec in contract.inputs for d in spec.shape if str(d)[:2] in ("n.", "k.")]
-    letters |= {d: Dim(d.replace(".", "_"), min=0, max=contract.tokens) for d in own}
+    parts = () if contract.own_parts is None else contract.own_parts.labels
+    for name in (f"{letter}.{label}" for label in parts for letter in "nk"):
+        letters[name] = Dim(name.replace(".", "_"), min=0, max=contract.tokens)
     shapes = {
         spec.name: {axis: letters[d] for axis, d in enumerate(spec.shape) if d in letters} for spec in contract.inputs
     }

@@ -24,6 +24,11 @@ class StepKind(enum.Enum):
     SPARSE = "s"
     SKIP = "."
 
+    @property
+    def whole(self) -> bool:
+        """Whether all tokens' predictions come from the network."""
+        return self not in (StepKind.SPARSE, StepKind.SKIP)
+
 
 @dataclass(frozen=True)
 class Step:

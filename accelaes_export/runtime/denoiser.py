@@ -54,7 +54,7 @@ class Denoiser:
         self.session = session
         self.latents = latents
         self.guidance = guidance
-        self._tokens_of = {0.0: 0, **dict(zip(fractions, session.contract.buckets, strict=True))}
+        self._tokens_of = dict(zip(fractions, session.contract.buckets, strict=True))
         self._run: Run | None = None
         self._desk = Desk(session.workspaces)
 
@@ -152,8 +152,8 @@ class Denoiser:
         last = i + 1 == len(self._run.plan)
         skipped = self._decisions is not None and not self._decisions.computes(i, now.hidden_states, last=last)
         planned = self._run.plan[i]
-        unsparse = (StepKind.PARTIAL, StepKind.LAYERED)
-        n = 0 if skipped or planned.kind in unsparse else self._tokens_of[planned.fraction]
+        sparse = planned.kind is StepKind.SPARSE and not skipped
+        n = self._tokens_of[planned.fraction] if sparse else 0
         trajectories = self._trajectories_for(images, branch, now.paired)
         for trajectory in trajectories if now.renewed else ():
             trajectory.renew()
@@ -161,9 +161,8 @@ class Denoiser:
             kind, result = trajectories[0].step(i, n, now, skipped=skipped)
         else:
             kind, result = self._in_turn(trajectories, i, n, now, skipped)
-        whole = kind not in (StepKind.SPARSE, StepKind.SKIP)
         left_out = planned.left_out if kind is StepKind.PARTIAL else None
-        self._timer.stop(i, kind, self.latents.tokens if whole else n, left_out)
+        self._timer.stop(i, kind, self.latents.tokens if kind.whole else n, left_out)
         result = result.to(now.hidden_states)
         if self._decisions is not None and kind is not StepKind.SKIP and branch == CONDITIONAL:
             self._decisions.observe(patchify(result, self.latents))

@@ -41,8 +41,8 @@ class EngineCalls:
         self._session = session
         self._workspace = workspace
         self._dtypes = {spec.name: torch_dtype(spec.dtype) for spec in (*contract.inputs, *contract.outputs)}
-        self._counted: dict[tuple[int, int], torch.Tensor] = {}
-        self._ranks: dict[tuple[str, int], torch.Tensor] = {}
+        self._counted: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
+        self._side = 0  # where layer-wise steps have their state
         self._text = contract.text_input
         self._text_axes = {spec.name: spec.shape.index("M") for spec in contract.inputs if "M" in spec.shape}
         self._layered = contract.layerwise
@@ -89,7 +89,7 @@ class EngineCalls:
         (B, n), M = focus_rows.shape, self.text_tokens(now)
         inputs = self._conditions(now, M)
         ours = {FOCUS_INDEX: focus_rows, BACKGROUND_INDEX: background_rows, TOKEN_WEIGHTS: weights}
-        ours[OBSERVED_INDEX] = self._places(B, n if affinity else 0)
+        ours[OBSERVED_INDEX] = self._counting(OBSERVED_INDEX, (B, n if affinity else 0))
         inputs |= {name: tensor for name, tensor in ours.items() if name in self._dtypes} | dict(cached)
         shapes = contract.output_shapes(contract.sizes(n, B, M, observed=affinity))
         wanted = [*self._predictions, *([AFFINITY] if affinity else [])]
@@ -98,12 +98,12 @@ class EngineCalls:
         self._session.run(inputs, outputs, self._workspace)
         return outputs
 
-    def _places(self, B: int, a: int) -> torch.Tensor:
-        """[B, a]: the places of the first a focus tokens, always the same."""
-        if (B, a) not in self._counted:
-            places = torch.arange(a, device=self._session.device).expand(B, a)
-            self._counted[B, a] = self._workspace.holding(OBSERVED_INDEX, places, torch.int64, slot=a)
-        return self._counted[B, a]
+    def _counting(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """0, 1, 2 ... in every row of the input `name`, always the same."""
+        if (name, shape) not in self._counted:
+            numbers = torch.arange(shape[-1], device=self._session.device).expand(shape)
+            self._counted[name, shape] = self._workspace.holding(name, numbers, torch.int64, slot=shape[-1])
+        return self._counted[name, shape]
 
     def run_without(self, now: StepInputs, blocks: BlockRange) -> torch.Tensor:
         """The step that leaves `blocks` out, with what they changed at the last dense step: the prediction [B, N, w],
@@ -117,23 +117,23 @@ class EngineCalls:
         """Buffers for what `blocks` change in a dense step of `now`."""
         return self._whole(now, blocks.changes)
 
-    def run_layered(self, now: StepInputs, counts: Sequence[int], turn: int) -> torch.Tensor:
+    def run_layered(self, now: StepInputs, counts: Sequence[int], *, begins: bool) -> torch.Tensor:
         """The layer-wise step: the prediction [B, N, w], in a buffer that the next call of this kind writes over.
 
         Args:
             counts: how many tokens each part computes.
-            turn: of these calls; each reads the state that the one before wrote, and the first reads none.
+            begins: whether nothing is known of these pictures; else it reads the state that the call before left.
         """
         assert self._layered is not None, "plans with layer-wise steps are for bundles that have one"
         inputs = self._conditions(now, self.text_tokens(now))
         for part, count in zip(self._layered.parts, counts, strict=True):
-            inputs[places(part.label)] = self._first(places(part.label), count)
+            asked = {places(part.label): count}
             if part.keys:
-                inputs[keys_of(part.label)] = self._first(
-                    keys_of(part.label), self._session.contract.tokens * (count > 0)
-                )
-        before, after = self._state(now, turn % 2), self._state(now, 1 - turn % 2)
-        if turn == 0:  # all is computed, and times 0 what memory held before may still be no number
+                asked[keys_of(part.label)] = self._session.contract.tokens if count else 0
+            inputs |= {name: self._counting(name, (size,)) for name, size in asked.items()}
+        before, after = (self._whole(now, self._layered.state, slot=side) for side in (self._side, 1 - self._side))
+        self._side = 1 - self._side
+        if begins:  # all is computed, but ranked by what memory held before, which may be no numbers
             for tensor in before.values():
                 tensor.zero_()
         outputs = self._whole(now, [spec for spec in self._session.contract.outputs if spec.name == FOCUS_PREDICTION])
@@ -141,30 +141,14 @@ class EngineCalls:
         self._session.run(inputs | before, outputs | written, self._workspace)
         return outputs[FOCUS_PREDICTION]
 
-    def _first(self, name: str, count: int) -> torch.Tensor:
-        """[count]: 0, 1, 2 ..., always the same."""
-        key = (name, count)
-        if key not in self._ranks:
-            ranks = torch.arange(count, device=self._session.device)
-            self._ranks[key] = self._workspace.holding(name, ranks, torch.int64, slot=count)
-        return self._ranks[key]
-
-    def _state(self, now: StepInputs, side: int) -> dict[str, torch.Tensor]:
-        """One of the two places that layer-wise steps keep their state in, by turns."""
-        assert self._layered is not None
+    def _whole(self, now: StepInputs, specs: Sequence[TensorSpec], slot: int | None = None) -> dict[str, torch.Tensor]:
+        """Buffers by name, sized for a step of all N tokens, in its own slot or another."""
         contract = self._session.contract
         sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
         return {
-            spec.name: self._workspace.empty(spec.name, spec.sized(sizes), torch_dtype(spec.dtype), slot=side)
-            for spec in self._layered.state
-        }
-
-    def _whole(self, now: StepInputs, specs: Sequence[TensorSpec]) -> dict[str, torch.Tensor]:
-        """Buffers by name, sized for a step of all N tokens."""
-        contract = self._session.contract
-        sizes = contract.sizes(contract.tokens, now.hidden_states.shape[0], self.text_tokens(now))
-        return {
-            s.name: self._workspace.empty(s.name, s.sized(sizes), self._dtypes[s.name], slot=contract.tokens)
+            s.name: self._workspace.empty(
+                s.name, s.sized(sizes), torch_dtype(s.dtype), slot=contract.tokens if slot is None else slot
+            )
             for s in specs
         }
 

@@ -30,9 +30,6 @@ from accelaes_export.runtime.cache import BackgroundCache
 from accelaes_export.runtime.engine_calls import EngineCalls
 from accelaes_export.runtime.step_inputs import StepInputs
 
-_WHOLE = (StepKind.DENSE, StepKind.PARTIAL, StepKind.LAYERED)
-"""Steps in which all tokens' predictions come from the network."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -155,7 +152,6 @@ class Trajectory:
         self._sets: _TokenSets | None = None
         self._alpha: torch.Tensor | None = None
         self._filled = False
-        self._turn = 0
 
     def _begin(self, rows: int) -> None:
         """From here on calls have B = `rows`, of which nothing is known yet."""
@@ -176,11 +172,10 @@ class Trajectory:
         everything = torch.arange(latents.tokens, device=device).expand(rows, -1)
         self._everything, self._nothing = self._calls.tokens(everything, everything[:, :0])
         self._sets, self._alpha, self._filled = None, None, False
-        self._turn = 0
 
     def renew(self) -> None:
         """What is cached doesn't hold any more (keys were rotated by another table): the next step is DENSE."""
-        self._filled, self._turn = False, 0
+        self._filled = False
         if self._cache is not None and CACHED_MADE in self._known:
             self._known = {**self._known, CACHED_MADE: self._none}
 
@@ -207,7 +202,7 @@ class Trajectory:
         kind = StepKind.SKIP if skipped else self._run.plan[i].kind
         kind = kind if self._filled else StepKind.DENSE
         mask, target = self._mask(), self._run.target(i)
-        if kind in _WHOLE:
+        if kind.whole:
             compute = self._partial if kind is StepKind.PARTIAL else self._dense
             tokens = (self._layered if self._run.plan.rows else compute)(i, now)
             if mask is None and not self._run.leads:
@@ -249,9 +244,9 @@ class Trajectory:
         """Predict every token by parts that compute tokens of their own, all of them where nothing is cached yet:
         [B, N, w]."""
         row = self._run.plan.rows[i]
-        counts = counts_of(row if self._turn else [1.0] * len(row), self._latents.tokens)
-        tokens = self._calls.run_layered(now, counts, self._turn)
-        self._turn, self._filled = self._turn + 1, True
+        counts = counts_of(row if self._filled else [1.0] * len(row), self._latents.tokens)
+        tokens = self._calls.run_layered(now, counts, begins=not self._filled)
+        self._filled = True
         self._advance(i, tokens, cached=self._none)
         return tokens
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,11 +28,11 @@ from accelaes_export.sparsity.distances import Distance, of_latents
 from accelaes_export.sparsity.student import Student
 from accelaes_export.sparsity.table import Chosen, Table
 from accelaes_export.sparsity.training import Learning, Lesson, learned
-from accelaes_export.tuning.kept import Kept, fingerprint, key_of
+from accelaes_export.tuning.given import learned_on, require_prompts
+from accelaes_export.tuning.kept import Kept, fingerprint, key_of, versions
 from accelaes_export.tuning.recording import Conditions, Recording, Schedule, Schedules, together
 from accelaes_export.tuning.walk import ended
 
-FEWEST_PROMPTS = 4
 COMPARED_ON = 8
 """Pictures that schedules are compared on while others are tried."""
 
@@ -86,16 +85,12 @@ class SparsityRequest:
                 f"The budget is {self.budget!r}; layer-wise schedules take a share of the tokens above 0, at most 1, "
                 "such as 0.46."
             )
-        if len(self.prompts) < FEWEST_PROMPTS:
-            raise InputError(
-                f"{len(self.prompts)} prompts were given, and learning needs {FEWEST_PROMPTS} or more; some dozens "
-                "are better."
-            )
+        require_prompts(len(self.prompts), self.held_out)
 
     @property
     def learned_on(self) -> int:
         """How many prompts are."""
-        return len(self.prompts) - max(1, min(len(self.prompts) - 1, round(self.held_out * len(self.prompts))))
+        return learned_on(len(self.prompts), self.held_out)
 
 
 def check(bundle: Bundle, request: SparsityRequest) -> Layerwise:
@@ -168,7 +163,7 @@ def learn(
         evaluations=work.evaluations,
         seed=request.seed,
         date=date.today().isoformat(),
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -199,9 +194,9 @@ class _Pictures:
     def key(self, request: SparsityRequest) -> str:
         """Of what a search or lesson depends on."""
         files = {name: record.sha256 for name, record in self._bundle.manifest.files.items()}
-        learning = [request.method, request.learning.__dict__, request.learned_on, request.seed, self._distance.name]
+        learning = [request.method, asdict(request.learning), request.learned_on, request.seed, self._distance.name]
         pictures = fingerprint(self._conditions)
-        return key_of(files, self._scale, _versions(), self._schedule.sigmas, self.table.__dict__, learning, pictures)
+        return key_of(files, self._scale, versions(), self._schedule.sigmas, asdict(self.table), learning, pictures)
 
     def schedule(self, chosen: Chosen) -> LayerSchedule:
         return self.table.schedule(chosen, self._own.ranking, self._own.labels)
@@ -241,7 +236,9 @@ class _Pictures:
 def _lesson(work: _Pictures, request: SparsityRequest, kept: Kept, key: str, progress: BuildProgress) -> Chosen:
     """By DiffSparse; what is learned so far is kept every half minute."""
     lesson = Lesson(work.table, request.learned_on, request.learning)
-    kept.resume("lesson", key, lesson.restore)
+    stopped_at = kept.state("lesson", key)
+    if stopped_at is not None:
+        lesson.restore(stopped_at)
     with progress.stage("load", "the checkpoint's transformer"):
         student = work.student()
     saved = time.monotonic()
@@ -275,7 +272,3 @@ def _tried(work: _Pictures, request: SparsityRequest, kept: Kept, key: str, prog
             return known.of(symbols, partial(work.compared, chosen))
 
         return METHODS[request.method](work.table, distance, request.evaluations, request.seed)
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("accelaes-export", "torch", "diffusers")}

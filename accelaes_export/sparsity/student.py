@@ -34,9 +34,9 @@ class MaskedFocus(LayerwiseFocus):
 
     operator = staticmethod(concatenated_attention)  # our own has no gradient
 
-    def configure(self, parts: Sequence[KeptPart], shares: Sequence[float]) -> None:
+    def configure(self, labels: Sequence[str], shares: Sequence[float]) -> None:
         """Say which part has which row of a choice, and what its candidates stand for."""
-        self._rows_of = {part.label: k for k, part in enumerate(parts)}
+        self._rows_of = {label: k for k, label in enumerate(labels)}
         self._counts = counts_of(shares, self._tokens)
 
     def _choose(self, part: KeptPart, score: torch.Tensor) -> None:
@@ -85,15 +85,15 @@ class Student:
         self, manifest: Manifest, model: Any, schedule: Schedule, shares: Sequence[float], scale: float
     ) -> None:
         geometry, backbone = manifest.geometry, backbone_of(manifest.family)
-        self._schedule, self._latents = schedule, geometry.latents
+        self._schedule = schedule
         self._moves = Moves(manifest, schedule, scale)
         contract = layerwise_contract(geometry.contract)
         assert contract.own_parts is not None
-        self._parts, self._state = contract.own_parts.parts, contract.own_parts.state
+        self._state = contract.own_parts.state
         self._step = _MaskedStep(model.float().requires_grad_(False), backbone, contract, geometry.latents, ()).eval()
         focus = self._step.focus
         assert isinstance(focus, MaskedFocus)
-        focus.configure(self._parts, shares)
+        focus.configure(contract.own_parts.labels, shares)
         self._focus = focus
 
     def close(self) -> None:
@@ -108,8 +108,7 @@ class Student:
         """
         whole = torch.zeros_like(choices[0])
         whole[:, -1] = 1.0
-        rows = conditions.images * (1 + conditions.paired)
-        sizes = {"B": rows}
+        sizes = {"B": conditions.images * (1 + conditions.paired)}
         state = [torch.zeros(spec.sized(sizes)) for spec in self._state]
         x = conditions.latents
         for i in range(self._schedule.steps):

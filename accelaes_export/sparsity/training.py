@@ -65,6 +65,8 @@ class Lesson:
         self.done = 0
         self.best: Chosen | None = None
         self.least = float("inf")
+        if not self._first_stage:
+            self._merge()
 
     @property
     def iterations(self) -> int:
@@ -80,8 +82,6 @@ class Lesson:
         """Candidates [T - 1, parts] by the costs as they are."""
         if self.done < self._first_stage:
             return self._by_steps()
-        if self.done == self._first_stage:
-            self._merge()
         return self._table.cheapest(self._costs.double().numpy())
 
     def advance(self, loss: Loss) -> float:
@@ -103,6 +103,8 @@ class Lesson:
             left = 1 - (self.done - self._first_stage) / self._how.iterations
             self._costs += self._how.rate * min(1.0, 2 * left) * _of_unit_size(self._moved)
         self.done += 1
+        if self.done == self._first_stage:
+            self._merge()
         return found.item()
 
     def compare(self, distance: Callable[[Chosen], float]) -> None:
@@ -141,7 +143,7 @@ class Lesson:
 
     def _merge(self) -> None:
         """The second stage begins with what the first one left, its whole steps dearly held (Eq. 9)."""
-        row = torch.from_numpy(self._by_steps() if self._count else self._table.even())
+        row = torch.from_numpy(self._by_steps())
         top = len(self._table.shares) - 1
         shares = torch.tensor(self._table.shares)
         self._costs = self._how.first * (shares - (row / top)[..., None]) ** 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ _AS_DISTANCES: TypeAdapter[dict[str, FiniteFloat]] = TypeAdapter(dict[str, Finit
 def key_of(*parts: Any) -> str:
     """Hex key of what a part depends on: plain data."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:KEY_LENGTH]
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that what is learned depends on."""
+    return {name: metadata.version(name) for name in ("accelaes-export", "torch", "diffusers")}
 
 
 def fingerprint(conditions: Sequence[Conditions]) -> str:
@@ -52,14 +58,12 @@ class Kept:
         path = self._path(name, key, "safetensors")
         if path is None:
             return make()
-        try:
-            with safe_open(path, "pt") as file:
-                return [file.get_tensor(str(i)) for i in range(len(file.keys()))]
-        except (OSError, SafetensorError):
-            made = make()
-            with whole_file(self._placed(path)) as file:
-                file.write(save({str(i): tensor.contiguous() for i, tensor in enumerate(made)}))
-            return made
+        found = _tensors(path)
+        if found is not None:
+            return [found[str(i)] for i in range(len(found))]
+        made = make()
+        self._write(path, {str(i): tensor for i, tensor in enumerate(made)})
+        return made
 
     def distances(self, name: str, key: str) -> Distances:
         """Of plans that were tried."""
@@ -77,24 +81,20 @@ class Kept:
             write_whole(self._placed(path), made.model_dump_json())
             return made
 
+    def state(self, name: str, key: str) -> dict[str, torch.Tensor] | None:
+        """Tensors by name that `save` wrote; None where there are none."""
+        path = self._path(name, key, "safetensors")
+        return None if path is None else _tensors(path)
+
     def save(self, name: str, key: str, state: Mapping[str, torch.Tensor]) -> None:
         """Write down a state as it is now."""
         path = self._path(name, key, "safetensors")
         if path is not None:
-            with whole_file(self._placed(path)) as file:
-                file.write(save({own: tensor.contiguous() for own, tensor in state.items()}))
+            self._write(path, state)
 
-    def resume(self, name: str, key: str, restore: Callable[[dict[str, torch.Tensor]], None]) -> None:
-        """Hand a state that was written down to `restore`; nothing where there is none."""
-        path = self._path(name, key, "safetensors")
-        if path is None or not path.exists():
-            return
-        try:
-            with safe_open(path, "pt") as file:
-                state = {own: file.get_tensor(own) for own in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return
-        restore(state)
+    def _write(self, path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        with whole_file(self._placed(path)) as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def _path(self, name: str, key: str, kind: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{name}-{key}.{kind}"
@@ -103,6 +103,15 @@ class Kept:
     def _placed(path: Path) -> Path:
         path.parent.mkdir(exist_ok=True)
         return path
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """Of a file, by name; None for one that isn't there or can't be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
 
 
 class Distances:

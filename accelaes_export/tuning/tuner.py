@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
@@ -17,11 +16,11 @@ from accelaes_export.policies.schedule import require_whole
 from accelaes_export.progress import BuildProgress, Silent
 from accelaes_export.runtime.generate import load_pipeline
 from accelaes_export.runtime.policy_choice import policy_for
-from accelaes_export.tuning.kept import Kept
+from accelaes_export.tuning.given import learned_on, require_prompts
+from accelaes_export.tuning.kept import Kept, versions
 from accelaes_export.tuning.recording import Recording, Schedules
 from accelaes_export.tuning.work import FINALISTS, Candidate, Searching, Work
 
-FEWEST_PROMPTS = 4
 TEACHER_STEPS = 160
 EVALUATIONS = 96
 SEARCHED_ON = 5, 24
@@ -66,13 +65,7 @@ class TuningRequest:
         require_seed(self.seed)
         if self.guidance is not None:
             require_guidance(self.guidance)
-        if not 0 < self.held_out < 1:
-            raise InputError(f"The share held out is {self.held_out!r}; give a number between 0 and 1, such as 0.25.")
-        if len(self.prompts) < FEWEST_PROMPTS:
-            raise InputError(
-                f"{len(self.prompts)} prompts were given, and tuning needs {FEWEST_PROMPTS} or more; some dozens "
-                "are better."
-            )
+        require_prompts(len(self.prompts), self.held_out)
         if bool(self.budgets) == bool(self.plans):
             raise InputError("Give budgets, such as --budgets 8,12, or plans, such as --plan DDDDDDDD: one of both.")
         if self.method not in get_args(Method):
@@ -91,7 +84,7 @@ class TuningRequest:
     @property
     def fitted_on(self) -> int:
         """How many prompts are."""
-        return len(self.prompts) - max(1, min(len(self.prompts) - 1, round(self.held_out * len(self.prompts))))
+        return learned_on(len(self.prompts), self.held_out)
 
 
 def check(bundle: Bundle, request: TuningRequest) -> None:
@@ -140,7 +133,7 @@ def tune(
         schedules,
         Kept(keep),
         progress,
-        _versions(),
+        versions(),
     )
     work.teach(request.teacher_steps)
     work.measure_dense(manifest.defaults.steps, request.teacher_steps, today, request.prompts[0])
@@ -167,7 +160,7 @@ def tune(
         seed=request.seed,
         teacher_steps=request.teacher_steps,
         date=today,
-        versions=_versions(),
+        versions=versions(),
     )
 
 
@@ -203,10 +196,6 @@ def _candidate(bundle: Bundle, budget: float) -> Candidate:
     extrapolation = bare.extrapolation
     bare = replace(bare, theta=extrapolation.theta, trend=extrapolation.trend, cache_reach=extrapolation.cache_reach)
     return Candidate(budget, bare, symbols)
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in ("accelaes-export", "torch", "diffusers")}
 
 
 def budgets_of(bundle: Bundle) -> tuple[float, ...]:

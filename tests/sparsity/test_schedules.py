@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from PIL import Image
 
 import accelaes_export as ax
 from accelaes_export.building.verification import source_model
-from accelaes_export.cli import main
-from accelaes_export.contract.schedules import read_schedule
+from accelaes_export.cli import main, tune
+from accelaes_export.contract.schedules import ScheduleMethod, read_schedule
+from accelaes_export.contract.tuning import Method
 from accelaes_export.errors import InputError
 from accelaes_export.policies import Dense, DiffSparse, LayerSchedule
 from accelaes_export.policies.layer_schedule import CANDIDATES
 from accelaes_export.runtime.generate import load_pipeline
 from accelaes_export.sparsity import learner
+from accelaes_export.sparsity.baselines import METHODS
 from accelaes_export.sparsity.student import Student
 from accelaes_export.sparsity.table import Table
 from accelaes_export.sparsity.training import Learning
@@ -246,6 +249,11 @@ class TestStudent:
 
 
 class TestLearning:
+    def test_tune_offers_the_methods_that_files_may_name(self):
+        (method,) = (option for option in tune.command.params if option.name == "method")
+        assert list(method.type.choices) == [*get_args(Method), *get_args(ScheduleMethod)]
+        assert set(METHODS) | {"diffsparse"} == set(get_args(ScheduleMethod))
+
     def test_keeps_the_budget_and_says_how_it_was_found(self, bundle, file):
         found = read_schedule(file)
         assert found.schedule.share <= 0.5 and found.schedule.parts == PARTS
