@@ -31,6 +31,7 @@ import numpy as np
 
 import accelaes_export as ax
 from accelaes_export.policies import Extrapolation, Policy, options_of
+from accelaes_export.recipes import BuildRecipe
 from benchmarks.policy_cases import BUCKETS, CASES, CURVE, CURVE_THETA, DENSE, EXACT, TIMED, PolicyCase
 from benchmarks.policy_tables import tables
 from benchmarks.shapes_quality import HeldOut, attribute_accuracy, heldout
@@ -41,15 +42,19 @@ DRAWS = 1000
 
 
 class Work:
-    """The bundles and the finished chunks in a folder: one file for a case, seed and chunk of prompts."""
+    """The bundles and the finished chunks in a folder: one file for a case, seed and chunk of prompts.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        model: which the bundles are of; a folder is of one alone.
+    """
+
+    def __init__(self, folder: Path, model: str | BuildRecipe = "shapes") -> None:
+        self._folder, self._model = folder, model
         self._bundles: dict[str, ax.Bundle] = {}
         folder.mkdir(parents=True, exist_ok=True)
 
     def bundle(self, case: PolicyCase = DENSE, batch: int = CHUNK) -> ax.Bundle:
-        """The shipped checkpoint as a case wants it, built where the folder lacks it."""
+        """The checkpoint as a case wants it, built where the folder lacks it."""
         fractions = "" if case.buckets == BUCKETS else "".join(f"-{100 * bucket:.0f}" for bucket in case.buckets)
         ranges = "".join(f"-{first}-{last}" for first, last in case.ranges)
         name = f"bundle{fractions}{'-without' if ranges else ''}{ranges}{'' if batch == CHUNK else f'-batch-{batch}'}"
@@ -59,7 +64,7 @@ class Work:
             options: dict[str, Any] = {"buckets": case.buckets, "block_ranges": case.ranges, "output": folder}
             options |= {"layerwise": case.layerwise}
             self._bundles[name] = (
-                ax.open(folder) if folder.is_dir() else ax.build(model="shapes", batch=batch, **options)
+                ax.open(folder) if folder.is_dir() else ax.build(model=self._model, batch=batch, **options)
             )
         return self._bundles[name]
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 
 import accelaes_export as ax
 from accelaes_export.backends.base import Session
@@ -29,16 +28,15 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.graph.focus_step import example_inputs
 from accelaes_export.measure.profiling.buckets import step_tensors
 from accelaes_export.policies import AccelAes, Dense, StepCache
-from accelaes_export.policies.words import Scope
 from accelaes_export.runtime.generate import load_pipeline
-from benchmarks.shapes_quality import RandomFocus, heldout, mask_figures
+from benchmarks.shapes_quality import RandomFocus, heldout
 from benchmarks.shapes_runs import (
     BATCH,
     Case,
-    console,
     denoise_times,
     interleaved,
     machine,
+    masks,
     quality,
     sample,
     show,
@@ -126,25 +124,6 @@ def parity(bundle: Bundle) -> list[dict[str, Any]]:
     return [
         {"steps": len(expected), "max_abs": difference.max().item(), "latents_max_abs": expected.abs().max().item()}
     ]
-
-
-def masks(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
-    """Where the mask of step 5 lies, with the weights of noun phrases (ours) and of the word alone (the paper's)."""
-    pipe = load_pipeline(bundle)
-    pipe.set_progress_bar_config(disable=True)
-    scenes = heldout(prompts)
-    rows: list[dict[str, Any]] = []
-    scopes: tuple[Scope, ...] = ("phrase", "word")
-    for scope in scopes:
-        policy = AccelAes(scope=scope)
-        ax.accelerate(pipe, bundle, policy)
-        affinity = []
-        for first in track(range(0, len(scenes), BATCH), f"mask, {scope}", console=console):
-            batch = [scene.caption for scene in scenes[first : first + BATCH]]
-            sample(pipe, batch, 28, bundle, seed=1000 + first, until=policy.mask_step)
-            affinity.append(pipe.transformer.report().affinity)
-        rows.append({"weights": scope, **mask_figures(torch.cat(affinity), scenes, bundle.manifest)})
-    return rows
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from rich.table import Table
 import accelaes_export as ax
 from accelaes_export.bundle.reading import Bundle
 from accelaes_export.measure.profiling import policies, timing
-from accelaes_export.policies.base import Policy
-from accelaes_export.runtime.generate import load_pipeline
-from benchmarks.shapes_quality import attribute_accuracy, heldout, psnr
+from accelaes_export.policies import AccelAes, Policy
+from accelaes_export.policies.words import Scope
+from accelaes_export.runtime.generate import call_arguments, load_pipeline
+from benchmarks.shapes_quality import attribute_accuracy, heldout, mask_figures, psnr
 
 BATCH = 8  # images a call in the quality runs
 console = Console()
@@ -76,18 +78,13 @@ def sample(
             keep.append(kwargs["latents"].clone())
         return kwargs
 
-    latents = bundle.manifest.geometry.latents
-    return pipe(
-        prompts,
-        height=latents.height * latents.vae_scale,
-        width=latents.width * latents.vae_scale,
-        num_inference_steps=steps,
-        guidance_scale=bundle.manifest.defaults.guidance,
-        generator=[torch.Generator().manual_seed(seed + k) for k in range(len(prompts))],
-        max_sequence_length=bundle.manifest.text[-1].length,
-        output_type=output,
-        callback_on_step_end=after_step,
-    ).images
+    manifest = bundle.manifest
+    arguments = call_arguments(pipe, manifest, prompts[0], steps=steps, guidance=manifest.defaults.guidance, seed=seed)
+    arguments |= {"prompt": prompts, "output_type": output}
+    arguments |= {"generator": [torch.Generator().manual_seed(seed + k) for k in range(len(prompts))]}
+    if until is not None or keep is not None:
+        arguments |= {"callback_on_step_end": after_step}
+    return pipe(**arguments).images
 
 
 def denoise_times(cases: Mapping[str, Case], rounds: int) -> list[dict[str, Any]]:
@@ -171,6 +168,26 @@ def quality(cases: Mapping[str, Case], prompts: int) -> list[dict[str, Any]]:
         }
         for label, made in pictures.items()
     ]
+
+
+def masks(bundle: Bundle, prompts: int) -> list[dict[str, Any]]:
+    """Where the mask of step 5 lies, with the weights of noun phrases (ours) and of the word alone (the paper's)."""
+    pipe = load_pipeline(bundle)
+    pipe.set_progress_bar_config(disable=True)
+    scenes = heldout(prompts)
+    stops = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters  # others run to the end
+    rows: list[dict[str, Any]] = []
+    scopes: tuple[Scope, ...] = ("phrase", "word")
+    for scope in scopes:
+        policy = AccelAes(scope=scope, refresh_every=0)
+        ax.accelerate(pipe, bundle, policy)
+        affinity = []
+        for first in track(range(0, len(scenes), BATCH), f"mask, {scope}", console=console):
+            batch = [scene.caption for scene in scenes[first : first + BATCH]]
+            sample(pipe, batch, 28, bundle, seed=1000 + first, until=policy.mask_step if stops else None)
+            affinity.append(pipe.transformer.report().affinity)
+        rows.append({"weights": scope, **mask_figures(torch.cat(affinity), scenes, bundle.manifest)})
+    return rows
 
 
 def machine() -> dict[str, Any]:
