@@ -34,11 +34,11 @@ from accelaes_export.policies import Extrapolation, Policy, options_of
 from accelaes_export.recipes import BuildRecipe
 from benchmarks.policy_cases import BUCKETS, CASES, CURVE, CURVE_THETA, DENSE, EXACT, TIMED, PolicyCase
 from benchmarks.policy_tables import tables
+from benchmarks.resampling import DRAWS, costs, curve, intervals, psnr, right, steps_of
 from benchmarks.shapes_quality import HeldOut, attribute_accuracy, heldout
 from benchmarks.shapes_runs import Case, console, denoise_times, flop_cost, machine, sample
 
 CHUNK = 16
-DRAWS = 1000
 
 
 class Work:
@@ -170,63 +170,30 @@ def times(work: Work, rounds: int) -> dict[str, Any]:
     return {"machine": machine(), "rounds": rounds, "rows": denoise_times(cases, rounds)}
 
 
-def psnr(errors: np.ndarray) -> float:
-    """Of the mean error, so that one bad picture counts as what it is."""
-    return float(-10 * np.log10(max(errors.mean(), 1e-12)))
-
-
 def summary(found: Mapping[str, Mapping[str, np.ndarray]], draws: int = DRAWS) -> list[dict[str, Any]]:
     """A row a case; intervals from resampling prompts, the same ones for every case and for the dense curves."""
-    picks = resampled(found, draws)
-    curves = {
-        theta: [curve(found, {label: CASES[label] for label in labels}, pick) for pick in picks]
-        for theta, labels in ((0.0, CURVE), (1.0, CURVE_THETA))
-    }
-    rows = []
-    for label, figures in found.items():
-        case, cost = CASES[label], float(figures["token_steps"])
-        values: dict[str, list[float]] = {
-            name: [] for name in ("psnr_to_dense", "psnr_to_exact", "right", "k", "k_theta")
+
+    def of(pick: np.ndarray) -> dict[str, dict[str, float]]:
+        curves = {
+            theta: curve(found, {label: CASES[label] for label in labels}, pick)
+            for theta, labels in ((0.0, CURVE), (1.0, CURVE_THETA))
         }
-        own = curves[1.0] if case.policy.extrapolation.theta else curves[0.0]
-        for draw, pick in enumerate(picks):
-            exact = psnr(figures["exact"][:, pick])
-            values["psnr_to_exact"].append(exact)
-            values["psnr_to_dense"].append(psnr(figures["dense"][:, pick]))
-            values["right"].append(float(figures["right"][:, pick].sum() / figures["objects"][:, pick].sum()))
-            values["k"].append(steps_of(exact, curves[0.0][draw]) / cost)
-            values["k_theta"].append(steps_of(exact, own[draw]) / cost)
+        rows = {}
+        for label, figures in found.items():
+            cost, exact = float(figures["token_steps"]), psnr(figures["exact"][:, pick])
+            own = curves[1.0] if CASES[label].policy.extrapolation.theta else curves[0.0]
+            rows[label] = {"psnr_to_dense": psnr(figures["dense"][:, pick]), "psnr_to_exact": exact}
+            rows[label] |= {"right": right(figures, pick), "k": steps_of(exact, curves[0.0]) / cost}
+            rows[label] |= {"k_theta": steps_of(exact, own) / cost}
+        return rows
+
+    rows = []
+    for label, figures in intervals(found, of, draws).items():
+        case = CASES[label]
         row: dict[str, Any] = {"case": label, "group": case.group, "policy": case.policy.name}
         row |= {"options": _changed(case.policy), "steps": case.steps, "plan": _plan(case)}
-        row |= {"token_steps": cost, "flop_cost": float(figures["flop_cost"])}
-        rows.append(row | {name: interval(drawn) for name, drawn in values.items()})
+        rows.append(row | costs(found[label]) | figures)
     return rows
-
-
-def resampled(found: Mapping[str, Mapping[str, np.ndarray]], draws: int) -> list[np.ndarray]:
-    """Which prompts figures are of: all of them, then drawn anew, with replacement."""
-    prompts = next(iter(found.values()))["exact"].shape[1]
-    rng = np.random.default_rng(0)
-    return [np.arange(prompts), *(rng.integers(0, prompts, prompts) for _ in range(draws))]
-
-
-def interval(drawn: Sequence[float]) -> dict[str, float]:
-    """A figure of all prompts, with the 95 % interval of those of prompts drawn anew."""
-    low, high = np.percentile(drawn[1:], [2.5, 97.5]) if len(drawn) > 1 else (drawn[0], drawn[0])
-    return {"value": drawn[0], "low": float(low), "high": float(high)}
-
-
-def curve(
-    found: Mapping[str, Mapping[str, np.ndarray]], cases: Mapping[str, PolicyCase], pick: np.ndarray
-) -> tuple[Any, ...]:
-    """Ascending PSNRs of the cases to the exact pictures, and the dense steps that have them; empty without cases."""
-    at = sorted((psnr(found[label]["exact"][:, pick]), case.steps) for label, case in cases.items())
-    return tuple(zip(*at, strict=True))
-
-
-def steps_of(value: float, curve: tuple[Any, ...]) -> float:
-    """Dense steps of equal PSNR, between those that were measured; at most the most, at least the fewest of them."""
-    return float(np.interp(value, curve[0], curve[1]))
 
 
 def _changed(policy: Policy) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.policies import CHUNK, Work, psnr
+from benchmarks.policies import CHUNK, Work
 from benchmarks.policy_cases import CASES, EXACT
 from benchmarks.policy_chart import chart
+from benchmarks.resampling import psnr
 from benchmarks.shapes_quality import heldout
 
 # The first is what the policies approximate, the last what costs as much.

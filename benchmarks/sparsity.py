@@ -20,9 +20,10 @@ import numpy as np
 
 from accelaes_export.contract.schedules import ScheduleFile, read_schedule
 from accelaes_export.policies import DiffSparse, Drift, FewerSteps
-from benchmarks.policies import CHUNK, DRAWS, Work, curve, interval, measure, psnr, resampled, steps_of
+from benchmarks.policies import CHUNK, Work, measure
 from benchmarks.policy_cases import DENSE, PolicyCase
 from benchmarks.policy_tables import sample_of, written
+from benchmarks.resampling import DRAWS, Found, costs, curve, intervals, psnr, right, steps_of
 from benchmarks.shapes_quality import heldout
 from benchmarks.shapes_runs import machine
 
@@ -31,7 +32,6 @@ PLAIN = (*range(6, 22, 2), 24, 32, 36)
 BESIDE = {"dense, 9 steps": PolicyCase(FewerSteps(budget=9), 9, "beside")}
 BESIDE |= {"drift, budget 9": PolicyCase(Drift(budget=9), Drift(budget=9).own_steps or 28, "beside")}
 
-FIGURES = ("psnr_to_dense", "median", "worst", "psnr_to_exact", "right", "k")
 COLUMNS = (
     "| case | cost | by FLOPs | PSNR to {T} steps | median | worst | PSNR to 160 steps | right | k |\n|" + "---|" * 9
 )
@@ -81,34 +81,25 @@ def to_dense(work: Work, given: Mapping[str, PolicyCase], prompts: int, seeds: S
 
 
 def summary(
-    found: Mapping[str, Mapping[str, np.ndarray]],
-    near: Mapping[str, np.ndarray],
-    given: Mapping[str, PolicyCase],
-    draws: int = DRAWS,
+    found: Found, near: Mapping[str, np.ndarray], given: Mapping[str, PolicyCase], draws: int = DRAWS
 ) -> list[dict[str, Any]]:
-    """A row a schedule and what stands beside them, nearest first; intervals from resampling prompts."""
+    """A row a schedule and what stands beside them, nearest first."""
     plain = {label: case for label, case in given.items() if case.group == "plain"}
-    drawn: dict[str, dict[str, list[float]]] = {label: {name: [] for name in FIGURES} for label in near}
-    for pick in resampled(found, draws):
+
+    def of(pick: np.ndarray) -> dict[str, dict[str, float]]:
         own_curve = curve(found, plain, pick)
+        rows = {}
         for label, own in near.items():
-            one, figures = drawn[label], found[label]
-            errors, exact = own[:, pick], psnr(figures["exact"][:, pick])
-            one["psnr_to_dense"].append(psnr(errors))
-            one["median"].append(psnr(np.median(errors)))
-            one["worst"].append(psnr(errors.max()))
-            one["psnr_to_exact"].append(exact)
-            one["right"].append(float(figures["right"][:, pick].sum() / figures["objects"][:, pick].sum()))
-            one["k"].append(steps_of(exact, own_curve) / float(figures["token_steps"]))
+            figures, errors = found[label], own[:, pick]
+            exact = psnr(figures["exact"][:, pick])
+            rows[label] = {"psnr_to_dense": psnr(errors), "median": psnr(np.median(errors))}
+            rows[label] |= {"worst": psnr(errors.max()), "psnr_to_exact": exact, "right": right(figures, pick)}
+            rows[label] |= {"k": steps_of(exact, own_curve) / float(figures["token_steps"])}
+        return rows
+
     rows = [
-        {
-            "case": label,
-            "group": given[label].group,
-            "token_steps": float(found[label]["token_steps"]),
-            "flop_cost": float(found[label]["flop_cost"]),
-            **{name: interval(values) for name, values in own.items()},
-        }
-        for label, own in drawn.items()
+        {"case": label, "group": given[label].group, **costs(found[label]), **figures}
+        for label, figures in intervals(found, of, draws).items()
     ]
     return sorted(rows, key=lambda row: -row["psnr_to_dense"]["value"])
 

@@ -19,15 +19,15 @@ import numpy as np
 
 from accelaes_export.contract.tuning import read_tuning
 from accelaes_export.policies import Drift, FewerSteps, Policy, from_name
-from benchmarks.policies import DRAWS, Work, curve, interval, measure, psnr, resampled, steps_of
+from benchmarks.policies import Work, measure
 from benchmarks.policy_cases import DENSE, PolicyCase
 from benchmarks.policy_tables import sample_of, written
+from benchmarks.resampling import DRAWS, Found, costs, curve, intervals, psnr, right, steps_of
 from benchmarks.shapes_runs import machine
 
 PLAIN = (*range(6, 22, 2), 24, 32, 36, 48, 64)
 """Dense steps that k is read from, beside 28."""
 
-FIGURES = ("psnr", "median", "worst", "right", "k", "k_fitted")
 COLUMNS = "| case | T | cost | PSNR to 160 steps | median | worst | right | k | k over dense, fitted |\n|" + "---|" * 9
 
 
@@ -52,34 +52,31 @@ def policy_of(schedule: Any) -> Policy:
     return from_name("drift", options | {"plan": schedule.symbols, "learned": schedule.coefficients})
 
 
-def summary(
-    found: Mapping[str, Mapping[str, np.ndarray]], given: Mapping[str, PolicyCase], draws: int = DRAWS
-) -> list[dict[str, Any]]:
-    """A row a case, dearest last; intervals from resampling prompts, the same ones for every case and curve."""
+def summary(found: Found, given: Mapping[str, PolicyCase], draws: int = DRAWS) -> list[dict[str, Any]]:
+    """A row a case, dearest last."""
     groups = {
         group: {label: given[label] for label in found if given[label].group == group} for group in ("plain", "fitted")
     }
-    drawn: dict[str, dict[str, list[float]]] = {label: {name: [] for name in FIGURES} for label in found}
-    for pick in resampled(found, draws):
+
+    def of(pick: np.ndarray) -> dict[str, dict[str, float]]:
         curves = {group: curve(found, own, pick) for group, own in groups.items()}
+        rows = {}
         for label, own in found.items():
             errors, cost = own["exact"][:, pick], float(own["token_steps"])
-            one = drawn[label]
-            one["psnr"].append(psnr(errors))
-            one["median"].append(psnr(np.median(errors)))
-            one["worst"].append(psnr(errors.max()))
-            one["right"].append(float(own["right"][:, pick].sum() / own["objects"][:, pick].sum()))
-            one["k"].append(steps_of(psnr(errors), curves["plain"]) / cost)
-            one["k_fitted"].append(steps_of(psnr(errors), curves["fitted"]) / cost if curves["fitted"] else 0.0)
+            rows[label] = {"psnr": psnr(errors), "median": psnr(np.median(errors)), "worst": psnr(errors.max())}
+            rows[label] |= {"right": right(own, pick), "k": steps_of(psnr(errors), curves["plain"]) / cost}
+            rows[label] |= {"k_fitted": steps_of(psnr(errors), curves["fitted"]) / cost if curves["fitted"] else 0.0}
+        return rows
+
     rows = [
         {
             "case": label,
             "group": given[label].group,
             "plan": str(given[label].policy.plan(given[label].steps, given[label].buckets)),
-            "token_steps": float(own["token_steps"]),
-            **{name: interval(values) for name, values in drawn[label].items()},
+            **costs(found[label]),
+            **figures,
         }
-        for label, own in found.items()
+        for label, figures in intervals(found, of, draws).items()
     ]
     return sorted(rows, key=lambda row: (row["token_steps"], row["group"]))
 

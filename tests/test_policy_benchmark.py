@@ -17,11 +17,12 @@ from PIL import Image
 import accelaes_export as ax
 from accelaes_export.policies import AccelAes
 from benchmarks import policies, shapes_runs
-from benchmarks.policies import Work, key, psnr, summary
+from benchmarks.policies import Work, key, summary
 from benchmarks.policy_cases import BUCKETS, CASES, CURVE, CURVE_THETA, DENSE, FINE_BUCKETS, HALVES, TIMED
 from benchmarks.policy_chart import MARKS, chart
 from benchmarks.policy_pictures import AMPLIFIED, GAP, LINE, SHOWN, SIDE, heads_of, sheet
 from benchmarks.policy_tables import tables
+from benchmarks.resampling import psnr
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,8 @@ def figures(steps, cost):
     """Errors that fall by 1 dB a step; half of the prompts have half of them, and the others one and a half times."""
     errors = 0.01 * 10 ** (-steps / 10) * np.where(np.arange(PROMPTS) % 2, 0.5, 1.5)[None]
     objects = np.full((1, PROMPTS), 2.0)
-    return {"token_steps": np.float64(cost), "exact": errors, "objects": objects, "right": objects - 0.5}
+    costs = {"token_steps": np.float64(cost), "flop_cost": np.float64(cost)}
+    return costs | {"exact": errors, "objects": objects, "right": objects - 0.5}
 
 
 def fitted(symbols):
