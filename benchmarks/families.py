@@ -25,7 +25,7 @@ from typing import Any
 import accelaes_export as ax
 from accelaes_export import recipes
 from accelaes_export.contract.schedules import read_schedule
-from accelaes_export.policies import AccelAes, DiffSparse, StepCache
+from accelaes_export.policies import AccelAes, DiffSparse, Policy, SpatialGuidance, StepCache
 from accelaes_export.recipes import BuildRecipe
 from benchmarks import tuned
 from benchmarks.policies import Work, measure
@@ -38,6 +38,7 @@ from examples.shapes.tokenizer import LENGTH
 PUBLISHED = {"pixart": "pixart-sigma", "flux": "flux-dev"}
 """The recipe that a family's checkpoint is built by; what the small pictures want otherwise is the shipped one's."""
 
+CHECKPOINTS = Path(__file__).parents[1] / "examples" / "shapes" / "checkpoints"
 AS_SHIPPED = ("resolution", "dtype", "steps", "guidance", "policy", "anchors", "token_scorer", "vae_scale")
 FITTED = 6, 8, 10, 12, 14, 17, 20, 24
 """Dense steps that weights are fitted for."""
@@ -45,6 +46,9 @@ FITTED = 6, 8, 10, 12, 14, 17, 20, 24
 BUDGETS = "6,8,10,12,14"
 TUNED_BY = 64
 """Pictures that a call of the bundle has which `tune` finds plans on."""
+
+GUIDED = (7, 1), (6, 3)
+"""Scales on the mask and beside it: as published for Lumina, and nearer to the plain one of 4.5."""
 
 MASK_COLUMNS = "| weights | objects' tokens in the mask | chance | AUC |\n|" + "---|" * 4
 
@@ -91,14 +95,18 @@ def cases(folder: Path, *, paired: bool) -> dict[str, PolicyCase]:
     """Those of benchmarks/tuned.py, the other policies, and the learned schedule; guidance by region where there are
     pairs."""
     schedule = read_schedule(folder / "diffsparse.json").schedule
-    others = {
+    others: dict[str, Policy] = {
         "stepcache": StepCache(),
         "accelaes, p = .5": AccelAes(),
         "accelaes, p = .75": AccelAes(skip_ratio=0.75),
         "accelaes, p = .5, random mask": RandomFocus(),
-        "accelaes, p = .5, guided by region": AccelAes(spatial_cfg=True) if paired else None,
     }
-    found = {label: PolicyCase(policy) for label, policy in others.items() if policy is not None}
+    if paired:
+        others |= {
+            f"accelaes, p = .5, guided by {focus:g} and {rest:g}": AccelAes(spatial_cfg=SpatialGuidance(focus, rest))
+            for focus, rest in GUIDED
+        }
+    found = {label: PolicyCase(policy) for label, policy in others.items()}
     found["diffsparse, .46 of 20 steps"] = PolicyCase(DiffSparse(schedule), schedule.steps, layerwise=schedule.ranking)
     return tuned.cases(folder / "tuning.json", folder / "fitted.json") | found
 
@@ -115,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", choices=PUBLISHED)
     parser.add_argument("--output", type=Path, required=True, help="the figures, as JSON")
-    parser.add_argument("--checkpoint", type=Path, help="default: out/shapes-FAMILY")
+    parser.add_argument("--checkpoint", type=Path, help="default: examples/shapes/checkpoints/FAMILY")
     parser.add_argument("--work", type=Path, help="folder of bundles and finished chunks; default: out/FAMILY")
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--seeds", default="1,2,3", help="one noise a prompt for each of these numbers")
@@ -123,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.tables:
         folder = options.work or Path("out") / options.family
-        built_by = recipe(options.family, options.checkpoint or Path("out") / f"shapes-{options.family}")
+        built_by = recipe(options.family, options.checkpoint or CHECKPOINTS / options.family)
         work, seeds = Work(folder, built_by), [int(seed) for seed in options.seeds.split(",")]
         spent = learned(work, folder)
         given = cases(folder, paired=work.bundle().manifest.call.guidance.pairs)

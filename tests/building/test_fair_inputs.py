@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from accelaes_export.building.fair_inputs import accounts, nudged, of_loudness
 from accelaes_export.building.verification import compare, source_model, verify
 from accelaes_export.contract.example_inputs import example_inputs
 from accelaes_export.contract.patches import patchify
+from benchmarks.families import CHECKPOINTS, recipe
 from tests.families import FAMILIES
 
 TINY = FAMILIES["pixart"]
@@ -42,6 +44,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> ax.Bundle:
         plans={},
     )
     return ax.build(model=recipe, output=folder / "bundle")
+
+
+def test_a_trained_model_that_loud_text_confuses_is_built(tmp_path: Path) -> None:
+    parity = ax.build(
+        model=recipe("pixart", CHECKPOINTS / "pixart"), output=tmp_path / "bundle"
+    ).manifest.geometry.parity
+    assert all(result.passed and result.max_rel < 1e-4 for result in parity)
 
 
 def answered(model: torch.nn.Module, bundle: ax.Bundle, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
