@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +27,9 @@ from accelaes_export.recipes import BuildRecipe
 from benchmarks import tuned
 from benchmarks.policies import Work, measure
 from benchmarks.policy_cases import PolicyCase
+from benchmarks.processes import measured
 from benchmarks.shapes_quality import RandomFocus
-from benchmarks.shapes_runs import console, machine, masks
+from benchmarks.shapes_runs import console, machine, masks, write_figures
 from examples.shapes.captions import heldout_prompts
 from examples.shapes.tokenizer import LENGTH
 
@@ -80,14 +78,10 @@ def _tuned(made: Path, bundle: ax.Bundle, prompts: Sequence[str], *arguments: st
     if not (made.is_file() and spent.is_file()):
         given = made.with_suffix(".txt")
         given.write_text("\n".join(prompts) + "\n", encoding="utf-8")
-        began = time.monotonic()
         command = (Path(sys.executable).with_name("accelaes-export"), "tune", bundle.path, "--prompts", given)
-        process = subprocess.Popen([*command, *arguments, "-o", made])
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"tune ended with {os.waitstatus_to_exitcode(status)}; what it said stands above.")
-        took = {"seconds": time.monotonic() - began, "peak_gib": usage.ru_maxrss / 2**20}
-        spent.write_text(json.dumps(took), encoding="utf-8")
+        took = measured([*command, *arguments, "-o", made], "tune")
+        figures = {"seconds": took.seconds, "peak_gib": took.peak / 2**30}
+        spent.write_text(json.dumps(figures), encoding="utf-8")
     return dict(json.loads(spent.read_text(encoding="utf-8")))
 
 
@@ -138,8 +132,7 @@ def main() -> None:
         found = measure(work, given, options.prompts, seeds)
         figures = {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "spent": spent}
         figures |= {"cases": tuned.summary(found, given), "mask": masks(work.bundle(), options.prompts)}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(options.output, figures)
     console.print(tables(json.loads(options.output.read_text(encoding="utf-8"))), soft_wrap=True)
 
 

@@ -8,7 +8,6 @@ Both forms run the same plans. Cost is counted: FLOPs of all engine calls, in de
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from accelaes_export.bundle.reading import Bundle
 from accelaes_export.policies import AccelAes, Dense, StepCache
 from accelaes_export.policies.base import Policy
 from benchmarks.shapes_quality import RandomFocus
-from benchmarks.shapes_runs import BATCH, Case, denoise_times, machine, quality, show
+from benchmarks.shapes_runs import BATCH, Case, denoise_times, machine, quality, show, write_figures
 
 SPARSE: dict[str, Policy] = {
     "p = .5, refresh 2, no skipping": AccelAes(interval=1),
@@ -63,8 +62,7 @@ def main() -> None:
         figures["quality"] = quality(both(BATCH), options.prompts)
         show("Quality on held-out prompts", figures["quality"])
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(options.output, figures)
 
 
 if __name__ == "__main__":

@@ -6,30 +6,18 @@ python -m benchmarks.native_process build/native/accelaes_draw BUNDLE --rounds 5
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image
 
+from benchmarks.processes import Took, measured
+
 PROMPT = "an intricate red star on the left, plain blue background"
-
-
-def measured(command: Sequence[str]) -> tuple[float, float, float]:
-    """Seconds, CPU seconds and peak memory in MB of a process, which must end well."""
-    begun = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    if status != 0:
-        raise SystemExit(f"{command[0]} ended with the status {status}")
-    return time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3
 
 
 def main() -> None:
@@ -49,14 +37,15 @@ def main() -> None:
             "native": [str(given.draw), str(given.bundle), PROMPT, *more, "--output", pictures[0]],
             "Python": [str(Path(sys.executable).with_name("accelaes-export")), *asked, "-o", pictures[1]],
         }
-        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
+        found: dict[str, list[Took]] = {name: [] for name in commands}
         for _ in range(given.rounds):
             for name, command in commands.items():
-                found[name].append(measured(command))
+                found[name].append(measured(command, name, silent=True))
         apart = np.subtract(*(np.asarray(Image.open(path)).astype(int) for path in pictures))
     print("| | s | CPU s | peak MB |\n|---|---|---|---|")
     for name, rows in found.items():
-        columns = [f"{statistics.median(of):.2f} ({min(of):.2f}-{max(of):.2f})" for of in zip(*rows, strict=True)]
+        figures = zip(*((row.seconds, row.cpu_seconds, row.peak / 1e6) for row in rows), strict=True)
+        columns = [f"{statistics.median(of):.2f} ({min(of):.2f}-{max(of):.2f})" for of in figures]
         print(f"| {name} | {' | '.join(columns)} |")
     print(f"Levels apart: {np.abs(apart).max()} of 255")
 

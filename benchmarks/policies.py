@@ -36,7 +36,7 @@ from benchmarks.policy_cases import BUCKETS, CASES, CURVE, CURVE_THETA, DENSE, E
 from benchmarks.policy_tables import tables
 from benchmarks.resampling import DRAWS, costs, curve, intervals, psnr, right, steps_of
 from benchmarks.shapes_quality import HeldOut, attribute_accuracy, heldout
-from benchmarks.shapes_runs import Case, console, denoise_times, flop_cost, machine, sample
+from benchmarks.shapes_runs import Case, console, denoise_times, flop_cost, machine, sample, write_figures
 
 CHUNK = 16
 
@@ -238,8 +238,7 @@ def main() -> None:
             seeds = [int(seed) for seed in options.seeds.split(",")]
             found = measure(work, cases, options.prompts, seeds)
             figures |= {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found)}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(options.output, figures)
     print(tables(figures))
 
 

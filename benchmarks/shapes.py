@@ -41,6 +41,7 @@ from benchmarks.shapes_runs import (
     sample,
     show,
     spread,
+    write_figures,
 )
 
 
@@ -153,10 +154,9 @@ def main() -> None:
             figures["mask"] = masks(wide, options.prompts)
             show("AesMask against the described object", figures["mask"])
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         if options.output.exists():  # tables not made now stay as they were
             figures = json.loads(options.output.read_text(encoding="utf-8")) | figures
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(options.output, figures)
 
 
 if __name__ == "__main__":

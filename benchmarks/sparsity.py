@@ -25,7 +25,7 @@ from benchmarks.policy_cases import DENSE, PolicyCase
 from benchmarks.policy_tables import sample_of, written
 from benchmarks.resampling import DRAWS, Found, costs, curve, intervals, psnr, right, steps_of
 from benchmarks.shapes_quality import heldout
-from benchmarks.shapes_runs import machine
+from benchmarks.shapes_runs import machine, write_figures
 
 PLAIN = (*range(6, 22, 2), 24, 32, 36)
 """Dense steps that k is read from, beside 28."""
@@ -134,8 +134,7 @@ def main() -> None:
         found = measure(work, given, options.prompts, seeds)
         figures = {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "steps": steps}
         figures |= {"cases": summary(found, near, given)}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(options.output, figures)
     print(tables(json.loads(options.output.read_text(encoding="utf-8"))))
 
 

@@ -23,7 +23,7 @@ from benchmarks.policies import Work, measure
 from benchmarks.policy_cases import DENSE, PolicyCase
 from benchmarks.policy_tables import sample_of, written
 from benchmarks.resampling import DRAWS, Found, costs, curve, intervals, psnr, right, steps_of
-from benchmarks.shapes_runs import machine
+from benchmarks.shapes_runs import machine, write_figures
 
 PLAIN = (*range(6, 22, 2), 24, 32, 36, 48, 64)
 """Dense steps that k is read from, beside 28."""
@@ -109,8 +109,7 @@ def main() -> None:
         given, seeds = cases(options.tuning, options.fitted), [int(seed) for seed in options.seeds.split(",")]
         found = measure(Work(options.work), given, options.prompts, seeds)
         figures = {"machine": machine(), "prompts": options.prompts, "seeds": seeds, "cases": summary(found, given)}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_figures(options.output, figures)
     print(tables(json.loads(options.output.read_text(encoding="utf-8"))))
 
 
